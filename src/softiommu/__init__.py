@@ -1,0 +1,1 @@
+"""Linux iommufd and the IOMMUs under it, in user space."""
