@@ -1,0 +1,1 @@
+"""What a kernel's vendor drivers do, behind one protocol."""

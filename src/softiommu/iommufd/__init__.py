@@ -1,0 +1,1 @@
+"""The I/O address-space manager: objects and commands of /dev/iommu."""

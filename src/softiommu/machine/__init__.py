@@ -1,0 +1,1 @@
+"""Which hardware there is, wired together."""

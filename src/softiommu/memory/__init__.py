@@ -1,0 +1,1 @@
+"""The host's RAM, the program's RAM, and the accounting of pinned pages."""

@@ -1,0 +1,1 @@
+"""Front door 1: an unmodified program under supervision."""
