@@ -27,6 +27,10 @@ class MmapRequest(NamedTuple):
     flags: int
 
 
+def _unmapped(offset: int, length: int) -> bool:
+    return False
+
+
 class File:
     """An open file. Every method is a file operation; the default is what the kernel answers for a missing one."""
 
@@ -35,7 +39,10 @@ class File:
     has_data = False
 
     def __init__(self) -> None:
+        #: Set by the front door: called when `poll` may answer differently.
         self.on_poll_change: Callable[[], None] | None = None
+        #: Set by the front door: whether some process still maps any byte of (offset, length) of `pages_fd`.
+        self.is_mapped: Callable[[int, int], bool] = _unmapped
 
     def ioctl(self, caller: Caller, cmd: int, arg: int) -> int:
         """Answer one ioctl: its return value, or UapiError. `cmd` is 32 bits wide, `arg` 64."""
