@@ -105,5 +105,5 @@ class Caller(Protocol):
         ...
 
     def install(self, file: File) -> int:
-        """A new close-on-exec descriptor of the task for one of our files; EMFILE (UapiError) when the table is full."""
+        """A new close-on-exec descriptor of the task for one of our files; EMFILE (UapiError) in a full table."""
         ...
