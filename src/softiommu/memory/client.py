@@ -61,6 +61,10 @@ class Mm(Protocol):
         """What `va`..`va+length` names now, page faults taken; EFAULT on a hole or where the protection forbids it."""
         ...
 
+    def memlock_limit(self) -> int:
+        """RLIMIT_MEMLOCK of the process that owns it, in bytes; 2**64 - 1 for none."""
+        ...
+
     def set_locked(self, pinned: int, locked: int) -> None:
         """Pages that show as VmPin and VmLck of this address space (added to the real ones)."""
         ...
@@ -94,10 +98,6 @@ class Caller(Protocol):
 
     def capable(self, capability: int) -> bool:
         """Whether the task has this capability (CAP_*) in its effective set."""
-        ...
-
-    def memlock_limit(self) -> int:
-        """RLIMIT_MEMLOCK of the task, in bytes; 2**64 - 1 for none."""
         ...
 
     def file(self, fd: int) -> File:

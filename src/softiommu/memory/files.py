@@ -89,3 +89,17 @@ class HostFile(File):
         self.size = size
         #: The file's pages when it is memory (memfd, shmem, hugetlbfs), else None.
         self.backing = backing
+
+
+class DmabufFile(File):
+    """A dma-buf: a device's memory as a file. Its exporter can revoke it; mappings then stop translating for good."""
+
+    kind = "dma-buf"
+
+    def __init__(self, backing: Backing, size: int) -> None:
+        super().__init__()
+        self.backing = backing
+        self.size = size
+        self.revoked = False
+        #: Called when the exporter revokes the buffer.
+        self.on_revoke: list[Callable[[], None]] = []

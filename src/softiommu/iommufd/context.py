@@ -1,0 +1,126 @@
+"""One open `/dev/iommu`: its objects, its options, and who keeps it alive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from softiommu.errors import UapiError
+from softiommu.iommufd.kernels import Kernel
+from softiommu.iommufd.objects import Object, ObjectTable
+from softiommu.iommufd.regions import Regions
+from softiommu.memory.pins import Physical
+
+if TYPE_CHECKING:
+    from softiommu.abi.struct import UserStruct
+    from softiommu.iommufd.dispatch import Command
+    from softiommu.iommufd.ioas import Ioas
+    from softiommu.memory.client import Caller
+
+O = TypeVar("O", bound=Object)
+T = TypeVar("T")
+
+
+class CallDone(NamedTuple):
+    """One ioctl as it was answered: for the log, the recorder and the checks."""
+
+    context: int
+    caller: Caller
+    name: str
+    cmd: UserStruct | int | None
+    result: int
+    error: UapiError | None
+
+
+class Services:
+    """What the machine lends to every open file: memory, the kernel it plays, its commands, and listeners."""
+
+    def __init__(self, kernel: Kernel, physical: Physical) -> None:
+        self.kernel = kernel
+        self.physical = physical
+        #: The ioctl table: what `dispatch.commands(kernel)` gives, and the test command on a machine that has it.
+        self.commands: dict[int, Command] = {}
+        self.on_call: Callable[[CallDone], None] | None = None
+        self.unsafe_interrupts = False
+        self.contexts = 0
+
+
+class Context:
+    """The state behind one iommufd file (iommufd_ctx). It lives until its file, event files and mappings are gone."""
+
+    def __init__(self, services: Services) -> None:
+        services.contexts += 1
+        self.number = services.contexts
+        self.services = services
+        self.kernel = services.kernel
+        self.physical = services.physical
+        self.objects = ObjectTable()
+        self.groups: dict[object, object] = {}
+        self.vfio_ioas: Ioas | None = None
+        self.no_iommu_mode = False
+        #: IOMMU_OPTION_RLIMIT_MODE: charge the process instead of the user.
+        self.per_process_limit = False
+        self.regions = Regions()
+        self._references = 1
+        self._caller: Caller | None = None
+        self._pending: list[Object] = []
+
+    @property
+    def caller(self) -> Caller:
+        """The task whose call is being carried out."""
+        assert self._caller is not None, "no call is being carried out"
+        return self._caller
+
+    def run(self, caller: Caller, handler: Callable[[], T]) -> T:
+        """Carry out one call: objects it made become visible when it returns, and are undone when it raises."""
+        outer, made = (self._caller, self._pending)
+        self._caller, self._pending = caller, []
+        try:
+            result = handler()
+        except BaseException:
+            for obj in reversed(self._pending):
+                self.discard(obj)
+            raise
+        else:
+            for obj in self._pending:
+                obj.ready = True
+            return result
+        finally:
+            self._caller, self._pending = outer, made
+
+    def new(self, obj: O) -> O:
+        """Give `obj` an id; it becomes visible when the call succeeds."""
+        self.objects.add(obj)
+        self._pending.append(obj)
+        return obj
+
+    def publish(self, obj: Object) -> None:
+        """Make an object of this call visible before the call ends."""
+        obj.ready = True
+        self._pending.remove(obj)
+
+    def discard(self, obj: Object, tombstone: bool = False) -> None:
+        """Take an object out of the table and let it give back what it holds."""
+        if obj in self._pending:
+            self._pending.remove(obj)
+        self.objects.remove(obj, tombstone)
+        obj.destroy(self)
+
+    def hold(self) -> None:
+        """One more file keeps the context alive."""
+        self._references += 1
+
+    def put(self) -> None:
+        """A file is gone; with the last one everything goes."""
+        self._references -= 1
+        if not self._references:
+            self._close()
+
+    def _close(self) -> None:
+        while len(self.objects):
+            free = [obj for obj in self.objects if not obj.users]
+            assert free, f"objects hold one another: {list(self.objects)}"
+            for obj in free:
+                if obj.ready and not obj.users:
+                    self.discard(obj)
+        self.regions.close()

@@ -1,0 +1,79 @@
+"""Which host physical address each page of the program's memory has.
+
+Pages of one backing lie together: each 2 MiB of it, at a 2 MiB boundary, is one chunk of physical space, given at the
+first use and kept while the backing lives. So a page that was unmapped keeps its address, as on a machine whose owner
+has not reused the page: a stale translation still reaches it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from typing import NamedTuple
+
+from softiommu.memory.client import Backing
+
+CHUNK = 2 << 20
+
+
+class Run(NamedTuple):
+    """Physically contiguous bytes."""
+
+    pa: int
+    length: int
+
+
+class Window(NamedTuple):
+    """A chunk of physical space that shows `backing` from `offset`."""
+
+    pa: int
+    backing: Backing
+    offset: int
+
+
+class Frames:
+    """The physical space from `base` up, given out in chunks. `on_window` hears of each new one."""
+
+    def __init__(self, base: int = 1 << 40, on_window: Callable[[Window], None] | None = None) -> None:
+        self._next = base
+        self._base = base
+        self._chunks: dict[tuple[Hashable, int], Window] = {}
+        self._windows: list[Window] = []
+        self._on_window = on_window
+
+    def runs(self, backing: Backing, offset: int, length: int) -> Iterator[Run]:
+        """The physical addresses of bytes `offset`..`offset+length` of `backing`, joined where they touch."""
+        key, end = backing.key, offset + length
+        pa = size = 0
+        while offset < end:
+            index, within = divmod(offset, CHUNK)
+            window = self._chunks.get((key, index)) or self._add(key, index, backing, end)
+            part = min(CHUNK - within, end - offset)
+            if size and window.pa + within != pa + size:
+                yield Run(pa, size)
+                size = 0
+            if not size:
+                pa = window.pa + within
+            size += part
+            offset += part
+        if size:
+            yield Run(pa, size)
+
+    def pa(self, backing: Backing, offset: int) -> int:
+        """The physical address of one byte."""
+        return next(self.runs(backing, offset, 1)).pa
+
+    def find(self, pa: int) -> tuple[Backing, int] | None:
+        """Which byte of which backing a physical address is."""
+        if not self._base <= pa < self._next:
+            return None
+        window = self._windows[(pa - self._base) // CHUNK]
+        return window.backing, window.offset + pa - window.pa
+
+    def _add(self, key: Hashable, index: int, backing: Backing, end: int) -> Window:
+        window = Window(self._next, backing, index * CHUNK)
+        self._next += CHUNK
+        self._chunks[key, index] = window
+        self._windows.append(window)
+        if self._on_window is not None:
+            self._on_window(window)
+        return window
