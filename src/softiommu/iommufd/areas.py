@@ -236,7 +236,8 @@ class IoPageTable:
                 raise UapiError(EBUSY, f"area {area.iova:#x}..{area.last:#x} holds a hardware queue")
             if area.iova < first or area.last > last:
                 raise UapiError(
-                    ENOENT, f"{first:#x}..{last:#x} cuts the area {area.iova:#x}..{area.last:#x}, which is not whole in it"
+                    ENOENT,
+                    f"{first:#x}..{last:#x} cuts the area {area.iova:#x}..{area.last:#x}, which is not whole in it",
                 )
             self._evict(area)
             self.remove(area)

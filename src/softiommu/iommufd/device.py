@@ -58,6 +58,8 @@ class DeviceObject(Object):
         self.enforce_cache_coherency = False
         #: Set while the device has a vdevice: takes it away before the device goes.
         self.vdevice: Object | None = None
+        #: Page faults whose group is not complete, by group.
+        self.partial_faults: dict[int, tuple[PageFault, ...]] = {}
         device.on_fault = self._on_fault
 
     def _on_fault(self, fault: PageFault) -> None:
@@ -190,7 +192,9 @@ def _attach(device: DeviceObject, hwpt: Hwpt, pasid: int | None) -> None:
 def _replace(device: DeviceObject, hwpt: Hwpt, pasid: int | None) -> None:
     attachment = device.group.attachments.get(pasid)
     if attachment is None or device not in attachment.devices:
-        raise UapiError(EINVAL, f"device {device.device.name} is not attached{_name(pasid)}: there is nothing to replace")
+        raise UapiError(
+            EINVAL, f"device {device.device.name} is not attached{_name(pasid)}: there is nothing to replace"
+        )
     old = attachment.hwpt
     if old is hwpt:
         return
@@ -219,7 +223,9 @@ def _check_pasid(group: Group, hwpt: Hwpt, device: DeviceObject, pasid: int | No
     """A device with PASIDs in use needs HWPTs made for PASIDs, on its RID too."""
     if pasid is None:
         if not hwpt.pasid and any(key is not None for key in group.attachments):
-            raise UapiError(EINVAL, f"HWPT {hwpt.id} was made without ALLOC_PASID, and PASIDs of the device are attached")
+            raise UapiError(
+                EINVAL, f"HWPT {hwpt.id} was made without ALLOC_PASID, and PASIDs of the device are attached"
+            )
         return
     base = group.hwpt(None)
     if not hwpt.pasid or (base is not None and not base.pasid):
@@ -271,13 +277,13 @@ def _name(pasid: int | None) -> str:
     return "" if pasid is None else f" for PASID {pasid}"
 
 
-def get_hw_info(ctx: Context, cmd: abi.GetHwInfo) -> None:
+def get_hw_info(ctx: Context, cmd: abi.HwInfo) -> None:
     """IOMMU_GET_HW_INFO."""
     if cmd.flags & ~(_INPUT_TYPE if ctx.kernel.hw_info_input_type else 0):
         raise UapiError(EOPNOTSUPP, f"flags {cmd.flags:#x} are not known")
     refuse(any(cmd.reserved), "reserved")
     device = ctx.objects.get(cmd.dev_id, DeviceObject).device
-    wanted = cmd.in_data_type if cmd.flags & _INPUT_TYPE else 0
+    wanted = cmd.data_type if cmd.flags & _INPUT_TYPE else 0
     info = device.hw_info(wanted)
     if info is None and wanted:
         raise UapiError(EOPNOTSUPP, f"device {device.name} has no hardware information of type {wanted:#x}")
@@ -285,7 +291,7 @@ def get_hw_info(ctx: Context, cmd: abi.GetHwInfo) -> None:
     ctx.caller.write(cmd.data_uptr, data[: cmd.data_len])
     clear_user(ctx, cmd.data_uptr + len(data), cmd.data_len - len(data))
     cmd.data_len = len(data)
-    cmd.in_data_type = info.type if info else 0
+    cmd.data_type = info.type if info else 0
     features = device.features
     cmd.out_capabilities = _CAP_DIRTY if features.dirty_tracking else 0
     if features.max_pasids:

@@ -35,9 +35,9 @@ class Command(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A handler's result for a command with a new descriptor: the file, given to the program as the reply goes out."""
+    """A handler's result for a command with a new descriptor: makes its file, as the reply goes out."""
 
-    file: File
+    open: Callable[[], File]
 
 
 def ioctl(ctx: Context, caller: Caller, cmd: int, arg: int) -> int:
@@ -95,11 +95,19 @@ def _carry_out(ctx: Context, command: Command, struct: UserStruct, reply: _Reply
         assert command.fd_field is not None, f"{command.name} makes no descriptor"
         # The reply is tried before the descriptor exists: an EFAULT must not leave one behind.
         ctx.respond(struct)
-        setattr(struct, command.fd_field, ctx.caller.install(answer.file))
+        setattr(struct, command.fd_field, _install(ctx.caller, answer.open()))
         answer = None
     if command.replies:
         ctx.respond(struct)
     return answer or 0
+
+
+def _install(caller: Caller, file: File) -> int:
+    try:
+        return caller.install(file)
+    except UapiError:
+        file.release()
+        raise
 
 
 def _no_reply(struct: UserStruct) -> None:
@@ -161,6 +169,3 @@ def _tell(
     listener = ctx.services.on_call
     if listener is not None:
         listener(CallDone(ctx.number, caller, name, seen[0] if seen else None, result, error))
-
-
-

@@ -173,9 +173,7 @@ def domain_flags(flags: int) -> DomainFlags:
     return wanted
 
 
-def new_paging(
-    ctx: Context, ioas: Ioas, device: DeviceObject, flags: DomainFlags, data: UserData | None
-) -> HwptPaging:
+def new_paging(ctx: Context, ioas: Ioas, device: DeviceObject, flags: DomainFlags, data: UserData | None) -> HwptPaging:
     """A paging HWPT that shows `ioas`, not attached. Undone with the call when it raises."""
     hwpt = ctx.new(HwptPaging(ioas, device.device.alloc_paging(flags, data), auto=False))
     if device.enforce_cache_coherency:

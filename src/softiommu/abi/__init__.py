@@ -1,0 +1,1 @@
+"""What the kernel's headers say: structures, numbers, flags. Layouts only."""
