@@ -1,4 +1,4 @@
-"""The kernel's iommufd test command, of kernels built with CONFIG_IOMMUFD_TEST (drivers/iommu/iommufd/iommufd_test.h)."""
+"""The kernel's iommufd test command, of kernels with CONFIG_IOMMUFD_TEST (drivers/iommu/iommufd/iommufd_test.h)."""
 
 from __future__ import annotations
 

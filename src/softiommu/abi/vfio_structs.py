@@ -1,6 +1,6 @@
 """VFIO's structures: the parts of include/uapi/linux/vfio.h for containers, groups, PCI devices and iommufd.
 
-A class is a struct without its vfio_ prefix. Trailing arrays are not part of it: the caller's size says how many follow.
+A class is a struct without its vfio_ prefix. Trailing arrays are not part of it: the caller's size tells their length.
 Left out: sPAPR, EEH, NVLink, graphics planes and zPCI.
 """
 

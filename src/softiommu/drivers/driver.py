@@ -64,17 +64,17 @@ class DomainFlags(Flag):
 class UserData:
     """A typed, sized structure in the caller's memory that belongs to the driver (iommu_user_data)."""
 
-    def __init__(self, caller: Caller, uptr: int, length: int, type: int) -> None:
-        self.caller, self.uptr, self.length, self.type = caller, uptr, length, type
+    def __init__(self, caller: Caller, uptr: int, length: int, data_type: int) -> None:
+        self.caller, self.uptr, self.length, self.data_type = caller, uptr, length, data_type
 
-    def copy(self, struct: type[S], type: int, min_length: int | None = None) -> S:
-        """The caller's structure, zero-extended. EINVAL: other type, or shorter than the first version; E2BIG: a
-        longer one with a non-zero tail (copy_struct_from_user)."""
-        if self.type != type:
-            raise UapiError(EINVAL, f"data type {self.type:#x} is not {type:#x} ({struct.__name__})")
+    def copy(self, struct: type[S], data_type: int, min_length: int | None = None) -> S:
+        """The caller's structure, zero-extended. EINVAL: another type, shorter than the first version, or longer
+        than the structure we know."""
+        if self.data_type != data_type:
+            raise UapiError(EINVAL, f"data type {self.data_type:#x} is not {data_type:#x} ({struct.__name__})")
         least = struct.MIN_SIZE if min_length is None else min_length
-        if self.length < least:
-            raise UapiError(EINVAL, f"{struct.__name__} has {self.length} bytes, {least} are needed")
+        if not least <= self.length <= struct.SIZE:
+            raise UapiError(EINVAL, f"{struct.__name__} has {self.length} bytes, not {least}..{struct.SIZE}")
         return copy_struct(self.caller, self.uptr, self.length, struct)
 
     def reply(self, data: bytes) -> None:
@@ -87,17 +87,24 @@ class UserArray(NamedTuple):
 
     caller: Caller
     uptr: int
-    type: int
+    data_type: int
     entry_len: int
     entry_num: int
 
-    def entry(self, index: int, struct: type[S], type: int) -> S:
+    def entry(self, index: int, struct: type[S], data_type: int) -> S:
         """Entry `index`. EINVAL: other type, past the end, or shorter than the first version; E2BIG: non-zero tail."""
-        if self.type != type:
-            raise UapiError(EINVAL, f"entry type {self.type:#x} is not {type:#x} ({struct.__name__})")
+        if self.data_type != data_type:
+            raise UapiError(EINVAL, f"entry type {self.data_type:#x} is not {data_type:#x} ({struct.__name__})")
         if index >= self.entry_num or self.entry_len < struct.MIN_SIZE:
             raise UapiError(EINVAL, f"an entry of {self.entry_len} bytes is too short for {struct.__name__}")
         return copy_struct(self.caller, self.uptr + index * self.entry_len, self.entry_len, struct)
+
+    def entries(self, struct: type[S], data_type: int) -> list[S]:
+        """Every entry, whatever its length: short ones are zero-extended. EINVAL: other type; E2BIG: non-zero tail."""
+        if self.data_type != data_type:
+            raise UapiError(EINVAL, f"entry type {self.data_type:#x} is not {data_type:#x} ({struct.__name__})")
+        step = self.entry_len
+        return [copy_struct(self.caller, self.uptr + n * step, step, struct) for n in range(self.entry_num)]
 
 
 class Handled:

@@ -115,13 +115,17 @@ class Access(Object):
         pieces = self._pieces(iova, length)
         held: list[Held] = []
         pages: list[Page] = []
+        last = iova + length - 1
         try:
             for piece in pieces:
+                if piece.area.byte(piece.first) % PAGE_SIZE or (
+                    piece.last != last and piece.area.byte(piece.last + 1) % PAGE_SIZE
+                ):
+                    raise UapiError(EINVAL, f"{piece.first:#x}..{piece.last:#x} is not page aligned in its memory")
                 held.append(self._pin_piece(piece, flags, lock))
                 pages += _pages(piece)
-            last = pieces[-1].last if pieces else None
-            if last != iova + length - 1:
-                raise UapiError(ENOENT, f"{iova:#x}..{iova + length - 1:#x} is not mapped whole")
+            if not pieces or pieces[-1].last != last:
+                raise UapiError(ENOENT, f"{iova:#x}..{last:#x} is not mapped whole")
         except UapiError:
             _release(held)
             raise
@@ -130,10 +134,8 @@ class Access(Object):
 
     def _pin_piece(self, piece: Piece, flags: Flags, lock: bool) -> Held:
         area = piece.area
-        if (
-            piece.area.byte(piece.first) % PAGE_SIZE
-            or (area.byte(piece.last) + 1) % PAGE_SIZE
-            and piece.last == area.last
+        if piece.area.byte(piece.first) % PAGE_SIZE or (
+            (area.byte(piece.last) + 1) % PAGE_SIZE and piece.last == area.last
         ):
             raise UapiError(EINVAL, f"the area {area.iova:#x}..{area.last:#x} is not page aligned")
         if isinstance(area.pages.source, DmabufSource):

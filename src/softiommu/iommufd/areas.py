@@ -5,8 +5,9 @@ Areas never overlap. Every domain of the IOAS holds every area; accesses reach t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from errno import EADDRINUSE, EBUSY, EDEADLOCK, EEXIST, EINVAL, ENOENT, EOVERFLOW, EPERM
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from sortedcontainers import SortedDict
@@ -15,10 +16,10 @@ from softiommu.drivers.driver import PagingDomain, Prot, Range
 from softiommu.errors import UapiError
 from softiommu.iommufd.iova import RangeSet, find_free
 from softiommu.memory.client import PAGE_SIZE
-from softiommu.memory.pins import Hold, PageSet
+from softiommu.memory.pins import DmabufSource, Hold, PageSet
 
 if TYPE_CHECKING:
-    from softiommu.memory.pins import Run
+    from softiommu.memory.frames import Run
 
 MAX = 2**64 - 1
 
@@ -26,7 +27,7 @@ MAX = 2**64 - 1
 class Area:
     """`length` bytes of a page set, from `start` (counted from its first page), at `iova`."""
 
-    __slots__ = ("accesses", "hold", "iova", "last", "locks", "pages", "prot", "start")
+    __slots__ = ("accesses", "hold", "iova", "last", "locks", "on_revoke", "pages", "prot", "revoked", "start")
 
     def __init__(self, iova: int, length: int, pages: PageSet, start: int, prot: Prot) -> None:
         self.iova, self.last = iova, iova + length - 1
@@ -34,6 +35,9 @@ class Area:
         self.hold: Hold | None = None
         self.accesses = 0
         self.locks = 0
+        #: Its dma-buf was taken back: no domain shows it any more.
+        self.revoked = False
+        self.on_revoke: Callable[[], None] | None = None
 
     @property
     def length(self) -> int:
@@ -62,6 +66,12 @@ class Piece(NamedTuple):
     area: Area
     first: int
     last: int
+
+
+class Progress:
+    """How many bytes an unmap removed, also when it then raises."""
+
+    bytes = 0
 
 
 class Elm(NamedTuple):
@@ -193,7 +203,15 @@ class IoPageTable:
         area = Area(iova, elm.length, elm.pages, elm.start, prot)
         self.areas[iova] = area
         elm.pages.areas += 1
+        if isinstance(elm.pages.source, DmabufSource):
+            area.on_revoke = partial(self._revoke, area)
+            elm.pages.source.file.on_revoke.append(area.on_revoke)
         return area
+
+    def _revoke(self, area: Area) -> None:
+        for domain in self.domains:
+            self.unfill_domain(area, domain)
+        area.revoked = True
 
     def _fill(self, area: Area) -> None:
         """Pin the area and map it in every domain; undone by `_drop` when it raises."""
@@ -209,6 +227,8 @@ class IoPageTable:
         """Map the area in one domain, pinning it for the first. EFAULT, ENOMEM: the domain is as before."""
         if area.hold is None:
             area.hold = area.pages.hold(area.page(area.iova), area.page(area.last))
+        if area.revoked:
+            return
         done = area.iova
         try:
             for iova, run in area.runs():
@@ -222,15 +242,16 @@ class IoPageTable:
 
     def unfill_domain(self, area: Area, domain: PagingDomain) -> None:
         """Take the area out of one domain; its pages stay pinned."""
-        domain.unmap(area.iova, area.length)
-        domain.flush()
+        if not area.revoked:
+            domain.unmap(area.iova, area.length)
+            domain.flush()
 
     # Unmapping
 
-    def unmap(self, first: int, last: int) -> int:
+    def unmap(self, first: int, last: int, progress: Progress | None = None) -> int:
         """Remove every area in `first`..`last`, in ascending order; the bytes removed (0 when there was none).
         EBUSY: a hardware queue lives on the area. ENOENT: an area is cut by the range. Earlier ones stay removed."""
-        done = 0
+        done = progress or Progress()
         while (area := self.overlapping(first, last)) is not None:
             if area.locks:
                 raise UapiError(EBUSY, f"area {area.iova:#x}..{area.last:#x} holds a hardware queue")
@@ -241,8 +262,8 @@ class IoPageTable:
                 )
             self._evict(area)
             self.remove(area)
-            done += area.length
-        return done
+            done.bytes += area.length
+        return done.bytes
 
     def remove(self, area: Area) -> None:
         """Take an area out of the domains and the map, and unpin what only it held."""
@@ -255,6 +276,9 @@ class IoPageTable:
             area.pages.release(area.hold)
             area.hold = None
         area.pages.areas -= 1
+        source = area.pages.source
+        if isinstance(source, DmabufSource) and area.on_revoke in source.file.on_revoke:
+            source.file.on_revoke.remove(area.on_revoke)
         del self.areas[area.iova]
         self._hints.clear()
 
@@ -270,7 +294,7 @@ class IoPageTable:
     def cut(self, iova: int) -> None:
         """Make `iova` the start of an area, where one crosses it (VFIO type 1 unmaps parts). EINVAL: not possible."""
         area = self.overlapping(iova, iova)
-        if area is None or area.iova == iova:
+        if area is None or iova - 1 <= area.iova:
             return
         offset = iova - area.iova
         if self.large_pages or area.locks or area.accesses or offset & (self.alignment - 1):
@@ -315,7 +339,8 @@ class IoPageTable:
             if taken:
                 raise UapiError(
                     EADDRINUSE,
-                    f"the allowed range {wanted.first:#x}..{wanted.last:#x} meets the reserved {taken[0]:#x}..{taken[1]:#x}",
+                    f"the allowed range {wanted.first:#x}..{wanted.last:#x} meets "
+                    f"the reserved {taken[0]:#x}..{taken[1]:#x}",
                 )
         self.allowed = sorted(ranges)
         self._hints.clear()

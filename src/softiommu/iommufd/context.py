@@ -13,11 +13,12 @@ from softiommu.memory.pins import Physical
 
 if TYPE_CHECKING:
     from softiommu.abi.struct import UserStruct
+    from softiommu.iommufd.device import Group
     from softiommu.iommufd.dispatch import Command
     from softiommu.iommufd.ioas import Ioas
     from softiommu.memory.client import Caller
 
-O = TypeVar("O", bound=Object)
+Obj = TypeVar("Obj", bound=Object)
 T = TypeVar("T")
 
 
@@ -40,9 +41,19 @@ class Services:
         self.physical = physical
         #: The ioctl table: what `dispatch.commands(kernel)` gives, and the test command on a machine that has it.
         self.commands: dict[int, Command] = {}
+        #: The highest number inside the table.
+        self.last_number = 0
+        #: Answers the numbers outside the table: `vfio_compat.ioctl`.
+        self.vfio_ioctl: Callable[[Context, Caller, int, int], int]
         self.on_call: Callable[[CallDone], None] | None = None
         self.unsafe_interrupts = False
+        #: Whether the kernel is built with CONFIG_VFIO_NOIOMMU.
+        self.no_iommu = False
         self.contexts = 0
+
+
+def no_reply(struct: UserStruct) -> None:
+    """No call is in progress, or its structure is the caller's own object."""
 
 
 class Context:
@@ -55,12 +66,14 @@ class Context:
         self.kernel = services.kernel
         self.physical = services.physical
         self.objects = ObjectTable()
-        self.groups: dict[object, object] = {}
+        self.groups: dict[object, Group] = {}
         self.vfio_ioas: Ioas | None = None
         self.no_iommu_mode = False
         #: IOMMU_OPTION_RLIMIT_MODE: charge the process instead of the user.
         self.per_process_limit = False
         self.regions = Regions()
+        #: Writes the reply of the call in progress; set by the dispatcher.
+        self.respond: Callable[[UserStruct], None] = no_reply
         self._references = 1
         self._caller: Caller | None = None
         self._pending: list[Object] = []
@@ -88,11 +101,16 @@ class Context:
         finally:
             self._caller, self._pending = outer, made
 
-    def new(self, obj: O) -> O:
+    def new(self, obj: Obj) -> Obj:
         """Give `obj` an id; it becomes visible when the call succeeds."""
         self.objects.add(obj)
         self._pending.append(obj)
         return obj
+
+    def adopt(self, stub: Object, obj: Object) -> None:
+        """Put `obj` in the place of an object of this call that only kept the id for it."""
+        self.objects.swap(stub, obj)
+        self._pending[self._pending.index(stub)] = obj
 
     def publish(self, obj: Object) -> None:
         """Make an object of this call visible before the call ends."""

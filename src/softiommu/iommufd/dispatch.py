@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from softiommu.errors import UapiError
-from softiommu.iommufd.context import CallDone, Context
+from softiommu.iommufd.context import CallDone, Context, no_reply
 
 if TYPE_CHECKING:
     from softiommu.abi.struct import UserStruct
@@ -22,31 +22,29 @@ if TYPE_CHECKING:
 BASE = 0x80
 
 
-class Command(NamedTuple):
-    """A row of the ioctl table. `handler` may return the ioctl's result when that is not 0."""
-
-    name: str
-    struct: type[UserStruct]
-    handler: Callable[[Context, Any], int | None]
-    #: Whether the structure is copied back when the handler returns.
-    replies: bool = True
-    #: The field for the number of a new descriptor, where the command makes one.
-    fd_field: str | None = None
-
-
 class Answer(NamedTuple):
     """A handler's result for a command with a new descriptor: makes its file, as the reply goes out."""
 
     open: Callable[[], File]
 
 
+class Command(NamedTuple):
+    """A row of the ioctl table. `handler` may return the ioctl's result when that is not 0."""
+
+    name: str
+    struct: type[UserStruct]
+    handler: Callable[[Context, Any], Answer | int | None]
+    #: Whether the structure is copied back when the handler returns.
+    replies: bool = True
+    #: The field for the number of a new descriptor, where the command makes one.
+    fd_field: str | None = None
+
+
 def ioctl(ctx: Context, caller: Caller, cmd: int, arg: int) -> int:
     """Answer one ioctl of an iommufd file: its return value, or UapiError."""
     nr = cmd & 0xFF
-    if nr < BASE or nr > ctx.last_number:
-        from softiommu.iommufd import vfio_compat
-
-        return vfio_compat.ioctl(ctx, caller, cmd, arg)
+    if nr < BASE or nr > ctx.services.last_number:
+        return ctx.services.vfio_ioctl(ctx, caller, cmd, arg)
     command = ctx.services.commands.get(cmd)
     seen: list[UserStruct] = []
     try:
@@ -89,7 +87,7 @@ class _Reply(NamedTuple):
 
 
 def _carry_out(ctx: Context, command: Command, struct: UserStruct, reply: _Reply | None) -> int:
-    ctx.respond = reply.send if reply else _no_reply
+    ctx.respond = reply.send if reply else no_reply
     answer = command.handler(ctx, struct)
     if isinstance(answer, Answer):
         assert command.fd_field is not None, f"{command.name} makes no descriptor"
@@ -108,10 +106,6 @@ def _install(caller: Caller, file: File) -> int:
     except UapiError:
         file.release()
         raise
-
-
-def _no_reply(struct: UserStruct) -> None:
-    """The structure is the caller's own object."""
 
 
 def _copy_in(caller: Caller, struct: type[UserStruct], arg: int) -> tuple[UserStruct, int]:

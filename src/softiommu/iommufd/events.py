@@ -85,6 +85,7 @@ class FaultQueue(Object):
         self.file: EventFile | None = None
         self._waiting: deque[FaultGroup] = deque()
         self._answering: dict[int, FaultGroup] = {}
+        self._lowest_cookie = 1
 
     def add(self, group: FaultGroup) -> None:
         """A group of faults is complete."""
@@ -103,7 +104,7 @@ class FaultQueue(Object):
                 if done:
                     break
                 raise UapiError(EINVAL, f"the first group needs {size} bytes, {count} were given")
-            cookie = next(n for n in numbers(1) if n not in self._answering)
+            cookie = next(n for n in numbers(self._lowest_cookie) if n not in self._answering)
             try:
                 caller.write(va + done, b"".join(_entry(group, fault, cookie) for fault in group.faults))
             except UapiError:
@@ -118,7 +119,7 @@ class FaultQueue(Object):
         return done
 
     def write(self, caller: Caller, va: int, count: int) -> int:
-        """Responses of 8 bytes: a cookie and a code. Stops at the first bad one; EINVAL, EFAULT when it is the first."""
+        """Responses of 8 bytes: a cookie and a code. Stops at a bad one; EINVAL, EFAULT when it is the first."""
         if count % _RESPONSE:
             raise UapiError(ESPIPE, f"a write of {count} bytes is not a multiple of {_RESPONSE}")
         done = 0
@@ -136,6 +137,8 @@ class FaultQueue(Object):
         if response.code not in (PageResponse.SUCCESS.value, PageResponse.INVALID.value):
             raise UapiError(EINVAL, f"response code {response.code} is neither SUCCESS nor INVALID")
         group = self._answering.pop(response.cookie, None)
+        # The kernel's table of cookies starts at 1, but erasing number 0, which is not in it, frees that number.
+        self._lowest_cookie = 0 if response.cookie == 0 else self._lowest_cookie
         if group is None:
             raise UapiError(EINVAL, f"no fault waits for an answer with cookie {response.cookie}")
         group.device.device.page_response(group.faults, PageResponse(response.code))

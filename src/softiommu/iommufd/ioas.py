@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from errno import EADDRINUSE, EBADF, EINVAL, EMSGSIZE, ENODEV, ENOENT, EOPNOTSUPP, EOVERFLOW
+from errno import EADDRINUSE, EINVAL, EMSGSIZE, ENODEV, ENOENT, EOPNOTSUPP, EOVERFLOW
 from struct import Struct
 from typing import TYPE_CHECKING
 
@@ -89,7 +89,9 @@ def map(ctx: Context, cmd: abi.IoasMap) -> None:
 def map_va(ctx: Context, ioas: Ioas, va: int, length: int, iova: int | None, prot: Prot) -> int:
     """Map the caller's memory; the I/O address. EOVERFLOW: the addresses wrap; else as `IoPageTable.map`."""
     if va + length > MAX:
-        raise UapiError(EOVERFLOW, f"user_va {va:#x} + length {length:#x} wraps")
+        raise UapiError(
+            EOVERFLOW if ctx.kernel.wrapping_map_overflows else EINVAL, f"user_va {va:#x} + length {length:#x} wraps"
+        )
     if not length or length > MAX - PAGE_SIZE:
         raise UapiError(EINVAL, f"length {length:#x} cannot be mapped")
     payer = Payer(ctx.caller.mm, ctx.caller.uid)
@@ -98,7 +100,7 @@ def map_va(ctx: Context, ioas: Ioas, va: int, length: int, iova: int | None, pro
 
 def map_file(ctx: Context, cmd: abi.IoasMapFile) -> None:
     """IOMMU_IOAS_MAP_FILE."""
-    _check_map_args(cmd.flags, cmd.reserved, cmd.iova, cmd.length)
+    _check_map_args(cmd.flags, 0, cmd.iova, cmd.length)
     ioas = ctx.objects.get(cmd.ioas_id, Ioas)
     if not cmd.length:
         raise UapiError(EINVAL, "length 0 cannot be mapped")
@@ -118,15 +120,13 @@ def _file_source(ctx: Context, fd: int, start: int, length: int) -> Source:
             raise UapiError(ENODEV, "the dma-buf is revoked")
         return DmabufSource(file, start)
     if isinstance(file, HostFile):
-        return FileSource(file.backing(), file.size, start)
-    return FileSource(None, lambda: 0, start)
+        return FileSource(file, start)
+    return FileSource(None, start)
 
 
 def _map_source(ctx: Context, ioas: Ioas, source: Source, length: int, iova: int | None, prot: Prot) -> int:
     payer = Payer(ctx.caller.mm, ctx.caller.uid)
     pages = PageSet(ctx.physical, source, length, Prot.WRITE in prot, payer, _mode(ctx, source))
-    if iova is not None and not ctx.kernel.wrapping_map_overflows and iova + length - 1 > MAX:
-        raise UapiError(EINVAL, f"iova {iova:#x} + length {length:#x} wraps")
     return ioas.map.map([Elm(pages, pages.skew, length)], length, iova, prot)
 
 

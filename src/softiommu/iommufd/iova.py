@@ -89,12 +89,14 @@ def find_free(
     if step < alignment:
         raise UapiError(EINVAL, f"source {address:#x} allows {step:#x}-aligned places, {alignment:#x} is needed")
     skew = address % PAGE_SIZE
-    for span_first, span_last in _merged(allowed) if allowed else [(PAGE_SIZE, MAX - PAGE_SIZE)]:
+    for first, last in _merged(allowed) if allowed else [(0, MAX)]:
+        # The lowest and the highest page are never given.
+        span_first, span_last = max(first, PAGE_SIZE), min(last, MAX - PAGE_SIZE)
         start = _fit(span_first, span_last, length, step, skew)
         if start is None:
             continue
-        for first, last in _holes(used, max(start, hint), span_last):
-            iova = _fit(first, last, length, step, skew)
+        for low, high in _holes(used, max(start, hint), span_last):
+            iova = _fit(low, high, length, step, skew)
             if iova is not None:
                 return iova
     raise UapiError(ENOSPC, f"no {length:#x} free bytes with alignment {step:#x}")

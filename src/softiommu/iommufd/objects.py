@@ -12,7 +12,7 @@ from softiommu.errors import UapiError
 if TYPE_CHECKING:
     from softiommu.iommufd.context import Context
 
-O = TypeVar("O", bound="Object")
+Obj = TypeVar("Obj", bound="Object")
 
 
 class Object:
@@ -47,7 +47,7 @@ class ObjectTable:
         self._free: list[int] = []
         self._next = 1
 
-    def add(self, obj: O) -> O:
+    def add(self, obj: Obj) -> Obj:
         """Give `obj` the lowest free id; it stays invisible until `ready`."""
         if self._free:
             obj.id = heapq.heappop(self._free)
@@ -57,7 +57,7 @@ class ObjectTable:
         self._objects[obj.id] = obj
         return obj
 
-    def get(self, id: int, kind: type[O]) -> O:
+    def get(self, id: int, kind: type[Obj]) -> Obj:
         """The object `id`, which must be of `kind`: else ENOENT."""
         obj = self._objects.get(id)
         if obj is None or not obj.ready:
@@ -79,6 +79,11 @@ class ObjectTable:
             return
         del self._objects[obj.id]
         heapq.heappush(self._free, obj.id)
+
+    def swap(self, old: Object, new: Object) -> None:
+        """Give the id of `old` to `new`."""
+        new.id = old.id
+        self._objects[old.id] = new
 
     def check_destroy(self, id: int) -> Object:
         """The object a DESTROY of `id` takes away. ENOENT: none; EBUSY: used."""

@@ -13,7 +13,6 @@ from softiommu.iommufd.areas import MAX
 from softiommu.iommufd.context import Context
 from softiommu.iommufd.device import DeviceObject
 from softiommu.iommufd.hwpt import HwptPaging
-from softiommu.iommufd.ioas import refuse
 from softiommu.iommufd.objects import Object
 from softiommu.memory.client import PAGE_SIZE
 

@@ -6,6 +6,8 @@ A file of ours answers the calls that a `struct file` of the kernel would answer
 
 from __future__ import annotations
 
+import os
+import weakref
 from collections.abc import Callable
 from errno import EINVAL, ENODEV, ENOTTY
 from typing import TYPE_CHECKING, NamedTuple
@@ -85,6 +87,7 @@ class HostFile(File):
     def __init__(self, fd: int, size: Callable[[], int], backing: Callable[[], Backing | None]) -> None:
         super().__init__()
         self.fd = fd
+        weakref.finalize(self, os.close, fd)
         #: The file's size in bytes now.
         self.size = size
         #: The file's pages when it is memory (memfd, shmem, hugetlbfs), else None.
@@ -101,5 +104,13 @@ class DmabufFile(File):
         self.backing = backing
         self.size = size
         self.revoked = False
-        #: Called when the exporter revokes the buffer.
+        #: Called when the exporter takes the buffer back; each removes its mapping from the domains.
         self.on_revoke: list[Callable[[], None]] = []
+
+    def set_revoked(self, revoked: bool) -> None:
+        """Take the buffer back, or give it for new mappings again."""
+        if revoked and not self.revoked:
+            for callback in self.on_revoke:
+                callback()
+            self.on_revoke = []
+        self.revoked = revoked

@@ -7,14 +7,14 @@ space afterwards does not change what devices see.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from errno import EFAULT, EINVAL, ENODEV
 from typing import NamedTuple, Protocol
 
 from softiommu.errors import UapiError
 from softiommu.memory.accounts import Accounts, Mode, Payer
 from softiommu.memory.client import PAGE_SIZE, Backing, Extent
-from softiommu.memory.files import DmabufFile
+from softiommu.memory.files import DmabufFile, HostFile
 from softiommu.memory.frames import Frames, Run
 
 
@@ -210,16 +210,17 @@ class VaSource:
 class FileSource:
     """Memory of a file, by offset (IOAS_MAP_FILE)."""
 
-    def __init__(self, backing: Backing | None, size: Callable[[], int], start: int) -> None:
+    def __init__(self, file: HostFile | None, start: int) -> None:
         self.start = start
-        self._backing, self._size = backing, size
+        self._file = file
+        self._backing = file.backing() if file else None
 
     def pages(self, offset: int, length: int, write: bool) -> list[Extent]:
         """EINVAL: the file is no memory (memfd, shmem, hugetlbfs), or the range passes its end."""
         begin = self.start - self.start % PAGE_SIZE + offset
-        if self._backing is None:
+        if self._file is None or self._backing is None:
             raise UapiError(EINVAL, "the file is not memory: only memfd, shmem and hugetlbfs files can be pinned")
-        if begin + length > -(-self._size() // PAGE_SIZE) * PAGE_SIZE:
+        if begin + length > -(-self._file.size() // PAGE_SIZE) * PAGE_SIZE:
             raise UapiError(EINVAL, f"file offset {begin:#x}..{begin + length - 1:#x} passes the end of the file")
         return [Extent(self._backing, begin, length)]
 

@@ -1,0 +1,155 @@
+"""The test command's accesses: kernel-side users of an IOAS that a program drives through a descriptor."""
+
+from __future__ import annotations
+
+from errno import EBADE, EBADFD, ENOENT, ENOMEM, EOPNOTSUPP
+from typing import TYPE_CHECKING, NamedTuple
+
+from softiommu.abi import iommufd_test as test
+from softiommu.errors import UapiError
+from softiommu.iommufd.access import Access, Flags, Page
+from softiommu.iommufd.context import Context
+from softiommu.iommufd.ioas import Ioas
+from softiommu.memory.client import PAGE_SIZE
+from softiommu.memory.files import File
+
+if TYPE_CHECKING:
+    from softiommu.iommufd.selftest import SelftestCommand
+
+_MAX_LENGTH = 16 << 20
+
+
+class Item(NamedTuple):
+    """Pages that a program had pinned."""
+
+    iova: int
+    length: int
+
+
+class AccessFile(File):
+    """The descriptor of an access. Closing it lets go of everything."""
+
+    kind = "test access"
+
+    def __init__(self, ctx: Context, ioas: Ioas, pins: bool) -> None:
+        super().__init__()
+        self.ctx = ctx
+        self.access = ctx.new(Access(ctx, pins, self.let_go))
+        self.items: dict[int, Item] = {}
+        self._next_item = 0
+        self.access.attach(ioas)
+        ctx.hold()
+
+    def add_item(self, iova: int, length: int) -> int:
+        """Remember pinned pages; their number, from 0."""
+        number = self._next_item
+        self._next_item += 1
+        self.items[number] = Item(iova, length)
+        return number
+
+    def let_go(self, iova: int, length: int) -> None:
+        """Unpin every item that meets the range."""
+        for number, item in list(self.items.items()):
+            if item.iova < iova + length and iova < item.iova + item.length:
+                self.drop(number)
+
+    def drop(self, number: int) -> None:
+        """Unpin an item."""
+        item = self.items.pop(number)
+        self.access.unpin(item.iova, item.length)
+
+    def release(self) -> None:
+        """The last descriptor is closed."""
+        self.let_go(0, 1 << 64)
+        self.ctx.discard(self.access)
+        self.ctx.put()
+
+
+def _access(ctx: Context, fd: int) -> AccessFile:
+    """EBADFD: the number is no descriptor of an access."""
+    try:
+        file = ctx.caller.file(fd)
+    except UapiError as error:
+        raise UapiError(EBADFD, f"descriptor {fd} is not open") from error
+    if not isinstance(file, AccessFile):
+        raise UapiError(EBADFD, f"descriptor {fd} is a {file.kind}, not an access")
+    return file
+
+
+def create(self: SelftestCommand, ctx: Context, cmd: test.TestCmd, arg: test.CreateAccess) -> None:
+    """CREATE_ACCESS."""
+    if arg.flags & ~int(test.AccessCreateFlags.NEEDS_PIN_PAGES):
+        raise UapiError(EOPNOTSUPP, f"flags {arg.flags:#x} are not known")
+    ioas = ctx.objects.get(cmd.id, Ioas)
+    file = AccessFile(ctx, ioas, bool(arg.flags))
+    from softiommu.iommufd.selftest import _with
+
+    try:
+        ctx.respond(_with(cmd, arg))
+        arg.out_access_fd = ctx.caller.install(file)
+    except UapiError:
+        ctx.put()
+        raise
+    ctx.respond(_with(cmd, arg))
+
+
+def destroy_pages(self: SelftestCommand, ctx: Context, cmd: test.TestCmd, arg: test.DestroyAccessPages) -> None:
+    """DESTROY_ACCESS_PAGES. ENOENT: no such item."""
+    file = _access(ctx, cmd.id)
+    if arg.access_pages_id not in file.items:
+        raise UapiError(ENOENT, f"there are no pinned pages {arg.access_pages_id}")
+    file.drop(arg.access_pages_id)
+
+
+def pages(self: SelftestCommand, ctx: Context, cmd: test.TestCmd, arg: test.AccessPages) -> None:
+    """ACCESS_PAGES: pin, and compare with the caller's own pages (EBADE)."""
+    iova, length, uptr = arg.iova, arg.length, arg.uptr
+    if length > _MAX_LENGTH:
+        raise UapiError(ENOMEM, f"{length:#x} bytes are more than {_MAX_LENGTH:#x}")
+    if arg.flags & ~int(test.AccessFlags.WRITE | test.AccessFlags.SYZ):
+        raise UapiError(EOPNOTSUPP, f"flags {arg.flags:#x} are not known")
+    file = _access(ctx, cmd.id)
+    if not file.access.pins:
+        raise UapiError(EOPNOTSUPP, "the access was made without NEEDS_PIN_PAGES")
+    flags = Flags.READ | Flags.WRITE if arg.flags & test.AccessFlags.WRITE else Flags.READ
+    pinned = file.access.pin(iova, length, flags)
+    try:
+        if not arg.flags & test.AccessFlags.SYZ:
+            _compare(ctx, pinned, uptr)
+        arg.out_access_pages_id = file.add_item(iova, length)
+    except UapiError:
+        file.access.unpin(iova, length)
+        raise
+    from softiommu.iommufd.selftest import _with
+
+    try:
+        ctx.respond(_with(cmd, arg))
+    except UapiError:
+        file.drop(arg.out_access_pages_id)
+        raise
+
+
+def _compare(ctx: Context, pinned: list[Page], va: int) -> None:
+    for index, (backing, offset) in enumerate(pinned):
+        (extent,) = ctx.caller.mm.extents(va + index * PAGE_SIZE, PAGE_SIZE, False)
+        if extent.backing is not backing or extent.offset != offset:
+            raise UapiError(EBADE, f"page {index} of the access is not the page at {va + index * PAGE_SIZE:#x}")
+
+
+def rw(self: SelftestCommand, ctx: Context, cmd: test.TestCmd, arg: test.AccessRw) -> None:
+    """ACCESS_RW: copy between the IOAS and the caller's memory."""
+    if arg.length > _MAX_LENGTH:
+        raise UapiError(ENOMEM, f"{arg.length:#x} bytes are more than {_MAX_LENGTH:#x}")
+    if arg.flags & ~int(test.AccessRwFlags.WRITE | test.AccessRwFlags.SLOW_PATH):
+        raise UapiError(EOPNOTSUPP, f"flags {arg.flags:#x} are not known")
+    access = _access(ctx, cmd.id).access
+    if arg.flags & test.AccessRwFlags.WRITE:
+        access.write(arg.iova, ctx.caller.read(arg.uptr, arg.length))
+    else:
+        ctx.caller.write(arg.uptr, access.read(arg.iova, arg.length))
+
+
+def replace_ioas(self: SelftestCommand, ctx: Context, cmd: test.TestCmd, arg: test.AccessReplaceIoas) -> None:
+    """ACCESS_REPLACE_IOAS."""
+    file = _access(ctx, cmd.id)
+    file.access.replace(ctx.objects.get(arg.ioas_id, Ioas))

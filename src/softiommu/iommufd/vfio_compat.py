@@ -1,0 +1,196 @@
+"""VFIO type 1 on an iommufd: the container commands, carried out on one IOAS (the compatibility IOAS)."""
+
+from __future__ import annotations
+
+from errno import EINVAL, ENODEV, ENOTTY, EOPNOTSUPP, EOVERFLOW, EPERM
+from typing import TYPE_CHECKING
+
+from softiommu.abi import iommufd as abi, vfio
+from softiommu.drivers.driver import Prot
+from softiommu.errors import UapiError
+from softiommu.iommufd.areas import MAX, Progress
+from softiommu.iommufd.context import CallDone, Context
+from softiommu.iommufd.ioas import Ioas, map_va, refuse, set_large_pages
+from softiommu.memory.client import CAP_SYS_RAWIO, PAGE_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from softiommu.abi.struct import UserStruct
+    from softiommu.memory.client import Caller
+
+_EXTENSIONS = (vfio.Extension.TYPE1_IOMMU, vfio.Extension.TYPE1v2_IOMMU, vfio.Extension.UNMAP_ALL)
+_DMA_AVAIL = 2**32 - 1
+
+
+def vfio_ioas(ctx: Context, cmd: abi.VfioIoas) -> None:
+    """IOMMU_VFIO_IOAS: which IOAS the VFIO commands use."""
+    refuse(cmd.reserved, "reserved")
+    if cmd.op == abi.VfioIoasOp.GET:
+        cmd.ioas_id = compat_ioas(ctx).id
+        ctx.respond(cmd)
+    elif cmd.op == abi.VfioIoasOp.SET:
+        ctx.vfio_ioas = ctx.objects.get(cmd.ioas_id, Ioas)
+    elif cmd.op == abi.VfioIoasOp.CLEAR:
+        ctx.vfio_ioas = None
+    else:
+        raise UapiError(EOPNOTSUPP, f"there is no VFIO_IOAS operation {cmd.op}")
+
+
+def compat_ioas(ctx: Context) -> Ioas:
+    """The compatibility IOAS. ENODEV: none is set."""
+    if ctx.vfio_ioas is None:
+        raise UapiError(ENODEV, "no compatibility IOAS is set (IOMMU_VFIO_IOAS, or a group joining the container)")
+    return ctx.vfio_ioas
+
+
+def ioctl(ctx: Context, caller: Caller, cmd: int, arg: int) -> int:
+    """A container command on an iommufd: its return value. ENOTTY: not one of VFIO's."""
+    row = _COMMANDS.get(cmd)
+    if row is None:
+        raise UapiError(ENOTTY, f"{cmd:#x} is no command of an iommufd or a VFIO container")
+    name, handler = row
+    seen: list[UserStruct | int] = [arg]
+    listener = ctx.services.on_call
+    try:
+        result = ctx.run(caller, lambda: handler(ctx, arg, seen))
+    except UapiError as error:
+        if listener is not None:
+            listener(CallDone(ctx.number, caller, name, seen[-1], -1, error))
+        raise
+    if listener is not None:
+        listener(CallDone(ctx.number, caller, name, seen[-1], result, None))
+    return result
+
+
+def _api_version(ctx: Context, arg: int, seen: list[UserStruct | int]) -> int:
+    return vfio.API_VERSION
+
+
+def _check_extension(ctx: Context, arg: int, seen: list[UserStruct | int]) -> int:
+    if arg in _EXTENSIONS:
+        return 1
+    if arg == vfio.Extension.DMA_CC_IOMMU:
+        return int(all(hwpt.enforces_cache_coherency for hwpt in compat_ioas(ctx).hwpts))
+    if arg == vfio.Extension.NOIOMMU_IOMMU:
+        return int(ctx.services.no_iommu)
+    return 0
+
+
+def _set_iommu(ctx: Context, arg: int, seen: list[UserStruct | int]) -> int:
+    if arg == vfio.Extension.NOIOMMU_IOMMU and ctx.services.no_iommu and ctx.no_iommu_mode:
+        if not ctx.caller.capable(CAP_SYS_RAWIO):
+            raise UapiError(EPERM, "no-IOMMU mode needs CAP_SYS_RAWIO")
+        return 0
+    if arg not in (vfio.Extension.TYPE1_IOMMU, vfio.Extension.TYPE1v2_IOMMU) or ctx.no_iommu_mode:
+        raise UapiError(EINVAL, f"IOMMU type {arg} cannot be set")
+    ioas = compat_ioas(ctx)
+    if arg == vfio.Extension.TYPE1_IOMMU:
+        # Type 1 may unmap the middle of a mapping, which large pages forbid.
+        set_large_pages(ioas, False)
+    return 0
+
+
+def _copy_in(ctx: Context, struct: type[UserStruct], arg: int, least: int) -> UserStruct:
+    raw = ctx.caller.read(arg, least)
+    argsz = int.from_bytes(raw[:4], "little")
+    if argsz < least:
+        raise UapiError(EINVAL, f"argsz {argsz} is less than {least}")
+    return struct.from_bytes(raw.ljust(struct.SIZE, b"\0"))
+
+
+def _map_dma(ctx: Context, arg: int, seen: list[UserStruct | int]) -> int:
+    cmd = _copy_in(ctx, vfio.IommuType1DmaMap, arg, vfio.IommuType1DmaMap.SIZE)
+    assert isinstance(cmd, vfio.IommuType1DmaMap)
+    seen.append(cmd)
+    if cmd.flags & ~int(vfio.DmaMapFlags.READ | vfio.DmaMapFlags.WRITE):
+        raise UapiError(EINVAL, f"flags {cmd.flags:#x} are not known")
+    prot = Prot.NONE
+    if cmd.flags & vfio.DmaMapFlags.READ:
+        prot |= Prot.READ
+    if cmd.flags & vfio.DmaMapFlags.WRITE:
+        prot |= Prot.WRITE
+    map_va(ctx, compat_ioas(ctx), cmd.vaddr, cmd.size, cmd.iova, prot)
+    return 0
+
+
+def _unmap_dma(ctx: Context, arg: int, seen: list[UserStruct | int]) -> int:
+    cmd = _copy_in(ctx, vfio.IommuType1DmaUnmap, arg, vfio.IommuType1DmaUnmap.SIZE)
+    assert isinstance(cmd, vfio.IommuType1DmaUnmap)
+    seen.append(cmd)
+    if cmd.flags & ~int(vfio.DmaUnmapFlags.ALL):
+        raise UapiError(EINVAL, f"flags {cmd.flags:#x} are not known")
+    ioas = compat_ioas(ctx)
+    everything = bool(cmd.flags & vfio.DmaUnmapFlags.ALL)
+    if everything and (cmd.iova or cmd.size):
+        raise UapiError(EINVAL, "with UNMAP_ALL iova and size must be 0")
+    first, last = (0, MAX) if everything else _cut_edges(ioas, cmd.iova, cmd.size)
+    progress = Progress()
+    try:
+        ioas.map.unmap(first, last, progress)
+    finally:
+        cmd.size = progress.bytes
+        ctx.caller.write(arg, cmd.to_bytes())
+    return 0
+
+
+def _cut_edges(ioas: Ioas, iova: int, size: int) -> tuple[int, int]:
+    """The inclusive range to unmap. With large pages off, areas that cross its ends are cut there first."""
+    last = iova + size - 1
+    if not ioas.map.large_pages:
+        ioas.map.cut((iova + size) & MAX)
+        if iova:
+            ioas.map.cut(iova)
+    if not size:
+        raise UapiError(EINVAL, "size 0 cannot be unmapped")
+    if last > MAX:
+        raise UapiError(EOVERFLOW, f"iova {iova:#x} + size {size:#x} wraps")
+    return iova, last
+
+
+def _get_info(ctx: Context, arg: int, seen: list[UserStruct | int]) -> int:
+    cmd = _copy_in(ctx, vfio.IommuType1Info, arg, 16)
+    assert isinstance(cmd, vfio.IommuType1Info)
+    seen.append(cmd)
+    ioas = compat_ioas(ctx)
+    given, total = cmd.argsz, vfio.IommuType1Info.SIZE
+    caps = _capabilities(ioas)
+    for index, cap in enumerate(caps):
+        if total + len(cap) <= given:
+            ctx.caller.write(arg + total, cap)
+        if index and given >= total:
+            ctx.caller.write(arg + total - len(caps[index - 1]) + 4, total.to_bytes(4, "little"))
+        total += len(cap)
+    cmd.flags = int(vfio.IommuInfoFlags.PGSIZES | vfio.IommuInfoFlags.CAPS)
+    cmd.iova_pgsizes = _page_sizes(ioas)
+    cmd.cap_offset = vfio.IommuType1Info.SIZE if given >= total else 0
+    cmd.argsz = total
+    ctx.caller.write(arg, cmd.to_bytes()[: min(given, vfio.IommuType1Info.SIZE)])
+    return 0
+
+
+def _capabilities(ioas: Ioas) -> list[bytes]:
+    avail = vfio.IommuType1InfoDmaAvail(header_id=vfio.Type1Cap.DMA_AVAIL, header_version=1, avail=_DMA_AVAIL)
+    free = ioas.map.free_ranges()
+    ranges = vfio.IommuType1InfoCapIovaRange(header_id=vfio.Type1Cap.IOVA_RANGE, header_version=1, nr_iovas=len(free))
+    entries = b"".join(vfio.IovaRange(start=first, end=last).to_bytes() for first, last in free)
+    return [avail.to_bytes() + bytes(4), ranges.to_bytes() + entries]
+
+
+def _page_sizes(ioas: Ioas) -> int:
+    sizes = MAX
+    for hwpt in ioas.hwpts:
+        sizes &= hwpt.domain.page_sizes
+    if sizes & (PAGE_SIZE - 1):
+        sizes = sizes & ~(PAGE_SIZE - 1) | PAGE_SIZE
+    return max(sizes, ioas.map.alignment)
+
+
+_COMMANDS: dict[int, tuple[str, Callable[[Context, int, list[UserStruct | int]], int]]] = {
+    vfio.GET_API_VERSION: ("VFIO_GET_API_VERSION", _api_version),
+    vfio.CHECK_EXTENSION: ("VFIO_CHECK_EXTENSION", _check_extension),
+    vfio.SET_IOMMU: ("VFIO_SET_IOMMU", _set_iommu),
+    vfio.IOMMU_GET_INFO: ("VFIO_IOMMU_GET_INFO", _get_info),
+    vfio.IOMMU_MAP_DMA: ("VFIO_IOMMU_MAP_DMA", _map_dma),
+    vfio.IOMMU_UNMAP_DMA: ("VFIO_IOMMU_UNMAP_DMA", _unmap_dma),
+}

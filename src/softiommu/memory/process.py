@@ -1,0 +1,341 @@
+"""A process's memory by its number: copies as the kernel makes them, and what its addresses name.
+
+Calls' arguments go by process_vm_readv and process_vm_writev, which respect page protection as copy_from_user does.
+DMA goes by an open /proc/PID/mem, which stays bound to the address space (it reads nothing after exec or exit) and
+ignores page protection, as a device does. Memory that the program shares is reached through the file behind it, so it
+stays readable when the program unmaps it or exits.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import struct
+import weakref
+from collections.abc import Hashable, Iterator
+from errno import EFAULT, ENOENT, ENOTTY, EPERM
+from itertools import count
+from typing import NamedTuple
+
+from softiommu.errors import ConfigError, UapiError
+from softiommu.memory.client import PAGE_SIZE, Extent
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_BUFFER = 1 << 16
+_READABLE, _WRITABLE, _SHARED = 1, 2, 8
+_PROCMAP_QUERY = 0xC0686611
+_QUERY = struct.Struct("<9Q4I2Q")
+_F_GET_SEALS = 1034
+_PIDFD_GETFD = 438
+
+
+class _Iovec(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+class ProcessCopier:
+    """copy_from_user and copy_to_user of another process (or our own), one at a time."""
+
+    def __init__(self) -> None:
+        self._buffer = ctypes.create_string_buffer(_BUFFER)
+        self._view = memoryview(self._buffer).cast("B")
+        self._local = _Iovec(ctypes.addressof(self._buffer), 0)
+        self._remote = _Iovec(0, 0)
+        self._args = (ctypes.byref(self._local), 1, ctypes.byref(self._remote), 1, 0)
+        self._readv = _libc.process_vm_readv
+        self._writev = _libc.process_vm_writev
+
+    def read(self, pid: int, va: int, length: int) -> bytes:
+        """`length` bytes at `va`. EFAULT unless all can be read."""
+        if length > _BUFFER:
+            return b"".join(self.read(pid, va + at, min(_BUFFER, length - at)) for at in range(0, length, _BUFFER))
+        remote = self._remote
+        remote.base = va & _ADDRESSES
+        remote.length = self._local.length = length
+        if self._readv(pid, *self._args) != length and length:
+            raise _fault(pid, va, length, "read")
+        return bytes(self._view[:length])
+
+    def write(self, pid: int, va: int, data: bytes) -> None:
+        """Store `data` at `va`. EFAULT unless all could be stored (what came before the bad page is stored)."""
+        length = len(data)
+        if length > _BUFFER:
+            for at in range(0, length, _BUFFER):
+                self.write(pid, va + at, data[at : at + _BUFFER])
+            return
+        self._view[:length] = data
+        remote = self._remote
+        remote.base = va & _ADDRESSES
+        remote.length = self._local.length = length
+        if self._writev(pid, *self._args) != length and length:
+            raise _fault(pid, va, length, "written")
+
+
+_ADDRESSES = 2**64 - 1
+
+
+def _fault(pid: int, va: int, length: int, how: str) -> UapiError:
+    if ctypes.get_errno() == EPERM:
+        raise ConfigError(
+            f"the memory of process {pid} cannot be reached (process_vm_readv: not permitted)\n"
+            "hint: a security module restricts ptrace (kernel.yama.ptrace_scope), or the program changed its user"
+        )
+    return UapiError(EFAULT, f"{va:#x}..{va + length - 1:#x} cannot be {how}")
+
+
+class PrivateMemory:
+    """The pages of one address space, by virtual address."""
+
+    _serial = count(1)
+
+    def __init__(self, pid: int) -> None:
+        self._fd = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
+        self._key = ("mm", next(self._serial))
+        weakref.finalize(self, os.close, self._fd)
+
+    @property
+    def key(self) -> Hashable:
+        """One address space, one key."""
+        return self._key
+
+    @property
+    def alive(self) -> bool:
+        """False after exec or exit. A read at an address that is never mapped tells: EIO, or nothing at all."""
+        try:
+            return bool(os.pread(self._fd, 1, 0))
+        except OSError:
+            return True
+
+    def read(self, offset: int, length: int) -> bytes:
+        """The bytes at virtual address `offset`."""
+        parts = []
+        end = offset + length
+        while offset < end:
+            try:
+                part = os.pread(self._fd, end - offset, offset)
+            except (OSError, OverflowError) as error:
+                raise UapiError(EFAULT, f"{offset:#x} of the program's memory is not there") from error
+            if not part:
+                raise UapiError(EFAULT, "the program's memory is gone")
+            parts.append(part)
+            offset += len(part)
+        return b"".join(parts)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Store at virtual address `offset`."""
+        at = 0
+        while at < len(data):
+            try:
+                done = os.pwrite(self._fd, data[at:], offset + at)
+            except (OSError, OverflowError) as error:
+                raise UapiError(EFAULT, f"{offset + at:#x} of the program's memory is not there") from error
+            if not done:
+                raise UapiError(EFAULT, "the program's memory is gone")
+            at += done
+
+
+class SharedMemory:
+    """The pages of a file (memfd, shmem, hugetlbfs, shared anonymous memory), by offset. Owns `fd`."""
+
+    alive = True
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        stat = os.fstat(fd)
+        self._key = ("file", stat.st_dev, stat.st_ino)
+        weakref.finalize(self, os.close, fd)
+
+    @property
+    def key(self) -> Hashable:
+        """One file, one key."""
+        return self._key
+
+    def read(self, offset: int, length: int) -> bytes:
+        """The bytes at file offset `offset`; EFAULT past the end."""
+        data = os.pread(self.fd, length, offset)
+        if len(data) != length:
+            raise UapiError(EFAULT, f"file offset {offset:#x}..{offset + length - 1:#x} passes the end of the file")
+        return data
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Store at file offset `offset`; EFAULT past the end (a device cannot grow a file)."""
+        if offset + len(data) > os.fstat(self.fd).st_size:
+            raise UapiError(EFAULT, f"file offset {offset:#x} + {len(data):#x} passes the end of the file")
+        try:
+            os.pwrite(self.fd, data, offset)
+        except OSError as error:
+            raise UapiError(EFAULT, f"the file refuses to be written: {error.strerror}") from error
+
+
+_shared: weakref.WeakValueDictionary[Hashable, SharedMemory] = weakref.WeakValueDictionary()
+
+
+def shared_memory(fd: int) -> SharedMemory | None:
+    """The memory behind a descriptor of ours (a duplicate is kept); None when the file is no memory."""
+    try:
+        fcntl.fcntl(fd, _F_GET_SEALS)
+    except OSError:
+        return None
+    stat = os.fstat(fd)
+    known = _shared.get(("file", stat.st_dev, stat.st_ino))
+    if known is None:
+        known = SharedMemory(os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC))
+        _shared[known.key] = known
+    return known
+
+
+class Vma(NamedTuple):
+    """A mapping of an address space: `last` is exclusive here, as the kernel prints it."""
+
+    start: int
+    end: int
+    flags: int
+    offset: int
+    dev: int
+    inode: int
+
+
+class ProcessMm:
+    """The address space that process `pid` has now."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.private = PrivateMemory(pid)
+        self._maps = os.open(f"/proc/{pid}/maps", os.O_RDONLY | os.O_CLOEXEC)
+        self._query = bytearray(_QUERY.size)
+        self._can_query = True
+        self.pinned = self.locked = 0
+        weakref.finalize(self, os.close, self._maps)
+
+    @property
+    def key(self) -> Hashable:
+        """One address space, one key."""
+        return self.private.key
+
+    def memlock_limit(self) -> int:
+        """The soft RLIMIT_MEMLOCK of the process; 0 when it is gone."""
+        import resource
+
+        try:
+            soft = resource.prlimit(self.pid, resource.RLIMIT_MEMLOCK)[0]
+        except ProcessLookupError:
+            return 0
+        return 2**64 - 1 if soft == resource.RLIM_INFINITY else soft
+
+    def set_locked(self, pinned: int, locked: int) -> None:
+        """Pages to add to VmPin and VmLck of the process's status."""
+        self.pinned, self.locked = pinned, locked
+
+    def extents(self, va: int, length: int, write: bool) -> list[Extent]:
+        """What the addresses name now. EFAULT: a hole, a forbidden use, or the process is gone."""
+        if not self.private.alive:
+            raise UapiError(EFAULT, "the process that mapped this memory is gone")
+        extents: list[Extent] = []
+        end = va + length
+        while va < end:
+            vma = self._vma(va)
+            if vma is None:
+                raise UapiError(EFAULT, f"nothing is mapped at user address {va:#x}")
+            if not vma.flags & (_WRITABLE if write else _READABLE):
+                raise UapiError(EFAULT, f"user address {va:#x} cannot be {'written' if write else 'read'}")
+            size = min(end, vma.end) - va
+            _append(extents, self._extent(vma, va, size))
+            va += size
+        return extents
+
+    def _extent(self, vma: Vma, va: int, size: int) -> Extent:
+        if vma.flags & _SHARED:
+            shared = self._shared(vma)
+            if shared is not None:
+                return Extent(shared, vma.offset + va - vma.start, size)
+        if vma.inode:
+            # A page past the end of its file cannot be pinned.
+            for at in range(va, va + size, PAGE_SIZE):
+                self.private.read(at, 1)
+        return Extent(self.private, va, size)
+
+    def _vma(self, va: int) -> Vma | None:
+        if self._can_query:
+            _QUERY.pack_into(self._query, 0, _QUERY.size, 0, va, *[0] * 12)
+            try:
+                fcntl.ioctl(self._maps, _PROCMAP_QUERY, self._query)
+            except OSError as error:
+                if error.errno == ENOENT:
+                    return None
+                if error.errno != ENOTTY:
+                    raise UapiError(EFAULT, "the process that mapped this memory is gone") from error
+                self._can_query = False
+            else:
+                _, _, _, start, end, flags, _, offset, inode, major, minor, *_ = _QUERY.unpack(self._query)
+                return Vma(start, end, flags, offset, os.makedev(major, minor), inode)
+        return next((vma for vma in self._read_maps() if vma.start <= va < vma.end), None)
+
+    def maps_file(self, dev: int, inode: int, offset: int, length: int) -> bool:
+        """Whether any mapping shows a byte of `offset`..`offset+length` of the file."""
+        return any(
+            (vma.dev, vma.inode) == (dev, inode)
+            and vma.offset < offset + length
+            and offset < vma.offset + vma.end - vma.start
+            for vma in self._read_maps()
+        )
+
+    def _read_maps(self) -> Iterator[Vma]:
+        """The same by reading /proc/PID/maps, on kernels before 6.11."""
+        with open(f"/proc/{self.pid}/maps") as lines:
+            for line in lines:
+                span, perms, offset, dev, inode = line.split()[:5]
+                start, end = (int(part, 16) for part in span.split("-"))
+                major, minor = (int(part, 16) for part in dev.split(":"))
+                flags = (perms[0] == "r") * _READABLE | (perms[1] == "w") * _WRITABLE | (perms[3] == "s") * _SHARED
+                yield Vma(start, end, flags, int(offset, 16), os.makedev(major, minor), int(inode))
+
+    def _shared(self, vma: Vma) -> SharedMemory | None:
+        """The file behind a shared mapping; None when it cannot be opened (no CAP_SYS_ADMIN, no descriptor left)."""
+        known = _shared.get(("file", vma.dev, vma.inode))
+        if known is not None:
+            return known
+        fd = self._open_mapped(vma)
+        if fd is None:
+            return None
+        known = SharedMemory(fd)
+        _shared[known.key] = known
+        return known
+
+    def _open_mapped(self, vma: Vma) -> int | None:
+        link = f"/proc/{self.pid}/map_files/{vma.start:x}-{vma.end:x}"
+        try:
+            return os.open(link, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            pass  # without privilege map_files cannot be followed: look for a descriptor of the same file
+        try:
+            numbers = os.listdir(f"/proc/{self.pid}/fd")
+        except OSError:
+            return None
+        for number in numbers:
+            path = f"/proc/{self.pid}/fd/{number}"
+            try:
+                stat = os.stat(path)
+                if (stat.st_dev, stat.st_ino) == (vma.dev, vma.inode):
+                    return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            except OSError:
+                continue
+        return None
+
+
+def _append(extents: list[Extent], new: Extent) -> None:
+    if extents:
+        backing, offset, length = extents[-1]
+        if backing is new.backing and offset + length == new.offset:
+            extents[-1] = Extent(backing, offset, length + new.length)
+            return
+    extents.append(new)
+
+
+def duplicate(pidfd: int, fd: int) -> int:
+    """Our own duplicate of another process's descriptor (pidfd_getfd). OSError as the kernel's."""
+    got = int(_libc.syscall(_PIDFD_GETFD, pidfd, fd, 0))
+    if got < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return got
