@@ -101,7 +101,7 @@ class Player:
 
     def do_close(self, step):
         """close"""
-        self.kernel.close(self.fds.pop(step["fd"]))
+        self.kernel.close(self.fds.pop(step["fd"], -1))
         return 0
 
     def do_dup(self, step):
@@ -139,7 +139,7 @@ class Player:
         """The struct changed as recorded, but for numbers of new descriptors, which get their names."""
         wanted = bytearray(apply(before, step.get("out", [])))
         refs = list(step.get("refs", ()))
-        if step.get("name") == "FAULT_QUEUE_ALLOC" and not refs:
+        if step.get("name") == "FAULT_QUEUE_ALLOC" and not refs and ret == 0:
             # Older recordings hold the number that the descriptor happened to have.
             refs.append([12, 4, "newfd", "queue"])
         for ref in refs:
@@ -177,12 +177,16 @@ class Player:
 
     def do_munmap(self, step):
         """munmap"""
-        memory.unmap(self.buffers[step["buf"]].address + step["off"], step["len"])
+        buffer = self.buffers[step["buf"]]
+        buffer.watched = False
+        memory.unmap(buffer.address + step["off"], step["len"])
         return 0
 
     def do_mprotect(self, step):
         """mprotect"""
-        memory.protect(self.buffers[step["buf"]].address + step["off"], step["len"], step["prot"])
+        buffer = self.buffers[step["buf"]]
+        buffer.watched = buffer.watched and step["prot"] in ("ro", "rw")
+        memory.protect(buffer.address + step["off"], step["len"], step["prot"] if buffer.watched else "")
         return 0
 
     def do_mmap(self, step):
@@ -191,14 +195,14 @@ class Player:
         buffer = memory.Buffer(step["len"], "hole")
         flags = memory.SHARED if step["flags"] == "shared" else memory.PRIVATE
         prot = memory.protection(step["prot"])
-        self.kernel.mmap(buffer.address, step["len"], prot, flags | memory.FIXED, self.fds[step["fd"]], offset)
         self.buffers[step["buf"]] = buffer
+        self.kernel.mmap(buffer.address, step["len"], prot, flags | memory.FIXED, self.fds.get(step["fd"], -1), offset)
         return 0
 
     def do_read(self, step):
         """read"""
         argument = memory.Argument(bytes(max(step["len"], 1)), "n")
-        done = self.kernel.read(self.fds[step["fd"]], argument.address, step["len"])
+        done = self.kernel.read(self.fds.get(step["fd"], -1), argument.address, step["len"])
         self.check_data(step, argument.finish()[:done])
         return done
 
@@ -206,7 +210,7 @@ class Player:
         """write"""
         data = bytes.fromhex(step["data"])
         argument = memory.Argument(data, "n")
-        return self.kernel.write(self.fds[step["fd"]], argument.address, len(data))
+        return self.kernel.write(self.fds.get(step["fd"], -1), argument.address, len(data))
 
     def do_pread(self, step):
         """pread of a file of the host"""
@@ -220,13 +224,14 @@ class Player:
 
     def do_poll(self, step):
         """poll with no wait"""
-        revents = self.kernel.poll(self.fds[step["fd"]], step["events"])
+        fd = self.fds.get(step["fd"], -1)
+        revents = self.kernel.poll(fd, step["events"]) if fd >= 0 else 0
         self.check_data(step, revents.to_bytes(2, "little"))
         return int(revents != 0)
 
     def do_status(self, step):
         """VmLck and VmPin in KiB"""
-        self.check_data(step, struct.pack("<QQ", *self.kernel.status()))
+        self.check_data(step, struct.pack("<QQ", *(n & MASK for n in self.kernel.status())))
         return 0
 
     def do_dropcap(self, step):

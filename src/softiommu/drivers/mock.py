@@ -151,7 +151,10 @@ class MockDevice:
 
     def attach(self, domain: Domain, pasid: int | None) -> None:
         """EINVAL: a dirty domain for a device without tracking. ENOENT: a vIOMMU's domain without a vdevice here."""
-        if isinstance(domain, MockNestedDomain):
+        if pasid is not None:
+            # The kernel's mock checks neither the vdevice nor dirty tracking for a PASID.
+            pass
+        elif isinstance(domain, MockNestedDomain):
             if domain.viommu is not None and self.viommu is not domain.viommu:
                 raise UapiError(ENOENT, f"device {self.name} has no vDEVICE on the vIOMMU")
         elif (

@@ -97,18 +97,19 @@ class MockDomain:
         self.tracking = enable
 
     def mark(self, iova: int) -> bool:
-        """The device writes at `iova`; whether something is mapped there. EINVAL: tracking is off."""
+        """The device writes at `iova`; whether it counts. EINVAL: tracking is off."""
         if not self.tracking:
             raise UapiError(EINVAL, "dirty tracking is off")
         entry = self.find(iova)
         if entry is None:
-            return False
+            # The generic page table counts every address it was asked for.
+            return self._per_item
         entry.dirty.add(iova - iova % _GRANULE)
         return True
 
     def read_dirty(self, window: Range, report: DirtyReport | None, clear: bool) -> None:
         """Report the written entries that meet the window."""
-        if report is not None and not self.tracking:
+        if report is not None and not self.tracking and not self._per_item:
             return
         first = self.find(window.first)
         start = window.first if first is None else first.iova

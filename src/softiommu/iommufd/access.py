@@ -134,16 +134,9 @@ class Access(Object):
 
     def _pin_piece(self, piece: Piece, flags: Flags, lock: bool) -> Held:
         area = piece.area
-        if piece.area.byte(piece.first) % PAGE_SIZE or (
-            (area.byte(piece.last) + 1) % PAGE_SIZE and piece.last == area.last
-        ):
-            raise UapiError(EINVAL, f"the area {area.iova:#x}..{area.last:#x} is not page aligned")
         if isinstance(area.pages.source, DmabufSource):
             raise UapiError(EINVAL, "the pages of a dma-buf cannot be pinned by the CPU")
-        if Flags.WRITE in flags and not area.pages.writable:
-            raise UapiError(EPERM, f"the area {area.iova:#x}..{area.last:#x} cannot be written")
-        if lock and Prot.READ not in area.prot:
-            raise UapiError(EPERM, f"the area {area.iova:#x}..{area.last:#x} cannot be read")
+        _check_prot(area, Flags.WRITE in flags)
         hold = area.pages.hold(area.page(piece.first), area.page(piece.last))
         area.accesses += 1
         area.locks += lock
@@ -187,8 +180,7 @@ class Access(Object):
         done = iova
         for piece in self._pieces(iova, length):
             pages = piece.area.pages
-            if write and not pages.writable:
-                raise UapiError(EPERM, f"the area {piece.area.iova:#x}..{piece.area.last:#x} cannot be written")
+            _check_prot(piece.area, write)
             if isinstance(pages.source, DmabufSource):
                 raise UapiError(EINVAL, "a dma-buf cannot be read or written by the CPU")
             yield from pages.extents(piece.area.byte(piece.first), piece.last - piece.first + 1, write)
@@ -203,6 +195,12 @@ class Access(Object):
         if self.ioas is None:
             raise UapiError(ENOENT, f"access {self.id} is not attached")
         return list(self.ioas.map.pieces(iova, last))
+
+
+def _check_prot(area: Area, write: bool) -> None:
+    """EPERM: the area was mapped without what the access needs."""
+    if (Prot.WRITE if write else Prot.READ) not in area.prot:
+        raise UapiError(EPERM, f"the area {area.iova:#x}..{area.last:#x} cannot be {'written' if write else 'read'}")
 
 
 def _pages(piece: Piece) -> list[Page]:

@@ -12,6 +12,7 @@ from softiommu.iommufd.regions import Regions
 from softiommu.memory.pins import Physical
 
 if TYPE_CHECKING:
+    from softiommu.abi.iommufd import IoasCopy
     from softiommu.abi.struct import UserStruct
     from softiommu.iommufd.device import Group
     from softiommu.iommufd.dispatch import Command
@@ -47,6 +48,8 @@ class Services:
         self.vfio_ioctl: Callable[[Context, Caller, int, int], int]
         self.on_call: Callable[[CallDone], None] | None = None
         self.unsafe_interrupts = False
+        #: Set by the test command: a chance to rewrite an IOAS_COPY before it is checked.
+        self.prepare_copy: Callable[[Context, IoasCopy], None] | None = None
         #: Whether the kernel is built with CONFIG_VFIO_NOIOMMU.
         self.no_iommu = False
         self.contexts = 0

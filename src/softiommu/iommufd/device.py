@@ -65,11 +65,12 @@ class DeviceObject(Object):
     def _on_fault(self, fault: PageFault) -> None:
         from softiommu.iommufd import events
 
-        hwpt = self.group.hwpt(fault.pasid)
+        hwpt, route = self.group.hwpt(fault.pasid), fault.pasid
         if hwpt is None and fault.pasid is not None:
+            # A guest's own PASIDs fault on the nested HWPT that holds its PASID table.
             base = self.group.hwpt(None)
-            hwpt = base if base is not None and not isinstance(base, HwptPaging) else None
-        events.deliver(self, hwpt, fault)
+            hwpt, route = (base if base is not None and not isinstance(base, HwptPaging) else None), None
+        events.deliver(self, hwpt, route, fault)
 
     def destroy(self, ctx: Context) -> None:
         """The driver lets go of the device."""
@@ -231,7 +232,7 @@ def _check_pasid(group: Group, hwpt: Hwpt, device: DeviceObject, pasid: int | No
     if not hwpt.pasid or (base is not None and not base.pasid):
         raise UapiError(EINVAL, f"attaching PASID {pasid} needs HWPTs made with ALLOC_PASID, on the RID too")
     limit = device.device.features.max_pasids
-    if limit and pasid >= limit:
+    if pasid >= limit:
         raise UapiError(EINVAL, f"PASID {pasid} is past the {limit} PASIDs of {device.device.name}")
 
 

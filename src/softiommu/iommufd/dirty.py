@@ -70,7 +70,10 @@ def set_tracking(ctx: Context, cmd: abi.HwptSetDirtyTracking) -> None:
 
 
 def get_bitmap(ctx: Context, cmd: abi.HwptGetDirtyBitmap) -> None:
-    """IOMMU_HWPT_GET_DIRTY_BITMAP: OR what was written into the program's bitmap, and clear it unless NO_CLEAR."""
+    """IOMMU_HWPT_GET_DIRTY_BITMAP: OR what was written into the program's bitmap, and clear it unless NO_CLEAR.
+
+    The range is read up to the first hole in the map.
+    """
     refuse(cmd.flags & ~_NO_CLEAR, "flags")
     refuse(cmd.reserved, "reserved")
     hwpt = ctx.objects.get(cmd.hwpt_id, HwptPaging)
@@ -80,7 +83,8 @@ def get_bitmap(ctx: Context, cmd: abi.HwptGetDirtyBitmap) -> None:
     _need_tracking(hwpt)
     lg2 = (cmd.page_size & -cmd.page_size).bit_length() - 1
     bitmap = Bitmap(ctx.caller, cmd.data, window, lg2)
-    hwpt.domain.read_dirty(window, bitmap, clear=not cmd.flags & _NO_CLEAR)
+    for piece in hwpt.ioas.map.pieces(window.first, window.last):
+        hwpt.domain.read_dirty(Range(piece.first, piece.last), bitmap, clear=not cmd.flags & _NO_CLEAR)
     bitmap.flush()
 
 

@@ -71,7 +71,8 @@ class FaultGroup(NamedTuple):
     """Faults that one response answers."""
 
     device: DeviceObject
-    pasid: int | None
+    #: What is attached where the faults came from: a PASID, or None for the RID.
+    route: int | None
     faults: tuple[PageFault, ...]
 
 
@@ -143,9 +144,9 @@ class FaultQueue(Object):
             raise UapiError(EINVAL, f"no fault waits for an answer with cookie {response.cookie}")
         group.device.device.page_response(group.faults, PageResponse(response.code))
 
-    def drop(self, device: DeviceObject, pasid: int | None) -> None:
+    def drop(self, device: DeviceObject, route: int | None) -> None:
         """The device leaves: its faults are answered INVALID."""
-        gone = [g for g in (*self._waiting, *self._answering.values()) if g.device is device and g.pasid == pasid]
+        gone = [g for g in (*self._waiting, *self._answering.values()) if g.device is device and g.route == route]
         self._waiting = deque(g for g in self._waiting if g not in gone)
         self._answering = {cookie: g for cookie, g in self._answering.items() if g not in gone}
         for group in gone:
@@ -190,7 +191,7 @@ def fault_queue_alloc(ctx: Context, cmd: abi.FaultAlloc) -> Answer:
     return Answer(lambda: EventFile(ctx, queue))
 
 
-def deliver(device: DeviceObject, hwpt: Hwpt | None, fault: PageFault) -> None:
+def deliver(device: DeviceObject, hwpt: Hwpt | None, route: int | None, fault: PageFault) -> None:
     """A device reported a fault for what is attached (None: nothing): queue its group, or answer INVALID."""
     faults = (*device.partial_faults.pop(fault.group, ()), fault)
     if not fault.last:
@@ -199,7 +200,7 @@ def deliver(device: DeviceObject, hwpt: Hwpt | None, fault: PageFault) -> None:
     if hwpt is None or hwpt.fault_queue is None:
         device.device.page_response(faults, PageResponse.INVALID)
         return
-    hwpt.fault_queue.add(FaultGroup(device, fault.pasid, faults))
+    hwpt.fault_queue.add(FaultGroup(device, route, faults))
 
 
 class Event(NamedTuple):

@@ -88,12 +88,13 @@ def map(ctx: Context, cmd: abi.IoasMap) -> None:
 
 def map_va(ctx: Context, ioas: Ioas, va: int, length: int, iova: int | None, prot: Prot) -> int:
     """Map the caller's memory; the I/O address. EOVERFLOW: the addresses wrap; else as `IoPageTable.map`."""
-    if va + length > MAX:
-        raise UapiError(
-            EOVERFLOW if ctx.kernel.wrapping_map_overflows else EINVAL, f"user_va {va:#x} + length {length:#x} wraps"
-        )
+    wraps = UapiError(EOVERFLOW, f"user_va {va:#x} + length {length:#x} wraps") if va + length > MAX else None
+    if wraps and ctx.kernel.map_checks_wrap_first:
+        raise wraps
     if not length or length > MAX - PAGE_SIZE:
         raise UapiError(EINVAL, f"length {length:#x} cannot be mapped")
+    if wraps:
+        raise wraps
     payer = Payer(ctx.caller.mm, ctx.caller.uid)
     return _map_source(ctx, ioas, VaSource(payer, va), length, iova, prot)
 
@@ -156,6 +157,8 @@ _PROTS = (Prot.NONE, Prot.WRITE, Prot.READ, Prot.READ | Prot.WRITE)
 
 def copy(ctx: Context, cmd: abi.IoasCopy) -> None:
     """IOMMU_IOAS_COPY: the same pages at another place, one area for each piece of the source."""
+    if ctx.services.prepare_copy is not None:
+        ctx.services.prepare_copy(ctx, cmd)
     refuse(cmd.flags & ~_FLAGS, "flags")
     if MAX in (cmd.length, cmd.src_iova, cmd.dst_iova):
         raise UapiError(EOVERFLOW, "length and addresses must be below 2**64 - 1")

@@ -15,8 +15,8 @@ class Kernel:
     """One kernel version. The fields say how it behaves where versions differ; all were seen on the real kernels."""
 
     name: str
-    #: A fixed IOAS_MAP or MAP_DMA whose iova + length wraps: EOVERFLOW; older kernels say EINVAL.
-    wrapping_map_overflows: bool = True
+    #: IOAS_MAP looks at user_va + length (EOVERFLOW) before it looks at the length by itself (EINVAL).
+    map_checks_wrap_first: bool = True
     #: HWPT_INVALIDATE on an object of another kind: EINVAL; older kernels say ENOENT.
     invalidate_wrong_kind_is_einval: bool = True
     #: GET_DIRTY_BITMAP on a domain without tracking: EOPNOTSUPP; older kernels say EINVAL.
@@ -34,7 +34,7 @@ KERNELS = {
     for kernel in (
         Kernel(
             "6.12",
-            wrapping_map_overflows=False,
+            map_checks_wrap_first=False,
             invalidate_wrong_kind_is_einval=False,
             dirty_bitmap_unsupported=False,
             dirty_bitmap_empty_overflows=False,

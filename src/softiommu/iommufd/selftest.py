@@ -10,6 +10,7 @@ from errno import EINVAL, EIO, ENOENT, EOPNOTSUPP
 from typing import Any, TypeVar
 
 from softiommu.abi import iommufd_test as test
+from softiommu.abi.iommufd import IoasCopy
 from softiommu.abi.struct import UserStruct
 from softiommu.drivers.driver import PageFault
 from softiommu.drivers.mock import MockDevice, MockDriver, MockNestedDomain
@@ -19,7 +20,7 @@ from softiommu.iommufd import device as devices, selftest_access, selftest_dmabu
 from softiommu.iommufd.context import Context
 from softiommu.iommufd.device import DeviceObject
 from softiommu.iommufd.dispatch import Command
-from softiommu.iommufd.hwpt import Hwpt, HwptNested, HwptPaging
+from softiommu.iommufd.hwpt import HwptNested, HwptPaging
 from softiommu.iommufd.ioas import Ioas
 from softiommu.iommufd.objects import Object
 from softiommu.memory.client import PAGE_SIZE
@@ -208,11 +209,20 @@ def _pasid_detach(self: SelftestCommand, ctx: Context, cmd: test.TestCmd, arg: t
 
 def _pasid_check(self: SelftestCommand, ctx: Context, cmd: test.TestCmd, arg: test.PasidCheck) -> None:
     group = _selftest(ctx, cmd.id).device.group
-    if arg.hwpt_id:
-        ctx.objects.get(arg.hwpt_id, Hwpt)
+    if arg.hwpt_id and ctx.objects.find(arg.hwpt_id) is None:
+        raise UapiError(ENOENT, f"there is no object {arg.hwpt_id}")
     hwpt = group.hwpt(arg.pasid)
     if (hwpt.id if hwpt else 0) != arg.hwpt_id:
         raise UapiError(EINVAL, f"PASID {arg.pasid} is attached to HWPT {hwpt.id if hwpt else 0}, not {arg.hwpt_id}")
+
+
+def prepare_copy(ctx: Context, cmd: IoasCopy) -> None:
+    """Test kernels take flag bit 16 in IOAS_COPY: the source is the nth area and an offset in it."""
+    if cmd.flags & test.AccessFlags.SYZ:
+        cmd.flags &= ~int(test.AccessFlags.SYZ)
+        ioas = ctx.objects.find(cmd.src_ioas_id)
+        if isinstance(ioas, Ioas):
+            cmd.src_iova = selftest_access.nth_area(ioas, cmd.src_iova)
 
 
 def _with(cmd: test.TestCmd, payload: UserStruct) -> test.TestCmd:

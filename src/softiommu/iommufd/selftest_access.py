@@ -103,7 +103,7 @@ def destroy_pages(self: SelftestCommand, ctx: Context, cmd: test.TestCmd, arg: t
 
 def pages(self: SelftestCommand, ctx: Context, cmd: test.TestCmd, arg: test.AccessPages) -> None:
     """ACCESS_PAGES: pin, and compare with the caller's own pages (EBADE)."""
-    iova, length, uptr = arg.iova, arg.length, arg.uptr
+    length, uptr = arg.length, arg.uptr
     if length > _MAX_LENGTH:
         raise UapiError(ENOMEM, f"{length:#x} bytes are more than {_MAX_LENGTH:#x}")
     if arg.flags & ~int(test.AccessFlags.WRITE | test.AccessFlags.SYZ):
@@ -111,10 +111,11 @@ def pages(self: SelftestCommand, ctx: Context, cmd: test.TestCmd, arg: test.Acce
     file = _access(ctx, cmd.id)
     if not file.access.pins:
         raise UapiError(EOPNOTSUPP, "the access was made without NEEDS_PIN_PAGES")
-    flags = Flags.READ | Flags.WRITE if arg.flags & test.AccessFlags.WRITE else Flags.READ
+    iova = _iova(file.access, arg.flags, arg.iova)
+    flags = Flags.WRITE if arg.flags & test.AccessFlags.WRITE else Flags.READ
     pinned = file.access.pin(iova, length, flags)
     try:
-        if not arg.flags & test.AccessFlags.SYZ:
+        if uptr:
             _compare(ctx, pinned, uptr)
         arg.out_access_pages_id = file.add_item(iova, length)
     except UapiError:
@@ -127,6 +128,19 @@ def pages(self: SelftestCommand, ctx: Context, cmd: test.TestCmd, arg: test.Acce
     except UapiError:
         file.drop(arg.out_access_pages_id)
         raise
+
+
+def _iova(access: Access, flags: int, iova: int) -> int:
+    if flags & test.AccessFlags.SYZ and access.ioas is not None:
+        return nth_area(access.ioas, iova)
+    return iova
+
+
+def nth_area(ioas: Ioas, packed: int) -> int:
+    """The address that (area number, offset), packed in 64 bits, means; 0 when there is no such area."""
+    number, offset = packed & 0xFFFFFFFF, packed >> 32
+    areas = ioas.map.areas
+    return int(areas.peekitem(number)[0]) + offset if number < len(areas) else 0
 
 
 def _compare(ctx: Context, pinned: list[Page], va: int) -> None:

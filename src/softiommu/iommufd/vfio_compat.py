@@ -124,9 +124,14 @@ def _unmap_dma(ctx: Context, arg: int, seen: list[UserStruct | int]) -> int:
     everything = bool(cmd.flags & vfio.DmaUnmapFlags.ALL)
     if everything and (cmd.iova or cmd.size):
         raise UapiError(EINVAL, "with UNMAP_ALL iova and size must be 0")
-    first, last = (0, MAX) if everything else _cut_edges(ioas, cmd.iova, cmd.size)
-    progress = Progress()
+    iova, size, progress = cmd.iova, cmd.size, Progress()
+    if not everything and not ioas.map.large_pages:
+        # Areas that cross the ends are cut there, so that each is whole inside or outside.
+        ioas.map.cut((iova + size) & MAX)
+        if iova:
+            ioas.map.cut(iova)
     try:
+        first, last = (0, MAX) if everything else _unmap_range(iova, size)
         ioas.map.unmap(first, last, progress)
     finally:
         cmd.size = progress.bytes
@@ -134,18 +139,12 @@ def _unmap_dma(ctx: Context, arg: int, seen: list[UserStruct | int]) -> int:
     return 0
 
 
-def _cut_edges(ioas: Ioas, iova: int, size: int) -> tuple[int, int]:
-    """The inclusive range to unmap. With large pages off, areas that cross its ends are cut there first."""
-    last = iova + size - 1
-    if not ioas.map.large_pages:
-        ioas.map.cut((iova + size) & MAX)
-        if iova:
-            ioas.map.cut(iova)
+def _unmap_range(iova: int, size: int) -> tuple[int, int]:
     if not size:
         raise UapiError(EINVAL, "size 0 cannot be unmapped")
-    if last > MAX:
+    if iova + size - 1 > MAX:
         raise UapiError(EOVERFLOW, f"iova {iova:#x} + size {size:#x} wraps")
-    return iova, last
+    return iova, iova + size - 1
 
 
 def _get_info(ctx: Context, arg: int, seen: list[UserStruct | int]) -> int:

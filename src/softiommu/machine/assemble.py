@@ -49,6 +49,7 @@ class Machine:
         command = selftest.SelftestCommand(MockDriver(per_item=not old), old)
         self.services.commands[selftest.TEST_CMD] = command.command()
         self.services.last_number = selftest.TEST_CMD & 0xFF
+        self.services.prepare_copy = selftest.prepare_copy
 
 
 def machine(name: str, kernel: str | None = None) -> Machine:

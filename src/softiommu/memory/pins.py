@@ -118,6 +118,10 @@ class PageSet:
 
     def change_payer(self, payer: Payer) -> None:
         """Charge the pinned pages to another process and let the old one off. ENOMEM: nothing changed."""
+        if self.mode is Mode.NONE:
+            # The kernel moves the owner and leaves the counts, so that a later unpin takes them off the new one.
+            self.payer = payer
+            return
         pages = self.pinned_pages
         self._physical.accounts.charge(payer, pages, self.mode)
         self._physical.accounts.uncharge(self.payer, pages, self.mode)
