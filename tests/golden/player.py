@@ -139,7 +139,7 @@ class Player:
         """The struct changed as recorded, but for numbers of new descriptors, which get their names."""
         wanted = bytearray(apply(before, step.get("out", [])))
         refs = list(step.get("refs", ()))
-        if step.get("name") == "FAULT_QUEUE_ALLOC" and not refs and ret == 0:
+        if step.get("name") == "FAULT_QUEUE_ALLOC" and ret == 0 and not any(ref[2] == "newfd" for ref in refs):
             # Older recordings hold the number that the descriptor happened to have.
             refs.append([12, 4, "newfd", "queue"])
         for ref in refs:

@@ -194,24 +194,24 @@ def _trigger_vevent(self: SelftestCommand, ctx: Context, cmd: test.TestCmd, arg:
 
 
 def _pasid_attach(self: SelftestCommand, ctx: Context, cmd: test.TestCmd, arg: test.PasidAttach) -> None:
-    arg.pt_id = devices.attach(_selftest(ctx, cmd.id).device, arg.pt_id, arg.pasid)
+    arg.pt_id = devices.attach(_selftest(ctx, cmd.id).device, arg.pt_id, arg.pasid or None)
     ctx.respond(_with(cmd, arg))
 
 
 def _pasid_replace(self: SelftestCommand, ctx: Context, cmd: test.TestCmd, arg: test.PasidReplace) -> None:
-    arg.pt_id = devices.replace(_selftest(ctx, cmd.id).device, arg.pt_id, arg.pasid)
+    arg.pt_id = devices.replace(_selftest(ctx, cmd.id).device, arg.pt_id, arg.pasid or None)
     ctx.respond(_with(cmd, arg))
 
 
 def _pasid_detach(self: SelftestCommand, ctx: Context, cmd: test.TestCmd, arg: test.PasidDetach) -> None:
-    devices.detach(_selftest(ctx, cmd.id).device, arg.pasid)
+    devices.detach(_selftest(ctx, cmd.id).device, arg.pasid or None)
 
 
 def _pasid_check(self: SelftestCommand, ctx: Context, cmd: test.TestCmd, arg: test.PasidCheck) -> None:
     group = _selftest(ctx, cmd.id).device.group
     if arg.hwpt_id and ctx.objects.find(arg.hwpt_id) is None:
         raise UapiError(ENOENT, f"there is no object {arg.hwpt_id}")
-    hwpt = group.hwpt(arg.pasid)
+    hwpt = group.hwpt(arg.pasid or None)
     if (hwpt.id if hwpt else 0) != arg.hwpt_id:
         raise UapiError(EINVAL, f"PASID {arg.pasid} is attached to HWPT {hwpt.id if hwpt else 0}, not {arg.hwpt_id}")
 

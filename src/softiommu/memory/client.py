@@ -32,6 +32,10 @@ class Backing(Protocol):
         """False once the pages can no longer be reached."""
         ...
 
+    def contiguous(self, offset: int, length: int) -> bool:
+        """Whether these bytes lie together in physical memory: files, and large anonymous pages. Asked once."""
+        ...
+
     def read(self, offset: int, length: int) -> bytes:
         """The bytes at `offset`; EFAULT (UapiError) where there is no page. Ignores page protection, as DMA does."""
         ...

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator
 from typing import NamedTuple
 
-from softiommu.memory.client import Backing
+from softiommu.memory.client import PAGE_SIZE, Backing
 
 CHUNK = 2 << 20
 
@@ -23,11 +23,20 @@ class Run(NamedTuple):
 
 
 class Window(NamedTuple):
-    """A chunk of physical space that shows `backing` from `offset`."""
+    """A chunk of physical space that shows `backing` from `offset`; `scattered` when its pages do not lie in order."""
 
     pa: int
     backing: Backing
     offset: int
+    scattered: bool
+
+    def place(self, within: int) -> int:
+        """The physical address of a byte of the chunk (and, the other way round, the byte of an address)."""
+        if not self.scattered:
+            return self.pa + within
+        # Small anonymous pages lie apart: here in descending order, so that no two neighbours can be joined.
+        page, rest = divmod(within, PAGE_SIZE)
+        return self.pa + CHUNK - (page + 1) * PAGE_SIZE + rest
 
 
 class Frames:
@@ -46,13 +55,15 @@ class Frames:
         pa = size = 0
         while offset < end:
             index, within = divmod(offset, CHUNK)
-            window = self._chunks.get((key, index)) or self._add(key, index, backing, end)
-            part = min(CHUNK - within, end - offset)
-            if size and window.pa + within != pa + size:
+            window = self._chunks.get((key, index)) or self._add(key, index, backing)
+            limit = PAGE_SIZE - within % PAGE_SIZE if window.scattered else CHUNK - within
+            part = min(limit, end - offset)
+            place = window.place(within)
+            if size and place != pa + size:
                 yield Run(pa, size)
                 size = 0
             if not size:
-                pa = window.pa + within
+                pa = place
             size += part
             offset += part
         if size:
@@ -67,10 +78,11 @@ class Frames:
         if not self._base <= pa < self._next:
             return None
         window = self._windows[(pa - self._base) // CHUNK]
-        return window.backing, window.offset + pa - window.pa
+        return window.backing, window.offset + window.place(pa - window.pa) - window.pa
 
-    def _add(self, key: Hashable, index: int, backing: Backing, end: int) -> Window:
-        window = Window(self._next, backing, index * CHUNK)
+    def _add(self, key: Hashable, index: int, backing: Backing) -> Window:
+        start = index * CHUNK
+        window = Window(self._next, backing, start, not backing.contiguous(start, CHUNK))
         self._next += CHUNK
         self._chunks[key, index] = window
         self._windows.append(window)

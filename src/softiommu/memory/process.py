@@ -89,8 +89,9 @@ class PrivateMemory:
 
     _serial = count(1)
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, map: AddressMap) -> None:
         self._fd = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
+        self._map = map
         self._key = ("mm", next(self._serial))
         weakref.finalize(self, os.close, self._fd)
 
@@ -106,6 +107,11 @@ class PrivateMemory:
             return bool(os.pread(self._fd, 1, 0))
         except OSError:
             return True
+
+    def contiguous(self, offset: int, length: int) -> bool:
+        """A whole aligned 2 MiB of one anonymous mapping is a large page; anything smaller has small pages."""
+        vma = self._map.find(offset)
+        return vma is not None and vma.end >= offset + length and not vma.inode
 
     def read(self, offset: int, length: int) -> bytes:
         """The bytes at virtual address `offset`."""
@@ -151,6 +157,10 @@ class SharedMemory:
         """One file, one key."""
         return self._key
 
+    def contiguous(self, offset: int, length: int) -> bool:
+        """A file's pages lie together, so that they can be mapped as one window."""
+        return True
+
     def read(self, offset: int, length: int) -> bytes:
         """The bytes at file offset `offset`; EFAULT past the end."""
         data = os.pread(self.fd, length, offset)
@@ -186,7 +196,7 @@ def shared_memory(fd: int) -> SharedMemory | None:
 
 
 class Vma(NamedTuple):
-    """A mapping of an address space: `last` is exclusive here, as the kernel prints it."""
+    """A mapping of an address space: `end` is exclusive, as the kernel prints it."""
 
     start: int
     end: int
@@ -196,17 +206,52 @@ class Vma(NamedTuple):
     inode: int
 
 
+class AddressMap:
+    """The mappings of process `pid`: by PROCMAP_QUERY (Linux 6.11), else by reading /proc/PID/maps."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._fd = os.open(f"/proc/{pid}/maps", os.O_RDONLY | os.O_CLOEXEC)
+        self._query = bytearray(_QUERY.size)
+        self._can_query = True
+        weakref.finalize(self, os.close, self._fd)
+
+    def find(self, va: int) -> Vma | None:
+        """The mapping at `va`. EFAULT: the process is gone."""
+        if self._can_query:
+            _QUERY.pack_into(self._query, 0, _QUERY.size, 0, va, *[0] * 12)
+            try:
+                fcntl.ioctl(self._fd, _PROCMAP_QUERY, self._query)
+            except OSError as error:
+                if error.errno == ENOENT:
+                    return None
+                if error.errno != ENOTTY:
+                    raise UapiError(EFAULT, "the process that mapped this memory is gone") from error
+                self._can_query = False
+            else:
+                _, _, _, start, end, flags, _, offset, inode, major, minor, *_ = _QUERY.unpack(self._query)
+                return Vma(start, end, flags, offset, os.makedev(major, minor), inode)
+        return next((vma for vma in self if vma.start <= va < vma.end), None)
+
+    def __iter__(self) -> Iterator[Vma]:
+        """Every mapping, ascending."""
+        with open(f"/proc/{self._pid}/maps") as lines:
+            for line in lines:
+                span, perms, offset, dev, inode = line.split()[:5]
+                start, end = (int(part, 16) for part in span.split("-"))
+                major, minor = (int(part, 16) for part in dev.split(":"))
+                flags = (perms[0] == "r") * _READABLE | (perms[1] == "w") * _WRITABLE | (perms[3] == "s") * _SHARED
+                yield Vma(start, end, flags, int(offset, 16), os.makedev(major, minor), int(inode))
+
+
 class ProcessMm:
     """The address space that process `pid` has now."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
-        self.private = PrivateMemory(pid)
-        self._maps = os.open(f"/proc/{pid}/maps", os.O_RDONLY | os.O_CLOEXEC)
-        self._query = bytearray(_QUERY.size)
-        self._can_query = True
+        self.map = AddressMap(pid)
+        self.private = PrivateMemory(pid, self.map)
         self.pinned = self.locked = 0
-        weakref.finalize(self, os.close, self._maps)
 
     @property
     def key(self) -> Hashable:
@@ -227,6 +272,15 @@ class ProcessMm:
         """Pages to add to VmPin and VmLck of the process's status."""
         self.pinned, self.locked = pinned, locked
 
+    def maps_file(self, dev: int, inode: int, offset: int, length: int) -> bool:
+        """Whether any mapping shows a byte of `offset`..`offset+length` of the file."""
+        return any(
+            (vma.dev, vma.inode) == (dev, inode)
+            and vma.offset < offset + length
+            and offset < vma.offset + vma.end - vma.start
+            for vma in self.map
+        )
+
     def extents(self, va: int, length: int, write: bool) -> list[Extent]:
         """What the addresses name now. EFAULT: a hole, a forbidden use, or the process is gone."""
         if not self.private.alive:
@@ -234,7 +288,7 @@ class ProcessMm:
         extents: list[Extent] = []
         end = va + length
         while va < end:
-            vma = self._vma(va)
+            vma = self.map.find(va)
             if vma is None:
                 raise UapiError(EFAULT, f"nothing is mapped at user address {va:#x}")
             if not vma.flags & (_WRITABLE if write else _READABLE):
@@ -254,41 +308,6 @@ class ProcessMm:
             for at in range(va, va + size, PAGE_SIZE):
                 self.private.read(at, 1)
         return Extent(self.private, va, size)
-
-    def _vma(self, va: int) -> Vma | None:
-        if self._can_query:
-            _QUERY.pack_into(self._query, 0, _QUERY.size, 0, va, *[0] * 12)
-            try:
-                fcntl.ioctl(self._maps, _PROCMAP_QUERY, self._query)
-            except OSError as error:
-                if error.errno == ENOENT:
-                    return None
-                if error.errno != ENOTTY:
-                    raise UapiError(EFAULT, "the process that mapped this memory is gone") from error
-                self._can_query = False
-            else:
-                _, _, _, start, end, flags, _, offset, inode, major, minor, *_ = _QUERY.unpack(self._query)
-                return Vma(start, end, flags, offset, os.makedev(major, minor), inode)
-        return next((vma for vma in self._read_maps() if vma.start <= va < vma.end), None)
-
-    def maps_file(self, dev: int, inode: int, offset: int, length: int) -> bool:
-        """Whether any mapping shows a byte of `offset`..`offset+length` of the file."""
-        return any(
-            (vma.dev, vma.inode) == (dev, inode)
-            and vma.offset < offset + length
-            and offset < vma.offset + vma.end - vma.start
-            for vma in self._read_maps()
-        )
-
-    def _read_maps(self) -> Iterator[Vma]:
-        """The same by reading /proc/PID/maps, on kernels before 6.11."""
-        with open(f"/proc/{self.pid}/maps") as lines:
-            for line in lines:
-                span, perms, offset, dev, inode = line.split()[:5]
-                start, end = (int(part, 16) for part in span.split("-"))
-                major, minor = (int(part, 16) for part in dev.split(":"))
-                flags = (perms[0] == "r") * _READABLE | (perms[1] == "w") * _WRITABLE | (perms[3] == "s") * _SHARED
-                yield Vma(start, end, flags, int(offset, 16), os.makedev(major, minor), int(inode))
 
     def _shared(self, vma: Vma) -> SharedMemory | None:
         """The file behind a shared mapping; None when it cannot be opened (no CAP_SYS_ADMIN, no descriptor left)."""

@@ -1,0 +1,15 @@
+"""Every open recording of the machines without devices and with the mock, against this process's own iommufd."""
+
+import pytest
+from golden.kernels import InProcess
+from golden.records import PROFILES, load, play_apart
+
+from softiommu.machine.assemble import machine
+
+
+@pytest.mark.parametrize(("kernel", "profile"), PROFILES)
+def test_every_answer_is_the_recorded_kernels(kernel, profile):
+    records = load(kernel, profile)
+    assert len(records) >= 24
+    different = [play_apart(lambda: InProcess(machine(profile, kernel)), record) for record in records]
+    assert [text for text in different if text] == []
