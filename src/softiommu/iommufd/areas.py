@@ -14,7 +14,7 @@ from sortedcontainers import SortedDict
 
 from softiommu.drivers.driver import PagingDomain, Prot, Range
 from softiommu.errors import UapiError
-from softiommu.iommufd.iova import RangeSet, find_free
+from softiommu.iommufd.iova import RangeSet, find_free, hole_before
 from softiommu.memory.client import PAGE_SIZE
 from softiommu.memory.pins import DmabufSource, Hold, PageSet
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from softiommu.memory.frames import Run
 
 MAX = 2**64 - 1
+_MOST_HINTS = 64
 
 
 class Area:
@@ -106,6 +107,8 @@ class IoPageTable:
         self.accesses: list[Pinner] = []
         self.alignment = 1
         self.large_pages = True
+        self._used = (self.reserved, self.areas)
+        #: For sizes and alignments that were asked for: no lower place than this fits.
         self._hints: dict[tuple[int, int, int], int] = {}
 
     # Looking up
@@ -113,15 +116,15 @@ class IoPageTable:
     def overlapping(self, first: int, last: int) -> Area | None:
         """The lowest area that meets `first`..`last`."""
         areas = self.areas
-        index = areas.bisect_right(first) - 1
-        if index >= 0:
-            area: Area = areas.peekitem(index)[1]
-            if area.last >= first:
-                return area
-        if index + 1 < len(areas):
-            area = areas.peekitem(index + 1)[1]
-            if area.iova <= last:
-                return area
+        area: Area | None = areas.get(first)
+        if area is not None:
+            return area
+        starts = areas.keys()
+        index = areas.bisect_left(first)
+        if index and (area := areas[starts[index - 1]]).last >= first:
+            return area
+        if index < len(areas) and (area := areas[starts[index]]).iova <= last:
+            return area
         return None
 
     def pieces(self, first: int, last: int) -> Iterator[Piece]:
@@ -174,9 +177,11 @@ class IoPageTable:
         source = elm.pages.source.start
         address = source - source % PAGE_SIZE + elm.start
         key = (length, address & -address, address % PAGE_SIZE)
-        used = (self.reserved, self.areas)
-        iova = find_free(used, self.allowed, address, length, self.alignment, self._hints.get(key, 0))
-        self._hints[key] = iova
+        hints = self._hints
+        iova = find_free(self._used, self.allowed, address, length, self.alignment, hints.get(key, 0))
+        if len(hints) >= _MOST_HINTS:
+            hints.clear()
+        hints[key] = iova
         return iova
 
     def _check_iova(self, iova: int, length: int) -> None:
@@ -193,7 +198,7 @@ class IoPageTable:
             raise UapiError(EEXIST, f"iova {iova:#x}..{last:#x} overlaps the area {area.iova:#x}..{area.last:#x}")
 
     def _insert(self, elm: Elm, iova: int, prot: Prot) -> Area:
-        if Prot.WRITE in prot and not elm.pages.writable:
+        if prot.writable and not elm.pages.writable:
             raise UapiError(EPERM, "the memory was mapped without WRITE, so it cannot be mapped again with it")
         if elm.start % PAGE_SIZE & (self.alignment - 1):
             raise UapiError(
@@ -280,7 +285,10 @@ class IoPageTable:
         if isinstance(source, DmabufSource) and area.on_revoke in source.file.on_revoke:
             source.file.on_revoke.remove(area.on_revoke)
         del self.areas[area.iova]
-        self._hints.clear()
+        freed = hole_before(self._used, area.iova)
+        for key, hint in self._hints.items():
+            if hint > freed:
+                self._hints[key] = freed
 
     def _evict(self, area: Area) -> None:
         """Ask the accesses to let go of the area's pages."""

@@ -87,18 +87,19 @@ class Context:
         assert self._caller is not None, "no call is being carried out"
         return self._caller
 
-    def run(self, caller: Caller, handler: Callable[[], T]) -> T:
+    def run(self, caller: Caller, handler: Callable[..., T], *args: object) -> T:
         """Carry out one call: objects it made become visible when it returns, and are undone when it raises."""
-        outer, made = (self._caller, self._pending)
-        self._caller, self._pending = caller, []
+        outer, made = self._caller, self._pending
+        self._caller = caller
+        pending = self._pending = []
         try:
-            result = handler()
+            result = handler(*args)
         except BaseException:
-            for obj in reversed(self._pending):
+            for obj in reversed(pending):
                 self.discard(obj)
             raise
         else:
-            for obj in self._pending:
+            for obj in pending:
                 obj.ready = True
             return result
         finally:

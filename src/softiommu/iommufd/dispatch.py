@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from errno import E2BIG, EINVAL, ENOTTY
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from softiommu.errors import UapiError
@@ -59,10 +58,12 @@ def ioctl(ctx: Context, caller: Caller, cmd: int, arg: int) -> int:
 def execute(ctx: Context, caller: Caller, cmd: int, struct: UserStruct) -> int:
     """Carry out a command whose structure is already here (the in-process face); fields are answered in place."""
     command = ctx.services.commands.get(cmd)
-    if command is None or not isinstance(struct, command.struct):
+    if command is None or type(struct) is not command.struct:
         raise UapiError(ENOTTY, f"there is no command {cmd:#x} on a {ctx.kernel.name} kernel")
+    if ctx.services.on_call is None:
+        return ctx.run(caller, _carry_out, ctx, command, struct, None)
     try:
-        result = ctx.run(caller, partial(_carry_out, ctx, command, struct, None))
+        result = ctx.run(caller, _carry_out, ctx, command, struct, None)
     except UapiError as error:
         _tell(ctx, caller, command.name, [struct], -1, error)
         raise
@@ -74,7 +75,7 @@ def _ioctl(ctx: Context, caller: Caller, command: Command, arg: int, seen: list[
     struct, size = _copy_in(caller, command.struct, arg)
     seen.append(struct)
     reply = _Reply(caller, arg, min(size, command.struct.SIZE))
-    return ctx.run(caller, partial(_carry_out, ctx, command, struct, reply))
+    return ctx.run(caller, _carry_out, ctx, command, struct, reply)
 
 
 class _Reply(NamedTuple):

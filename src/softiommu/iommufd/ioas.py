@@ -127,7 +127,7 @@ def _file_source(ctx: Context, fd: int, start: int, length: int) -> Source:
 
 def _map_source(ctx: Context, ioas: Ioas, source: Source, length: int, iova: int | None, prot: Prot) -> int:
     payer = Payer(ctx.caller.mm, ctx.caller.uid)
-    pages = PageSet(ctx.physical, source, length, Prot.WRITE in prot, payer, _mode(ctx, source))
+    pages = PageSet(ctx.physical, source, length, prot.writable, payer, _mode(ctx, source))
     return ioas.map.map([Elm(pages, pages.skew, length)], length, iova, prot)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from errno import EINVAL, ENOSPC, EOVERFLOW
 from typing import TYPE_CHECKING, Any
@@ -45,6 +45,11 @@ class RangeSet:
         while index and self._lasts[index - 1] >= first:
             index -= 1
         return self._starts[index], self._lasts[index]
+
+    def next_from(self, at: int) -> tuple[int, int] | None:
+        """The lowest merged range that ends at or after `at`."""
+        index = bisect_left(self._lasts, at)
+        return (self._starts[index], self._lasts[index]) if index < len(self._lasts) else None
 
     def holes(self, first: int, last: int) -> Iterator[tuple[int, int]]:
         """What of `first`..`last` no range covers, ascending."""
@@ -89,17 +94,59 @@ def find_free(
     if step < alignment:
         raise UapiError(EINVAL, f"source {address:#x} allows {step:#x}-aligned places, {alignment:#x} is needed")
     skew = address % PAGE_SIZE
-    for first, last in _merged(allowed) if allowed else [(0, MAX)]:
+    for first, last in _merged(allowed) if allowed else _EVERYTHING:
         # The lowest and the highest page are never given.
-        span_first, span_last = max(first, PAGE_SIZE), min(last, MAX - PAGE_SIZE)
-        start = _fit(span_first, span_last, length, step, skew)
+        span_last = min(last, MAX - PAGE_SIZE)
+        start = _fit(max(first, PAGE_SIZE), span_last, length, step, skew)
         if start is None:
             continue
-        for low, high in _holes(used, max(start, hint), span_last):
-            iova = _fit(low, high, length, step, skew)
+        iova = _search(used, max(start, hint), span_last, (length, step, skew))
+        if iova is not None:
+            return iova
+    raise UapiError(ENOSPC, f"no {length:#x} free bytes with alignment {step:#x}")
+
+
+_EVERYTHING = ((0, MAX),)
+
+
+def _search(
+    used: tuple[RangeSet, SortedDict[int, Any]], at: int, last: int, wanted: tuple[int, int, int]
+) -> int | None:
+    """The lowest place in the holes from `at` to `last`. Ranges that touch leave no hole between them."""
+    while at <= last:
+        taken = next_used(used, at)
+        if taken is None or taken[0] > last:
+            return _fit(at, last, *wanted)
+        if taken[0] > at:
+            iova = _fit(at, taken[0] - 1, *wanted)
             if iova is not None:
                 return iova
-    raise UapiError(ENOSPC, f"no {length:#x} free bytes with alignment {step:#x}")
+        at = taken[1] + 1
+    return None
+
+
+def next_used(used: tuple[RangeSet, SortedDict[int, Any]], at: int) -> tuple[int, int] | None:
+    """The lowest area or reserved range that ends at or after `at`: where it starts and ends."""
+    reserved, areas = used
+    taken = reserved.next_from(at)
+    if not areas:
+        return taken
+    starts = areas.keys()
+    index = areas.bisect_right(at)
+    if index and (area := areas[starts[index - 1]]).last >= at:
+        pass
+    elif index < len(areas):
+        area = areas[starts[index]]
+    else:
+        return taken
+    return (area.iova, area.last) if taken is None or area.iova < taken[0] else taken
+
+
+def hole_before(used: tuple[RangeSet, SortedDict[int, Any]], at: int) -> int:
+    """A bound for the start of the hole that ends just below `at`: the end of the last area below it."""
+    areas = used[1]
+    index = areas.bisect_left(at)
+    return areas[areas.keys()[index - 1]].last + 1 if index else 0
 
 
 def _fit(first: int, last: int, length: int, step: int, skew: int) -> int | None:
@@ -118,21 +165,3 @@ def _merged(ranges: list[Range]) -> Iterator[tuple[int, int]]:
             first = low
         last = high
     yield first, last
-
-
-def _holes(used: tuple[RangeSet, SortedDict[int, Any]], first: int, last: int) -> Iterator[tuple[int, int]]:
-    """What of `first`..`last` neither a reserved range nor an area covers, ascending and joined."""
-    reserved, areas = used
-    for low, high in reserved.holes(first, last):
-        at = low
-        index = max(0, areas.bisect_right(low) - 1)
-        while index < len(areas):
-            area = areas.peekitem(index)[1]
-            if area.iova > high:
-                break
-            if area.iova > at:
-                yield at, area.iova - 1
-            at = max(at, area.last + 1)
-            index += 1
-        if at <= high:
-            yield at, high

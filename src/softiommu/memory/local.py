@@ -15,13 +15,18 @@ _CAPABILITY_VERSION_3 = 0x20080522
 _ALL_CAPABILITIES = (1 << 41) - 1
 
 
+_header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+_data = (ctypes.c_uint32 * 6)()
+_capget_arguments = (ctypes.byref(_header), ctypes.byref(_data))
+_capget = _libc.capget
+
+
 def effective_capabilities(tid: int) -> int:
     """The effective capability set of a task (0 is the calling thread), as a bitmap: capget(2)."""
-    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, tid)
-    data = (ctypes.c_uint32 * 6)()
-    if _libc.capget(header, data):
+    _header[1] = tid
+    if _capget(*_capget_arguments):
         return 0
-    return data[0] | data[3] << 32
+    return _data[0] | _data[3] << 32
 
 
 def withheld_capabilities() -> int:

@@ -89,7 +89,7 @@ class PageSet:
     def hold(self, first: int, last: int) -> Hold:
         """Pin pages `first`..`last` (those not pinned yet). EFAULT, ENOMEM: nothing changed."""
         hold = Hold(first, last)
-        missing = list(_uncovered(hold, self._holds))
+        missing = list(_uncovered(hold, self._holds)) if self._holds else [(first, last)]
         new: list[Segment] = []
         for start, end in missing:
             new += self._resolve(start, end)
@@ -103,6 +103,11 @@ class PageSet:
     def release(self, hold: Hold) -> None:
         """Drop a claim; pages that nothing else holds are unpinned."""
         self._holds.remove(hold)
+        if not self._holds:
+            self._physical.accounts.uncharge(self.payer, self.pinned_pages, self.mode)
+            self.segments = []
+            self._physical.pinned.discard(self)
+            return
         freed = list(_uncovered(hold, self._holds))
         if not freed:
             return

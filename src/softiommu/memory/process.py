@@ -178,6 +178,9 @@ class SharedMemory:
             raise UapiError(EFAULT, f"the file refuses to be written: {error.strerror}") from error
 
 
+#: Files whose pages are a device's, by device and inode number: mapped memory of theirs cannot be pinned.
+device_pages: set[tuple[int, int]] = set()
+
 _shared: weakref.WeakValueDictionary[Hashable, SharedMemory] = weakref.WeakValueDictionary()
 
 
@@ -299,6 +302,8 @@ class ProcessMm:
         return extents
 
     def _extent(self, vma: Vma, va: int, size: int) -> Extent:
+        if (vma.dev, vma.inode) in device_pages:
+            raise UapiError(EFAULT, f"user address {va:#x} is a device's memory, which cannot be pinned")
         if vma.flags & _SHARED:
             shared = self._shared(vma)
             if shared is not None:
