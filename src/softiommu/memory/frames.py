@@ -1,8 +1,8 @@
 """Which host physical address each page of the program's memory has.
 
 Pages of one backing lie together: each 2 MiB of it, at a 2 MiB boundary, is one chunk of physical space, given at the
-first use and kept while the backing lives. So a page that was unmapped keeps its address, as on a machine whose owner
-has not reused the page: a stale translation still reaches it.
+first use. A page that was unmapped keeps its address, as on a machine whose owner has not reused the page: a stale
+translation still reaches it. Only backings that long have had no pinned page are forgotten.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import NamedTuple
 from softiommu.memory.client import PAGE_SIZE, Backing
 
 CHUNK = 2 << 20
+_MOST_IDLE = 16
 
 
 class Run(NamedTuple):
@@ -40,22 +41,27 @@ class Window(NamedTuple):
 
 
 class Frames:
-    """The physical space from `base` up, given out in chunks. `on_window` hears of each new one."""
+    """The physical space from `base` up, given out in chunks. `on_window` hears of each that comes (True) or goes."""
 
-    def __init__(self, base: int = 1 << 40, on_window: Callable[[Window], None] | None = None) -> None:
+    def __init__(self, base: int = 1 << 40, on_window: Callable[[Window, bool], None] | None = None) -> None:
         self._next = base
         self._base = base
-        self._chunks: dict[tuple[Hashable, int], Window] = {}
-        self._windows: list[Window] = []
+        #: The chunks of each backing, by their number in it.
+        self._chunks: dict[Hashable, dict[int, Window]] = {}
+        self._windows: list[Window | None] = []
+        self._idle: dict[Hashable, None] = {}
         self._on_window = on_window
 
     def runs(self, backing: Backing, offset: int, length: int) -> Iterator[Run]:
         """The physical addresses of bytes `offset`..`offset+length` of `backing`, joined where they touch."""
-        key, end = backing.key, offset + length
+        end = offset + length
+        chunks = self._chunks.get(backing.key)
+        if chunks is None:
+            chunks = self._chunks[backing.key] = {}
         pa = size = 0
         while offset < end:
             index, within = divmod(offset, CHUNK)
-            window = self._chunks.get((key, index)) or self._add(key, index, backing)
+            window = chunks.get(index) or self._add(chunks, index, backing)
             limit = PAGE_SIZE - within % PAGE_SIZE if window.scattered else CHUNK - within
             part = min(limit, end - offset)
             place = window.place(within)
@@ -78,14 +84,31 @@ class Frames:
         if not self._base <= pa < self._next:
             return None
         window = self._windows[(pa - self._base) // CHUNK]
+        if window is None:
+            return None
         return window.backing, window.offset + window.place(pa - window.pa) - window.pa
 
-    def _add(self, key: Hashable, index: int, backing: Backing) -> Window:
+    def busy(self, key: Hashable) -> None:
+        """A page of a backing is pinned."""
+        self._idle.pop(key, None)
+
+    def idle(self, key: Hashable) -> None:
+        """No page of a backing is pinned any more. Of such backings the most recent few keep their addresses."""
+        self._idle[key] = None
+        if len(self._idle) > _MOST_IDLE:
+            oldest = next(iter(self._idle))
+            del self._idle[oldest]
+            for window in self._chunks.pop(oldest, {}).values():
+                self._windows[(window.pa - self._base) // CHUNK] = None
+                if self._on_window is not None:
+                    self._on_window(window, False)
+
+    def _add(self, chunks: dict[int, Window], index: int, backing: Backing) -> Window:
         start = index * CHUNK
         window = Window(self._next, backing, start, not backing.contiguous(start, CHUNK))
         self._next += CHUNK
-        self._chunks[key, index] = window
+        chunks[index] = window
         self._windows.append(window)
         if self._on_window is not None:
-            self._on_window(window)
+            self._on_window(window, True)
         return window

@@ -7,7 +7,8 @@ space afterwards does not change what devices see.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Hashable, Iterator
 from errno import EFAULT, EINVAL, ENODEV
 from typing import NamedTuple, Protocol
 
@@ -60,6 +61,23 @@ class Physical:
     def __init__(self, frames: Frames, accounts: Accounts) -> None:
         self.frames, self.accounts = frames, accounts
         self.pinned: set[PageSet] = set()
+        self._uses: Counter[Hashable] = Counter()
+
+    def use(self, segments: list[Segment]) -> None:
+        """These pages were pinned."""
+        for segment in segments:
+            key = segment.backing.key
+            self._uses[key] += segment.last - segment.first + 1
+            self.frames.busy(key)
+
+    def unuse(self, segments: list[Segment]) -> None:
+        """These pages are no longer pinned."""
+        for segment in segments:
+            key = segment.backing.key
+            self._uses[key] -= segment.last - segment.first + 1
+            if not self._uses[key]:
+                del self._uses[key]
+                self.frames.idle(key)
 
     def pin_count(self, backing: Backing, offset: int) -> int:
         """How many page sets pin the page that holds byte `offset` of `backing`."""
@@ -98,6 +116,7 @@ class PageSet:
         if new:
             self.segments = sorted(self.segments + new) if self.segments else new
             self._physical.pinned.add(self)
+            self._physical.use(new)
         return hold
 
     def release(self, hold: Hold) -> None:
@@ -105,6 +124,7 @@ class PageSet:
         self._holds.remove(hold)
         if not self._holds:
             self._physical.accounts.uncharge(self.payer, self.pinned_pages, self.mode)
+            self._physical.unuse(self.segments)
             self.segments = []
             self._physical.pinned.discard(self)
             return
@@ -112,9 +132,9 @@ class PageSet:
         if not freed:
             return
         self._physical.accounts.uncharge(self.payer, _count(freed), self.mode)
+        gone = [segment.cut(*part) for segment in self.segments for part in freed if _meet(segment, part)]
+        self._physical.unuse(gone)
         self.segments = [part for segment in self.segments for part in _without(segment, freed)]
-        if not self.segments:
-            self._physical.pinned.discard(self)
 
     @property
     def pinned_pages(self) -> int:
@@ -170,6 +190,10 @@ class PageSet:
         if first != last + 1:
             raise UapiError(EFAULT, "the memory behind the mapping has a hole")
         return segments
+
+
+def _meet(segment: Segment, part: tuple[int, int]) -> bool:
+    return segment.first <= part[1] and part[0] <= segment.last
 
 
 def _count(ranges: list[tuple[int, int]]) -> int:
