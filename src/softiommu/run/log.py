@@ -1,0 +1,130 @@
+"""The call log of `softiommu run --log FILE`: one line for each call that a file of ours answered.
+
+12 dma_test[4711] IOAS_MAP(flags=7 iova=0x10000 length=0x1000) = 0
+13 dma_test[4711] IOAS_MAP(...) = -EEXIST: iova 0x10000..0x10fff overlaps ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields as dataclass_fields, is_dataclass
+from enum import Enum
+from errno import errorcode
+from typing import TYPE_CHECKING, Protocol, TextIO
+
+from softiommu.errors import UapiError
+
+if TYPE_CHECKING:
+    from softiommu.memory.client import Caller
+    from softiommu.memory.files import File
+
+
+class Done(Protocol):
+    """An ioctl as its file answered it: what a dispatcher's listener is given (iommufd's CallDone, for one)."""
+
+    @property
+    def caller(self) -> Caller:
+        """Who made the call."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """The command."""
+        ...
+
+    @property
+    def cmd(self) -> object:
+        """The structure, answered; None where it could not be read; or a number."""
+        ...
+
+    @property
+    def result(self) -> int:
+        """What the call returned, when it did not fail."""
+        ...
+
+    @property
+    def error(self) -> UapiError | None:
+        """Why it failed."""
+        ...
+
+
+class Note:
+    """The result of a call in progress."""
+
+    result = 0
+
+
+class CallLog:
+    """Writes the lines, numbered from 1."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._count = 0
+
+    def call(
+        self, caller: str, kind: str, command: str, fields: Mapping[str, object], outcome: int | UapiError
+    ) -> None:
+        """One call: who, on what kind of file, which command with which fields, and its result."""
+        self._count += 1
+        text = " ".join(f"{name}={value}" for name, value in fields.items())
+        prefix = "" if kind == "iommufd" else f"{kind}: "
+        print(f"{self._count} {caller} {prefix}{command}({text}) = {_outcome(outcome)}", file=self._stream, flush=True)
+
+    def on_call(self, done: Done) -> None:
+        """The listener for a dispatcher that names its commands (`Services.on_call`)."""
+        self.call(done.caller.name, "iommufd", done.name, describe(done.cmd), done.error or done.result)
+
+    def ioctl(self, caller: Caller, file: File, cmd: int, arg: int) -> int:
+        """Carry out an ioctl; it gets a line of its own unless the file's dispatcher wrote one (`on_call`)."""
+        before = self._count
+        outcome: int | UapiError = 0
+        try:
+            outcome = result = file.ioctl(caller, cmd, arg)
+        except UapiError as error:
+            outcome = error
+            raise
+        finally:
+            if self._count == before:
+                self.call(caller.name, file.kind, "ioctl", {"cmd": hex(cmd), "arg": hex(arg)}, outcome)
+        return result
+
+    @contextmanager
+    def noted(self, caller: str, kind: str, command: str, fields: Mapping[str, object]) -> Iterator[Note]:
+        """Write the line of a call when the block ends; the block stores the result in the note."""
+        note = Note()
+        try:
+            yield note
+        except UapiError as error:
+            self.call(caller, kind, command, fields, error)
+            raise
+        self.call(caller, kind, command, fields, note.result)
+
+
+def _outcome(outcome: int | UapiError) -> str:
+    if isinstance(outcome, UapiError):
+        return f"-{errorcode.get(outcome.errno, outcome.errno)}: {outcome.why}"
+    return str(outcome)
+
+
+def describe(cmd: object) -> dict[str, str]:
+    """The fields of a structure that say something: those that are not 0, and neither size nor padding."""
+    if cmd is None or isinstance(cmd, int) or not is_dataclass(cmd):
+        return {}
+    values = {field.name: getattr(cmd, field.name) for field in dataclass_fields(cmd)}
+    return {
+        name: _value(name, value)
+        for name, value in values.items()
+        if value and name not in ("size", "argsz") and not name.startswith(("reserved", "pad"))
+    }
+
+
+_COUNTS = ("id", "num", "fd", "len", "type", "depth")
+
+
+def _value(name: str, value: object) -> str:
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, int) and not name.endswith(_COUNTS):
+        return hex(value)
+    return str(value)

@@ -1,0 +1,147 @@
+"""What the parts of one supervision share: the listener, the open files, the tasks and their address spaces."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from softiommu.errors import UapiError
+from softiommu.memory.process import ProcessCopier
+from softiommu.run.descriptors import Descriptors, OpenFile
+from softiommu.run.seccomp import TaskGoneError
+from softiommu.run.spaces import AddressSpaces
+from softiommu.run.tracee import Task
+
+if TYPE_CHECKING:
+    from softiommu.machine.nodes import World
+    from softiommu.run.log import CallLog
+    from softiommu.run.seccomp import Listener
+
+
+class Reply(Enum):
+    """Answers of a handler that are no number."""
+
+    #: The kernel carries the call out.
+    CONTINUE = "continue"
+    #: The answer went out with the new descriptor.
+    ANSWERED = "answered"
+
+
+CONTINUE, ANSWERED = Reply.CONTINUE, Reply.ANSWERED
+
+#: Answers a call of a task with these six arguments: its result, UapiError, or a Reply.
+Handler = Callable[[Task, tuple[int, ...]], "int | Reply"]
+
+_MOST_TASKS = 256
+
+
+def high_threshold() -> int:
+    """The first descriptor number of the high range, for the limit that the program will start with.
+
+    Below FD_SETSIZE (1024), so that select(2) works on such descriptors where the limit allows.
+    """
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 896 if limit >= 1024 or limit < 0 else max(limit * 7 // 8, 3)
+
+
+class Session:
+    """One supervised program and its machine."""
+
+    def __init__(self, world: World, listener: Listener, threshold: int, log: CallLog | None) -> None:
+        self.world = world
+        self.listener = listener
+        self.threshold = threshold
+        self.log = log
+        self.copier = ProcessCopier()
+        self.spaces = AddressSpaces()
+        self.descriptors = Descriptors(self._duplicates)
+        #: Set once a process changed its root or mount namespace: paths must then be looked up from its own root.
+        self.roots_differ = False
+        #: The descriptor that a read or write is for, while it is carried out.
+        self.current: tuple[Task, int, OpenFile] | None = None
+        #: The number that the last opened file got.
+        self.last_installed = -1
+        self._tasks: dict[int, Task] = {}
+
+    def task(self, tid: int) -> Task:
+        """The task with this number, as last seen (it may since have been another: see `fresh`). TaskGoneError."""
+        return self._tasks.get(tid) or self._new_task(tid)
+
+    def fresh(self, tid: int) -> Task:
+        """The task that has this number now. TaskGoneError."""
+        task = self._tasks.get(tid)
+        if task is not None:
+            with suppress(OSError):
+                os.stat("comm", dir_fd=task.folder)
+                return task
+            self._tasks.pop(tid).close()
+        return self._new_task(tid)
+
+    def _new_task(self, tid: int) -> Task:
+        if len(self._tasks) >= _MOST_TASKS:
+            self._close_tasks()
+        try:
+            task = Task(self, tid)
+        except OSError as error:
+            raise TaskGoneError from error
+        self.spaces.check(task.tgid)
+        self._tasks[tid] = task
+        return task
+
+    def processes(self) -> Iterator[int]:
+        """Every process below the supervisor, with or without a call of its own so far."""
+        waiting = [os.getpid()]
+        while waiting:
+            parent = waiting.pop()
+            with suppress(OSError):
+                for tid in os.listdir(f"/proc/{parent}/task"):
+                    with open(f"/proc/{parent}/task/{tid}/children") as children:
+                        found = [int(child) for child in children.read().split()]
+                    waiting += found
+                    yield from found
+
+    def _duplicates(self, record: OpenFile) -> Iterator[int]:
+        """Duplicates of the descriptors that supervised processes have of a file."""
+        if self.current is not None and self.current[2] is record:
+            with suppress(UapiError):
+                yield self.current[0].duplicate(self.current[1])
+        for pid in self.processes():
+            with suppress(OSError, TaskGoneError, UapiError):
+                for fd in os.listdir(f"/proc/{pid}/fd"):
+                    task = self.fresh(pid)
+                    if task.record(int(fd)) is record:
+                        yield task.duplicate(int(fd))
+
+    def is_mapped(self, record: OpenFile, offset: int, length: int) -> bool:
+        """Whether a supervised process maps any byte of (offset, length) of a file of ours."""
+        device, inode = record.inode
+        name = f"{os.major(device):02x}:{os.minor(device):02x} {inode} "
+        for pid in self.processes():
+            with suppress(OSError), open(f"/proc/{pid}/maps") as maps:
+                for line in maps:
+                    if name in line and _overlaps(line, offset, length):
+                        return True
+        return False
+
+    def _close_tasks(self) -> None:
+        for task in self._tasks.values():
+            task.close()
+        self._tasks.clear()
+
+    def close(self) -> None:
+        """Give everything back."""
+        self._close_tasks()
+        self.spaces.close()
+        self.descriptors.close()
+        os.close(self.listener.fd)
+
+
+def _overlaps(line: str, offset: int, length: int) -> bool:
+    span, _, start = line.split()[:3]
+    first, end = (int(part, 16) for part in span.split("-"))
+    begin = int(start, 16)
+    return begin < offset + length and offset < begin + end - first

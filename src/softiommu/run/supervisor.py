@@ -1,0 +1,180 @@
+"""The supervisor: starts the program, answers its calls, and ends as the program ended.
+
+One process, one thread. The program runs in the supervisor's process group with its terminal, streams and environment.
+When the supervisor is killed outright, the kernel answers the calls it no longer hears with ENOSYS: nothing hangs.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
+
+from softiommu.errors import UapiError
+from softiommu.run import child, seccomp
+from softiommu.run.fileops import FileCalls
+from softiommu.run.lifecalls import LifeCalls
+from softiommu.run.opencalls import OpenCalls
+from softiommu.run.paths import Resolver
+from softiommu.run.seccomp import Listener, Notification, TaskGoneError
+from softiommu.run.session import CONTINUE, Handler, Reply, Session, high_threshold
+from softiommu.run.signals import Signals
+from softiommu.run.statcalls import StatCalls
+from softiommu.run.syscalls import Nr
+
+if TYPE_CHECKING:
+    from softiommu.machine.nodes import World
+    from softiommu.run.log import CallLog
+
+EXIT_BUG = 70
+_EIO = 5
+
+
+class RunOptions(NamedTuple):
+    """How to run a program."""
+
+    #: Where calls on our files are written.
+    log: CallLog | None = None
+    #: Die by the signal that killed the program, as a shell expects of a wrapper. Else `run` returns 128 + signal.
+    die_alike: bool = True
+
+
+def run(world: World, argv: Sequence[str], options: RunOptions | None = None) -> int:
+    """Run a program on a machine; its exit code. Takes this process over: standard input and output are the program's.
+
+    127: not found, 126: cannot be executed, 70: a bug of ours (unless the program failed itself).
+    ConfigError: supervision does not work here.
+    """
+    options = options or RunOptions()
+    seccomp.check_support()
+    threshold = high_threshold()
+    signals = Signals()
+    program = child.start(argv, seccomp.filter_program(threshold), signals)
+    session = Session(world, Listener(program.listener), threshold, options.log)
+    supervisor = Supervisor(session, program, signals)
+    try:
+        supervisor.serve()
+    finally:
+        signals.restore()
+        supervisor.close()
+    return supervisor.exit_code(options.die_alike)
+
+
+class Supervisor:
+    """Answers calls until the last supervised process is gone."""
+
+    def __init__(self, session: Session, program: child.Program, signals: Signals) -> None:
+        self._session, self._program, self._signals = session, program, signals
+        self._listener = session.listener
+        resolver = Resolver(session)
+        self._resolver = resolver
+        self._handlers: dict[int, Handler] = {
+            **FileCalls(session).handlers,
+            **OpenCalls(session, resolver).handlers,
+            **StatCalls(session, resolver).handlers,
+            **LifeCalls(session).handlers,
+        }
+        self._status: int | None = None
+        self.bugs = 0
+
+    def serve(self) -> None:
+        """Answer every call; returns when nobody is left who could make one, and all files are released."""
+        listener, closers, signals = self._listener.fd, self._session.descriptors.closers.fileno(), self._signals.fd
+        # The order matters: a close that came before a call is seen when the call is seen.
+        poller = select.poll()
+        for fd in (listener, closers, signals):
+            poller.register(fd, select.POLLIN)
+        ended = False
+        while not ended:
+            for fd, event in reversed(poller.poll()):
+                if fd == listener:
+                    if event & select.POLLIN:
+                        self._answer_next()
+                    elif event & (select.POLLHUP | select.POLLERR):
+                        ended = True
+                elif fd == closers:
+                    self._guarded(self._session.descriptors.drain, "closing files")
+                else:
+                    self._signals.forward(self._program.pid, self._reap)
+        self._reap(wait=True)
+        self._guarded(self._session.descriptors.drain, "closing files")
+
+    def _answer_next(self) -> None:
+        call = self._listener.receive()
+        if call is None:
+            return
+        try:
+            answer = self._handle(call)
+            if answer is CONTINUE:
+                self._listener.let_through(call[0])
+            elif not isinstance(answer, Reply):
+                self._listener.answer(call[0], answer)
+        except UapiError as error:
+            self._listener.answer(call[0], 0, error.errno)
+        except TaskGoneError:
+            # Its descriptors close with it; the answer, should it still be wanted, is the kernel's.
+            self._listener.let_through(call[0])
+        except Exception:
+            self._report(_describe(call))
+            self._listener.answer(call[0], 0, _EIO)
+
+    def _handle(self, call: Notification) -> int | Reply:
+        task = self._session.task(call[1])
+        task.call = call[0]
+        return self._handlers[call[3]](task, call[6:])
+
+    def _guarded(self, action: object, what: str) -> None:
+        assert callable(action)
+        try:
+            action()
+        except Exception:
+            self._report(what)
+
+    def _report(self, what: str) -> None:
+        """Tell of a bug of ours; the supervision goes on."""
+        self.bugs += 1
+        print(f"softiommu: this is a bug of softiommu, please report it: while {what}", file=sys.stderr)
+        traceback.print_exc(file=sys.stderr)
+
+    def _reap(self, wait: bool = False) -> None:
+        """Collect ended children: the program, and orphans of its own that came to us."""
+        with suppress(ChildProcessError):
+            while True:
+                pid, status = os.waitpid(-1, 0 if wait else os.WNOHANG)
+                if pid == 0:
+                    return
+                if pid == self._program.pid:
+                    self._status = status
+
+    def close(self) -> None:
+        """Give everything back."""
+        self._resolver.shadow.close()
+        self._session.close()
+
+    def exit_code(self, die_alike: bool) -> int:
+        """The program's exit code; dies by the same signal where asked."""
+        failure = self._program.failure()
+        if failure is not None:
+            message, code = failure
+            print(f"softiommu: {message}", file=sys.stderr)
+            return code
+        status = self._status or 0
+        if os.WIFSIGNALED(status):
+            if die_alike:
+                child.die_by(os.WTERMSIG(status))
+            return 128 + os.WTERMSIG(status)
+        code = os.WEXITSTATUS(status)
+        return EXIT_BUG if self.bugs and not code else code
+
+
+def _describe(call: Notification) -> str:
+    try:
+        name = Nr(call[3]).name.lower()
+    except ValueError:
+        name = f"call {call[3]}"
+    arguments = ", ".join(hex(argument) for argument in call[6:])
+    return f"answering {name}({arguments}) of task {call[1]}"
