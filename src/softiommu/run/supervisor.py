@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from softiommu.errors import UapiError
 from softiommu.run import child, seccomp
 from softiommu.run.fileops import FileCalls
+from softiommu.run.folders import FolderCalls
 from softiommu.run.lifecalls import LifeCalls
 from softiommu.run.opencalls import OpenCalls
 from softiommu.run.paths import Resolver
@@ -76,6 +77,7 @@ class Supervisor:
             **FileCalls(session).handlers,
             **OpenCalls(session, resolver).handlers,
             **StatCalls(session, resolver).handlers,
+            **FolderCalls(resolver).handlers,
             **LifeCalls(session).handlers,
         }
         self._status: int | None = None
