@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from softiommu.iommufd import kernels, table
 from softiommu.iommufd.file import IommufdFile
@@ -40,6 +40,20 @@ class Machine:
     def open_iommu(self, caller: Caller, flags: int) -> IommufdFile:
         """open(2) of /dev/iommu, or of /dev/vfio/vfio where the container is iommufd's."""
         return IommufdFile(self.services)
+
+    def facts(self) -> dict[str, Any]:
+        """What `softiommu machine show` tells: for each device its name, address, group, and its nodes."""
+        mock = self.description.has_model("mock")
+        return {
+            "name": self.description.name,
+            "summary": self.description.summary,
+            "source": self.description.source,
+            "kernel": self.kernel.name,
+            "nodes": [path for path, entry in self.entries.items() if isinstance(entry, Node)],
+            "iommus": [{"name": iommu.name, "model": iommu.model} for iommu in self.description.iommus],
+            "devices": [],
+            "note": ": a program makes mock devices with IOMMU_TEST_CMD" if mock else "",
+        }
 
     def _add_mock(self) -> None:
         from softiommu.drivers.mock import MockDriver

@@ -1,0 +1,45 @@
+"""`softiommu machine`: which hardware there is."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+
+@click.group()
+def machine() -> None:
+    """Show the machines there are."""
+
+
+@machine.command(name="list")
+def list_machines() -> None:
+    """One line for each built-in machine."""
+    from softiommu.machine.description import builtin_names, load
+
+    for name in builtin_names():
+        print(f"{name:10} {load(name).summary}")
+
+
+@machine.command()
+@click.argument("name")
+@click.option("--kernel", "-k", default=None, help="The kernel version to present.")
+@click.option("--json", "as_json", is_flag=True, help="The same for programs.")
+def show(name: str, kernel: str | None, as_json: bool) -> None:
+    """What is in machine NAME (built in, or a TOML file): IOMMUs, devices, and the nodes a program opens them by."""
+    from softiommu.machine.assemble import machine as assemble
+
+    facts = assemble(name, kernel).facts()
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
+    print(f"{facts['name']}: {facts['summary']}")
+    print(f"kernel {facts['kernel']}, from {facts['source']}")
+    for node in facts["nodes"]:
+        print(f"node   {node}")
+    for iommu in facts["iommus"]:
+        print(f"iommu  {iommu['name']} ({iommu['model']})")
+    for device in facts["devices"]:
+        print(f"device {device['name']} at {device['address']}, group {device['group']}: {', '.join(device['nodes'])}")
+    if not facts["devices"]:
+        print(f"no devices{facts['note']}")
