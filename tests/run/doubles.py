@@ -18,7 +18,7 @@ from softiommu.run.log import CallLog
 from softiommu.run.supervisor import RunOptions, run
 
 COUNT, ECHO, REFUSE, NEW_QUEUE, CRASH, WHO = 0x3B80, 0x3B81, 0x3B82, 0x3B83, 0x3B84, 0x3B85
-PIN, UNPIN, PEEK, POKE, QUEUE, FILE_OF, MAPPED = 0x3B86, 0x3B87, 0x3B88, 0x3B89, 0x3B8A, 0x3B8B, 0x3B8C
+PIN, UNPIN, PEEK, POKE, QUEUE, FILE_OF, MAPPED, ALIVE = range(0x3B86, 0x3B8E)
 
 
 class Events:
@@ -58,8 +58,11 @@ class Counter(File):
             raise UapiError(EPERM, "the double refuses")
         if cmd == NEW_QUEUE:
             self.queue = Queue(self.events)
-            fd = caller.install(self.queue)
-            return fd
+            try:
+                return caller.install(self.queue)
+            except UapiError:
+                self.queue.release()
+                raise
         if cmd == CRASH:
             raise RuntimeError("the double crashes")
         return self._more(caller, cmd, arg)
@@ -78,6 +81,8 @@ class Counter(File):
             return {"iommufd": 1, "queue": 2, "host file": 3}[file.kind]
         if cmd == MAPPED:
             return int(self.is_mapped(4096, 4096))
+        if cmd == ALIVE:
+            return self.events.opened - self.events.released
         va, length = struct.unpack("<QQ", caller.read(arg, 16))
         if cmd == PIN:
             self.extents[:] = caller.mm.extents(va, length, write=True)

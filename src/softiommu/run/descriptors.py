@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from softiommu.memory import process
-from softiommu.memory.files import POLLIN, File
+from softiommu.memory.files import POLLIN, POLLOUT, File
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,7 +80,7 @@ class Descriptors:
         """A descriptor of ours to hand out (the caller closes it), and its record. `flags` are those of open(2)."""
         record = OpenFile(file, path)
         pages = file.pages_fd()
-        if file.has_data and pages is None:
+        if file.has_data and pages is None and not file.always_empty:
             fd = self._make_socket(record, flags)
         else:
             fd = self._make_pages(record, pages, flags)
@@ -113,6 +113,11 @@ class Descriptors:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         ours.setblocking(False)
         theirs.setblocking(not flags & os.O_NONBLOCK)
+        if not record.file.poll() & POLLOUT:
+            # A full socket is not ready for writing.
+            with suppress(BlockingIOError):
+                while theirs.send(b"!", socket.MSG_DONTWAIT):
+                    pass
         record.peer = ours
         self._by_peer[ours.fileno()] = record
         self.closers.register(ours.fileno(), select.EPOLLRDHUP)

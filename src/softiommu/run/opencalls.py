@@ -119,6 +119,7 @@ class OpenCalls:
         file = node.open(task, flags)
         descriptors = self._session.descriptors
         record, ours = descriptors.make(file, path, flags)
+        file.is_mapped = lambda offset, length: self._session.is_mapped(record, offset, length)
         try:
             self._session.last_installed = task.give(ours, record, bool(flags & os.O_CLOEXEC), answer=True)
         except (UapiError, TaskGoneError):

@@ -72,9 +72,12 @@ def filter_program(threshold: int) -> bytes:
         Nr.IOCTL,
         [
             _load_argument(1),
-            _op(_JEQ, KVM_SET_DEVICE_ATTR, 3),
+            _op(_JEQ, KVM_SET_DEVICE_ATTR, 5),
             _op(_AND, 0xFF00),
-            _op(_JEQ, _IOMMUFD_TYPE, 1),
+            # The kernel looks at the pointer before it looks at the type (EFAULT before ENOTTY): the neighbours too.
+            _op(_JEQ, _IOMMUFD_TYPE, 3),
+            _op(_JEQ, _IOMMUFD_TYPE + 0x100, 2),
+            _op(_JEQ, 0, 1),
             _ALLOW,
             _NOTIFY,
         ],

@@ -10,6 +10,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from softiommu.errors import UapiError
+from softiommu.memory.local import withheld_capabilities
 from softiommu.memory.process import ProcessCopier
 from softiommu.run.descriptors import Descriptors, OpenFile
 from softiommu.run.seccomp import TaskGoneError
@@ -59,6 +60,10 @@ class Session:
         self.copier = ProcessCopier()
         self.spaces = AddressSpaces()
         self.descriptors = Descriptors(self._duplicates)
+        #: Capabilities that nobody here can have, which a root program has all the same, and the processes that
+        #: gave them up.
+        self.withheld = withheld_capabilities()
+        self.dropped: set[int] = set()
         #: Set once a process changed its root or mount namespace: paths must then be looked up from its own root.
         self.roots_differ = False
         #: The descriptor that a read or write is for, while it is carried out.

@@ -90,18 +90,20 @@ class Supervisor:
         poller = select.poll()
         for fd in (listener, closers, signals):
             poller.register(fd, select.POLLIN)
-        ended = False
-        while not ended:
-            for fd, event in reversed(poller.poll()):
-                if fd == listener:
-                    if event & select.POLLIN:
-                        self._answer_next()
-                    elif event & (select.POLLHUP | select.POLLERR):
-                        ended = True
-                elif fd == closers:
-                    self._guarded(self._session.descriptors.drain, "closing files")
-                else:
+        only_a_call = [(listener, select.POLLIN)]
+        while True:
+            ready = poller.poll()
+            if ready != only_a_call:
+                events = dict(ready)
+                if signals in events:
                     self._signals.forward(self._program.pid, self._reap)
+                if closers in events:
+                    self._guarded(self._session.descriptors.drain, "closing files")
+                if not events.get(listener, 0) & select.POLLIN:
+                    if listener in events:
+                        break  # nobody is left who could make a call
+                    continue
+            self._answer_next()
         self._reap(wait=True)
         self._guarded(self._session.descriptors.drain, "closing files")
 
@@ -110,7 +112,9 @@ class Supervisor:
         if call is None:
             return
         try:
-            answer = self._handle(call)
+            task = self._session.task(call[1])
+            task.call = call[0]
+            answer = self._handlers[call[3]](task, call[6:])
             if answer is CONTINUE:
                 self._listener.let_through(call[0])
             elif not isinstance(answer, Reply):
@@ -123,11 +127,6 @@ class Supervisor:
         except Exception:
             self._report(_describe(call))
             self._listener.answer(call[0], 0, _EIO)
-
-    def _handle(self, call: Notification) -> int | Reply:
-        task = self._session.task(call[1])
-        task.call = call[0]
-        return self._handlers[call[3]](task, call[6:])
 
     def _guarded(self, action: object, what: str) -> None:
         assert callable(action)

@@ -78,9 +78,17 @@ class Task:
     @property
     def uid(self) -> int:
         """The real user of the task."""
+        return self._users()[0]
+
+    @property
+    def euid(self) -> int:
+        """The effective user of the task."""
+        return self._users()[1]
+
+    def _users(self) -> list[int]:
         for line in self.read_proc("status").splitlines():
             if line.startswith(b"Uid:"):
-                return int(line.split()[1])
+                return [int(word) for word in line.split()[1:]]
         raise TaskGoneError
 
     @property
@@ -98,7 +106,10 @@ class Task:
 
     def capable(self, capability: int) -> bool:
         """Whether the task has the capability now."""
-        return bool(effective_capabilities(self.tid) >> capability & 1)
+        mask = effective_capabilities(self.tid)
+        if not mask >> capability & 1 and self.session.withheld >> capability & 1:
+            return self.euid == 0 and self.tgid not in self.session.dropped
+        return bool(mask >> capability & 1)
 
     def file(self, fd: int) -> File:
         """The file behind a descriptor: ours, or a duplicate of the host's. EBADF."""
@@ -166,7 +177,7 @@ class Task:
 
     def give(self, ours: int, record: OpenFile, cloexec: bool, answer: bool) -> int:
         """Install a descriptor of one of our files where it belongs. EMFILE; TaskGoneError."""
-        number = self.free_high_number() if record.file.has_data else None
+        number = self.free_high_number() if record.pollable else None
         return self.session.listener.install(self.call, ours, number, cloexec, answer)
 
     def free_high_number(self, at_least: int = 0) -> int | None:

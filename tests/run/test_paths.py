@@ -1,0 +1,151 @@
+"""Paths of the machine, as programs reach them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from run.conftest import HERE, Runner
+
+DEVICE = "/sys/devices/pci0000:fd/0000:fd:05.0"
+SHORT = "/sys/bus/pci/devices/0000:fd:05.0"
+
+
+def test_stat_tells_of_nodes_files_links_and_folders(supervise: Runner) -> None:
+    result = supervise.python(f"""
+import stat
+def tell(status): return stat.filemode(status.st_mode), status.st_rdev, status.st_size
+print(tell(os.stat("/dev/iommu")) == ("crw-------", os.makedev(10, 120), 0))
+print(tell(os.stat("{DEVICE}/vendor")), tell(os.lstat("{SHORT}")), tell(os.stat("{SHORT}")))
+print(stat.filemode(os.fstat(os.open("/dev/iommu", os.O_RDWR)).st_mode))
+print(error(os.stat, "/dev/iommu/x"), error(os.stat, "{DEVICE}/nothing"), error(os.stat, "/dev/vfio/vfio"))
+""")
+    assert result.out == (
+        "True\n('-r--r--r--', 0, 4096) ('lrwxrwxrwx', 0, 42) ('drwxr-xr-x', 0, 0)\ncrw-------\nENOTDIR ENOENT ENOENT\n"
+    )
+
+
+def test_a_path_leads_to_the_machine_through_links_and_folders(supervise: Runner, tmp_path: Path) -> None:
+    (tmp_path / "node").symlink_to("/dev/iommu")
+    (tmp_path / "folder").symlink_to("/dev/vfio")
+    (tmp_path / "root").symlink_to("/")
+    result = supervise.python(f"""
+place = {str(tmp_path)!r}
+for path in ("/dev/../dev//iommu", place + "/node", place + "/root/dev/iommu", "/proc/self/root/dev/iommu",
+             "/dev/./vfio/devices/vfio7", place + "/folder/devices/vfio7", place + "/folder/../iommu"):
+    os.close(os.open(path, os.O_RDWR))
+os.chdir("/dev"); os.close(os.open("iommu", os.O_RDWR)); os.close(os.open("vfio/devices/vfio7", os.O_RDWR))
+os.chdir(place); os.close(os.open("node", os.O_RDWR)); os.close(os.open("../" * 20 + "dev/iommu", os.O_RDWR))
+print(open("{SHORT}/vendor").read(), os.readlink("{SHORT}/iommu_group"))
+print(os.path.realpath("{SHORT}/iommu_group"))
+print(error(os.open, place + "/node", os.O_RDWR | os.O_NOFOLLOW), error(os.open, "{SHORT}", os.O_NOFOLLOW))
+""")
+    assert result.opened == 11
+    assert result.out == ("0x1234\n ../../../kernel/iommu_groups/7\n/sys/kernel/iommu_groups/7\nELOOP ELOOP\n")
+
+
+def test_a_folder_descriptor_leads_on(supervise: Runner) -> None:
+    result = supervise.python(f"""
+dev = os.open("/dev", os.O_RDONLY | os.O_DIRECTORY)
+os.close(os.open("iommu", os.O_RDWR, dir_fd=dev))
+vfio = os.open("vfio", os.O_PATH, dir_fd=dev)
+os.close(os.open("devices/vfio7", os.O_RDWR, dir_fd=vfio))
+os.close(os.open("../iommu", os.O_RDWR, dir_fd=vfio))
+device = os.open("{SHORT}", os.O_RDONLY)
+print(os.read(os.open("vendor", os.O_RDONLY, dir_fd=device), 100), os.readlink("iommu_group", dir_fd=device))
+print(error(lambda: os.stat("nothing", dir_fd=device)), error(lambda: os.open("new", os.O_CREAT, dir_fd=device)))
+os.fchdir(device)
+print(os.getcwd(), open("vendor").read(), open("vfio-dev/vfio7/dev").read())
+""")
+    assert result.opened == 3
+    assert result.out == (f"b'0x1234\\n' ../../../kernel/iommu_groups/7\nENOENT ENOENT\n{DEVICE} 0x1234\n 511:7\n\n")
+
+
+def test_folders_list_what_the_machine_adds(supervise: Runner) -> None:
+    host = sorted(os.listdir("/sys/bus/pci/devices"))
+    result = supervise.python(f"""
+print(sorted(os.listdir("{SHORT}")), os.listdir("/dev/vfio"), os.listdir("/dev").count("iommu"))
+print(sorted(os.listdir("/sys/bus/pci/devices")))
+fd = os.open("/sys/bus/pci/devices", os.O_RDONLY)
+print(sorted(os.listdir(fd)) == sorted(os.listdir(fd)), [e.is_symlink() for e in os.scandir("{SHORT}/..")])
+""")
+    names = ["iommu_group", "vendor", "vfio-dev"]
+    listed = sorted([*host, "0000:fd:05.0"])
+    assert result.out == f"{names} ['devices'] 1\n{listed}\nTrue [False]\n"
+
+
+def test_the_flags_of_open_mean_what_they_mean(supervise: Runner) -> None:
+    result = supervise.python(f"""
+print(error(os.open, "/dev/iommu", os.O_CREAT | os.O_EXCL), error(os.open, "/dev/iommu", os.O_DIRECTORY))
+print(error(os.open, "{DEVICE}/vendor", os.O_RDWR), error(os.open, "{DEVICE}", os.O_RDWR))
+fd = os.open("/dev/iommu", os.O_PATH)
+print(error(fcntl.ioctl, fd, COUNT))
+os.close(os.open("/dev/iommu", os.O_CREAT | os.O_RDWR))
+print(os.access("/dev/iommu", os.R_OK | os.W_OK), os.access("/dev/iommu", os.X_OK), os.access("/dev/vfio", os.X_OK))
+""")
+    assert (result.opened, result.out) == (1, "EEXIST ENOTDIR\nEACCES EISDIR\nEBADF\nTrue False True\n")
+
+
+def test_paths_of_the_host_stay_as_they_are(supervise: Runner, tmp_path: Path) -> None:
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    result = supervise.python(f"""
+os.chdir({str(tmp_path)!r})
+print(error(os.open, "dangling", 0), error(os.open, "loop", 0), error(os.open, "a/b", 0), error(os.stat, ""))
+print(error(os.stat, "x" * 5000), error(os.readlink, "."), os.readlink("dangling"))
+os.close(os.open("dangling", os.O_CREAT | os.O_WRONLY))
+print(os.listdir("."), os.getcwd() == {str(tmp_path)!r}, os.stat("/dev/null").st_rdev == os.makedev(1, 3))
+""")
+    lines = result.out.splitlines()
+    assert lines[:2] == ["ENOENT ELOOP ENOENT ENOENT", "ENAMETOOLONG EINVAL nowhere"]
+    assert "'nowhere'" in lines[2]
+    assert lines[2].endswith("True True")
+
+
+def test_a_bad_path_pointer_faults(supervise: Runner) -> None:
+    result = supervise.python("""
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+area = mmap.mmap(-1, 8192)
+start = ctypes.addressof(ctypes.c_char.from_buffer(area))
+libc.mprotect(ctypes.c_void_p(start + 4096), 4096, 0)
+for path, at in ((b"/dev/iommu", 4096 - 10), (b"/dev/iommu\\0", 4096 - 11)):
+    area[at:4096] = path
+    fd = libc.open(ctypes.c_void_p(start + at), os.O_RDWR)
+    print(fd >= 0, errno.errorcode.get(ctypes.get_errno()))
+print(libc.open(ctypes.c_void_p(8), 0), errno.errorcode[ctypes.get_errno()])
+""")
+    assert result.out == "False EFAULT\nTrue EFAULT\n-1 EFAULT\n"
+
+
+def test_a_descriptor_of_ours_says_its_path(supervise: Runner) -> None:
+    result = supervise.python("""
+fd = os.open("/dev/iommu", os.O_RDWR)
+print(os.readlink(f"/proc/self/fd/{fd}"), os.readlink(f"/proc/{os.getpid()}/fd/{fd}"))
+again = os.open(f"/proc/self/fd/{fd}", os.O_RDWR)
+print(fcntl.ioctl(fd, COUNT), fcntl.ioctl(fd, COUNT), fcntl.ioctl(again, COUNT))
+""")
+    assert result.out == "/dev/iommu /dev/iommu\n1 2 1\n"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="chroot needs root")
+def test_a_program_with_a_root_of_its_own_finds_the_machine_there(supervise: Runner, tmp_path: Path) -> None:
+    (tmp_path / "root" / "dev").mkdir(parents=True)
+    (tmp_path / "root" / "etc").symlink_to("dev")
+    result = supervise.python(f"""
+os.chroot({str(tmp_path / "root")!r}); os.chdir("/")
+fd = os.open("/dev/iommu", os.O_RDWR)
+print(fcntl.ioctl(fd, COUNT), error(os.open, "/usr/bin/env", 0), os.path.exists("/etc/iommu"))
+""")
+    assert result.out == "1 ENOENT True\n"
+
+
+def test_start_imports_nothing_heavy() -> None:
+    heavy = {"numpy", "numba", "pyarrow", "rich", "starlette", "asyncio", "click"}
+    code = "import sys, softiommu.run.supervisor; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=HERE).stdout
+    assert not heavy & set(loaded.split())
