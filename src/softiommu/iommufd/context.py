@@ -48,6 +48,8 @@ class Services:
         self.vfio_ioctl: Callable[[Context, Caller, int, int], int]
         self.on_call: Callable[[CallDone], None] | None = None
         self.unsafe_interrupts = False
+        #: Whether the machine has, or a program can make, devices that report faults and events.
+        self.has_devices = False
         #: Set by the test command: a chance to rewrite an IOAS_COPY before it is checked.
         self.prepare_copy: Callable[[Context, IoasCopy], None] | None = None
         #: Whether the kernel is built with CONFIG_VFIO_NOIOMMU.
@@ -95,8 +97,9 @@ class Context:
         try:
             result = handler(*args)
         except BaseException:
-            for obj in reversed(pending):
-                self.discard(obj)
+            # One may take others of the call along.
+            while pending:
+                self.discard(pending[-1])
             raise
         else:
             for obj in pending:
@@ -114,7 +117,8 @@ class Context:
     def adopt(self, stub: Object, obj: Object) -> None:
         """Put `obj` in the place of an object of this call that only kept the id for it."""
         self.objects.swap(stub, obj)
-        self._pending[self._pending.index(stub)] = obj
+        self._pending.remove(stub)
+        self._pending.append(obj)
 
     def publish(self, obj: Object) -> None:
         """Make an object of this call visible before the call ends."""
@@ -140,9 +144,20 @@ class Context:
 
     def _close(self) -> None:
         while len(self.objects):
-            free = [obj for obj in self.objects if not obj.users]
-            assert free, f"objects hold one another: {list(self.objects)}"
+            idle = [obj for obj in self.objects if not obj.users]
+            # What a driver owns goes with its owner.
+            free = [obj for obj in idle if not obj.internal] or idle
+            if not free:
+                self._forget_attachments()
             for obj in free:
                 if obj.ready and not obj.users:
                     self.discard(obj)
         self.regions.close()
+
+    def _forget_attachments(self) -> None:
+        """Devices that left with a PASID attached still hold its HWPT: the kernel would leak it here."""
+        left = [attachment for group in self.groups.values() for attachment in group.attachments.values()]
+        assert left, f"objects hold one another: {list(self.objects)}"
+        for attachment in left:
+            attachment.hwpt.users -= len(attachment.devices)
+        self.groups.clear()

@@ -40,6 +40,7 @@ class EventFile(File):
         super().__init__()
         self.ctx, self.queue = ctx, queue
         self.kind = queue.kind
+        self.always_empty = not ctx.services.has_devices
         queue.users += 1
         queue.file = self
         ctx.hold()
@@ -87,6 +88,8 @@ class FaultQueue(Object):
         self._waiting: deque[FaultGroup] = deque()
         self._answering: dict[int, FaultGroup] = {}
         self._lowest_cookie = 1
+        #: No free cookie is below it.
+        self._next_cookie = 1
 
     def add(self, group: FaultGroup) -> None:
         """A group of faults is complete."""
@@ -105,7 +108,7 @@ class FaultQueue(Object):
                 if done:
                     break
                 raise UapiError(EINVAL, f"the first group needs {size} bytes, {count} were given")
-            cookie = next(n for n in numbers(self._lowest_cookie) if n not in self._answering)
+            cookie = next(n for n in numbers(self._next_cookie) if n not in self._answering)
             try:
                 caller.write(va + done, b"".join(_entry(group, fault, cookie) for fault in group.faults))
             except UapiError:
@@ -114,6 +117,7 @@ class FaultQueue(Object):
                 raise
             self._waiting.popleft()
             self._answering[cookie] = group
+            self._next_cookie = cookie + 1
             done += size
         if done:
             self._changed()
@@ -140,15 +144,22 @@ class FaultQueue(Object):
         group = self._answering.pop(response.cookie, None)
         # The kernel's table of cookies starts at 1, but erasing number 0, which is not in it, frees that number.
         self._lowest_cookie = 0 if response.cookie == 0 else self._lowest_cookie
+        if response.cookie == 0 or group is not None:
+            self._next_cookie = min(self._next_cookie, response.cookie)
         if group is None:
             raise UapiError(EINVAL, f"no fault waits for an answer with cookie {response.cookie}")
         group.device.device.page_response(group.faults, PageResponse(response.code))
 
     def drop(self, device: DeviceObject, route: int | None) -> None:
         """The device leaves: its faults are answered INVALID."""
-        gone = [g for g in (*self._waiting, *self._answering.values()) if g.device is device and g.route == route]
-        self._waiting = deque(g for g in self._waiting if g not in gone)
-        self._answering = {cookie: g for cookie, g in self._answering.items() if g not in gone}
+
+        def leaves(group: FaultGroup) -> bool:
+            return group.device is device and group.route == route
+
+        gone = [g for g in (*self._waiting, *self._answering.values()) if leaves(g)]
+        self._waiting = deque(g for g in self._waiting if not leaves(g))
+        self._answering = {cookie: g for cookie, g in self._answering.items() if not leaves(g)}
+        self._next_cookie = self._lowest_cookie
         for group in gone:
             device.device.page_response(group.faults, PageResponse.INVALID)
         if gone:
@@ -226,9 +237,9 @@ class VeventQueue(Object):
 
     def add(self, data: bytes) -> None:
         """Queue an event; a full queue gets or moves the marker instead, and the event's number is used up."""
-        full = sum(event.data is not None for event in self._events) >= self.depth
         if self._events and self._events[-1].data is None:
             self._events.pop()
+        full = len(self._events) >= self.depth
         self._events.append(Event(self._sequence, None if full else data))
         self._sequence = (self._sequence + 1) & _SEQUENCE
         self._changed()

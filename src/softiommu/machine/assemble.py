@@ -59,6 +59,7 @@ class Machine:
         from softiommu.drivers.mock import MockDriver
         from softiommu.iommufd import selftest
 
+        self.services.has_devices = True
         old = self.kernel.name == "6.12"
         command = selftest.SelftestCommand(MockDriver(per_item=not old), old)
         self.services.commands[selftest.TEST_CMD] = command.command()

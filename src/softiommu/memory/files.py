@@ -39,6 +39,8 @@ class File:
     kind = "file"
     #: Whether a descriptor needs read, write and pread of its own (a fault queue), or only ioctl and mmap (iommufd).
     has_data = False
+    #: It will never have data to read: no device can produce any. Such a file needs no watching.
+    always_empty = False
 
     def __init__(self) -> None:
         #: Set by the front door: called when `poll` may answer differently.

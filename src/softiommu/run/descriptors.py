@@ -33,8 +33,9 @@ _STATUS_FLAGS = os.O_ACCMODE | os.O_NONBLOCK | os.O_APPEND
 class OpenFile:
     """One open file of ours, while any process has it."""
 
-    def __init__(self, file: File, path: str) -> None:
+    def __init__(self, file: File, path: str, flags: int) -> None:
         self.file = file
+        self.access = flags & os.O_ACCMODE
         #: The path it was opened by, or what /proc/PID/fd shows for it.
         self.path = path
         self.inode = (0, 0)
@@ -78,7 +79,7 @@ class Descriptors:
 
     def make(self, file: File, path: str, flags: int) -> tuple[OpenFile, int]:
         """A descriptor of ours to hand out (the caller closes it), and its record. `flags` are those of open(2)."""
-        record = OpenFile(file, path)
+        record = OpenFile(file, path, flags)
         pages = file.pages_fd()
         if file.has_data and pages is None and not file.always_empty:
             fd = self._make_socket(record, flags)
@@ -115,8 +116,9 @@ class Descriptors:
         theirs.setblocking(not flags & os.O_NONBLOCK)
         if not record.file.poll() & POLLOUT:
             # A full socket is not ready for writing.
+            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
             with suppress(BlockingIOError):
-                while theirs.send(b"!", socket.MSG_DONTWAIT):
+                while theirs.send(bytes(4096), socket.MSG_DONTWAIT):
                     pass
         record.peer = ours
         self._by_peer[ours.fileno()] = record

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from softiommu.errors import UapiError
+from softiommu.memory.local import effective_capabilities
 from softiommu.run.session import CONTINUE, Handler, Reply, Session
 from softiommu.run.syscalls import Nr
 
@@ -20,6 +22,7 @@ class LifeCalls:
             Nr.EXECVE: self.execute,
             Nr.EXECVEAT: self.execute,
             Nr.EXIT_GROUP: self.leave,
+            Nr.CAPSET: self.set_capabilities,
             **dict.fromkeys((Nr.CHROOT, Nr.PIVOT_ROOT, Nr.UNSHARE, Nr.SETNS), self.change_root),
         }
 
@@ -30,6 +33,17 @@ class LifeCalls:
 
     def leave(self, task: Task, args: tuple[int, ...]) -> Reply:
         """The process ends."""
+        return CONTINUE
+
+    def set_capabilities(self, task: Task, args: tuple[int, ...]) -> Reply:
+        """A task that asks for the set it has already gives up what it only has towards the machine."""
+        try:
+            raw = task.read(args[1], 24)
+        except UapiError:
+            return CONTINUE
+        wanted = int.from_bytes(raw[:4], "little") | int.from_bytes(raw[12:16], "little") << 32
+        if wanted == effective_capabilities(task.tid):
+            self._session.dropped.add(task.tgid)
         return CONTINUE
 
     def change_root(self, task: Task, args: tuple[int, ...]) -> Reply:

@@ -36,6 +36,7 @@ class Nr(IntEnum):
     GETCWD = 79
     CREAT = 85
     READLINK = 89
+    CAPSET = 126
     PIVOT_ROOT = 155
     CHROOT = 161
     GETXATTR = 191
@@ -61,7 +62,7 @@ ALWAYS = (
     Nr.OPENAT, Nr.NEWFSTATAT, Nr.STATX, Nr.READLINK, Nr.ACCESS, Nr.OPEN, Nr.STAT, Nr.LSTAT, Nr.FSTAT, Nr.CREAT,
     Nr.OPENAT2, Nr.READLINKAT, Nr.FACCESSAT, Nr.FACCESSAT2, Nr.GETDENTS64, Nr.GETCWD,
     Nr.GETXATTR, Nr.LGETXATTR, Nr.LISTXATTR, Nr.LLISTXATTR,
-    Nr.EXECVE, Nr.EXECVEAT, Nr.EXIT_GROUP, Nr.CHROOT, Nr.PIVOT_ROOT, Nr.UNSHARE, Nr.SETNS,
+    Nr.EXECVE, Nr.EXECVEAT, Nr.EXIT_GROUP, Nr.CHROOT, Nr.PIVOT_ROOT, Nr.UNSHARE, Nr.SETNS, Nr.CAPSET,
 )  # fmt: skip
 #: Told about when the descriptor is in the high range, where files with data of their own live.
 HIGH_DESCRIPTOR = (Nr.READ, Nr.WRITE, Nr.READV, Nr.WRITEV, Nr.DUP)

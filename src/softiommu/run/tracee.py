@@ -160,12 +160,6 @@ class Task:
         os.close(info)
         return None
 
-    def open_flags(self, fd: int) -> int:
-        """The open(2) flags of a descriptor that `record` knows."""
-        text = self._known[fd][1]
-        start = text.index(b"flags:") + 6
-        return int(text[start : text.index(b"\n", start)], 8)
-
     def duplicate(self, fd: int) -> int:
         """Our own duplicate of the task's descriptor. EBADF."""
         try:
