@@ -208,10 +208,20 @@ class IoPageTable:
         area = Area(iova, elm.length, elm.pages, elm.start, prot)
         self.areas[iova] = area
         elm.pages.areas += 1
-        if isinstance(elm.pages.source, DmabufSource):
-            area.on_revoke = partial(self._revoke, area)
-            elm.pages.source.file.on_revoke.append(area.on_revoke)
+        self._watch(area)
         return area
+
+    def _watch(self, area: Area) -> None:
+        """Hear of it when the area's memory is a dma-buf that its exporter takes back."""
+        source = area.pages.source
+        if isinstance(source, DmabufSource) and not area.revoked:
+            area.on_revoke = partial(self._revoke, area)
+            source.file.on_revoke.append(area.on_revoke)
+
+    def _unwatch(self, area: Area) -> None:
+        source = area.pages.source
+        if isinstance(source, DmabufSource) and area.on_revoke in source.file.on_revoke:
+            source.file.on_revoke.remove(area.on_revoke)
 
     def _revoke(self, area: Area) -> None:
         for domain in self.domains:
@@ -234,11 +244,19 @@ class IoPageTable:
             area.hold = area.pages.hold(area.page(area.iova), area.page(area.last))
         if area.revoked:
             return
+        if (area.iova | area.length | area.start) & ((domain.page_sizes & -domain.page_sizes) - 1):
+            # A copy keeps the pieces of its source, which may be smaller than this domain's pages.
+            raise UapiError(
+                EINVAL, f"the area {area.iova:#x}..{area.last:#x} is not a multiple of the domain's smallest page"
+            )
         done = area.iova
         try:
             for iova, run in area.runs():
-                domain.map(iova, run.pa, run.length, area.prot)
-                done = iova + run.length
+                # Without large pages an area may be cut at any page, so no entry may span two.
+                step = run.length if self.large_pages else PAGE_SIZE
+                for at in range(0, run.length, step):
+                    domain.map(iova + at, run.pa + at, step, area.prot)
+                    done = iova + at + step
         except UapiError:
             if done > area.iova:
                 domain.unmap(area.iova, done - area.iova)
@@ -281,9 +299,7 @@ class IoPageTable:
             area.pages.release(area.hold)
             area.hold = None
         area.pages.areas -= 1
-        source = area.pages.source
-        if isinstance(source, DmabufSource) and area.on_revoke in source.file.on_revoke:
-            source.file.on_revoke.remove(area.on_revoke)
+        self._unwatch(area)
         del self.areas[area.iova]
         freed = hole_before(self._used, area.iova)
         for key, hint in self._hints.items():
@@ -312,7 +328,10 @@ class IoPageTable:
         for part in (low, high):
             if area.hold is not None:
                 part.hold = area.pages.hold(part.page(part.iova), part.page(part.last))
+            part.revoked = area.revoked
             self.areas[part.iova] = part
+            self._watch(part)
+        self._unwatch(area)
         area.pages.areas += 1
         if area.hold is not None:
             area.pages.release(area.hold)

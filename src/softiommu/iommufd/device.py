@@ -36,6 +36,7 @@ class Group:
 
     def __init__(self) -> None:
         self.attachments: dict[int | None, Attachment] = {}
+        self.members = 0
 
     def hwpt(self, pasid: int | None) -> Hwpt | None:
         """What `pasid` is attached to."""
@@ -54,6 +55,7 @@ class DeviceObject(Object):
         self.device = device
         self.ctx = ctx
         self.group = ctx.groups.setdefault(device.group, Group())
+        self.group.members += 1
         #: Its DMA must be cache coherent: the manager asks the domain for it (VFIO devices).
         self.enforce_cache_coherency = False
         #: Set while the device has a vdevice: takes it away before the device goes.
@@ -75,6 +77,9 @@ class DeviceObject(Object):
     def destroy(self, ctx: Context) -> None:
         """The driver lets go of the device."""
         self.device.on_fault = None
+        self.group.members -= 1
+        if not self.group.members and not self.group.attachments:
+            ctx.groups.pop(self.device.group, None)
 
 
 def bind(ctx: Context, device: Device) -> DeviceObject:

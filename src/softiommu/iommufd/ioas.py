@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from errno import EADDRINUSE, EINVAL, EMSGSIZE, ENODEV, ENOENT, EOPNOTSUPP, EOVERFLOW
 from struct import Struct
 from typing import TYPE_CHECKING
@@ -72,9 +73,11 @@ def allow_iovas(ctx: Context, cmd: abi.IoasAllowIovas) -> None:
         first, last = _RANGE.unpack(ctx.caller.read(cmd.allowed_iovas + index * _RANGE.size, _RANGE.size))
         if first >= last:
             raise UapiError(EINVAL, f"allowed range {index} {first:#x}..{last:#x} is empty")
-        if any(first <= other.last and other.first <= last for other in ranges):
+        place = bisect_left(ranges, (first, last))
+        near = ranges[max(place - 1, 0) : place + 1]
+        if any(first <= other.last and other.first <= last for other in near):
             raise UapiError(EINVAL, f"allowed range {index} {first:#x}..{last:#x} meets an earlier one")
-        ranges.append(Range(first, last))
+        ranges.insert(place, Range(first, last))
     table.set_allowed(ranges)
 
 
@@ -185,7 +188,8 @@ def unmap(ctx: Context, cmd: abi.IoasUnmap) -> None:
     """IOMMU_IOAS_UNMAP: (0, 2**64 - 1) is everything."""
     table = ctx.objects.get(cmd.ioas_id, Ioas).map
     if cmd.iova == 0 and cmd.length == MAX:
-        cmd.length = table.unmap(0, MAX)
+        # The whole address space has 2**64 bytes, which the field says as the kernel's counter does: 0.
+        cmd.length = table.unmap(0, MAX) & MAX
         return
     if MAX in (cmd.iova, cmd.length):
         raise UapiError(EOVERFLOW, "iova and length must be below 2**64 - 1")

@@ -116,7 +116,7 @@ def pages(self: SelftestCommand, ctx: Context, cmd: test.TestCmd, arg: test.Acce
     pinned = file.access.pin(iova, length, flags)
     try:
         if uptr:
-            _compare(ctx, pinned, uptr)
+            _compare(ctx, pinned, uptr - iova % PAGE_SIZE)
         arg.out_access_pages_id = file.add_item(iova, length)
     except UapiError:
         file.access.unpin(iova, length)
@@ -145,9 +145,10 @@ def nth_area(ioas: Ioas, packed: int) -> int:
 
 def _compare(ctx: Context, pinned: list[Page], va: int) -> None:
     for index, (backing, offset) in enumerate(pinned):
-        (extent,) = ctx.caller.mm.extents(va + index * PAGE_SIZE, PAGE_SIZE, False)
+        at = (va + index * PAGE_SIZE) & -PAGE_SIZE
+        (extent,) = ctx.caller.mm.extents(at, PAGE_SIZE, False)
         if extent.backing is not backing or extent.offset != offset:
-            raise UapiError(EBADE, f"page {index} of the access is not the page at {va + index * PAGE_SIZE:#x}")
+            raise UapiError(EBADE, f"page {index} of the access is not the page at {at:#x}")
 
 
 def rw(self: SelftestCommand, ctx: Context, cmd: test.TestCmd, arg: test.AccessRw) -> None:

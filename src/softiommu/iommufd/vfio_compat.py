@@ -134,7 +134,7 @@ def _unmap_dma(ctx: Context, arg: int, seen: list[UserStruct | int]) -> int:
         first, last = (0, MAX) if everything else _unmap_range(iova, size)
         ioas.map.unmap(first, last, progress)
     finally:
-        cmd.size = progress.bytes
+        cmd.size = progress.bytes & MAX
         ctx.caller.write(arg, cmd.to_bytes())
     return 0
 

@@ -1,0 +1,1 @@
+"""Tests of the manager, one file for each of its modules."""
