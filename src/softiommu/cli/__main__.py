@@ -1,0 +1,5 @@
+"""`python -m softiommu.cli`."""
+
+from softiommu.cli import main
+
+main()
