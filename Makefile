@@ -2,6 +2,15 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+ROOT := $(shell cd "$$(dirname "$(strip $(MAKEFILE_LIST))")" && pwd -P)
+
+ifneq ($(CURDIR),$(ROOT))
+# `make -f elsewhere/Makefile test` means the same as `make -C elsewhere test`.
+.PHONY: help run test lint bench clean
+help run test lint bench clean:
+	@"$(MAKE)" --no-print-directory -C "$(ROOT)" $@
+else
 
 .PHONY: help run test lint bench clean
 
@@ -30,15 +39,20 @@ bench: $(VENV)/test.stamp
 clean:
 	rm -rf $(VENV)
 
+# Half an environment is worse than none: what fails here leaves nothing behind.
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "softiommu needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1). Name another: make PYTHON=python3.12 run" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "softiommu needs Python 3.11 or newer; $(PYTHON) is: $$($(PYTHON) -V 2>&1)" >&2; \
+	  echo "hint: name another one, as in: make PYTHON=python3.12 run" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "hint: on Debian and Ubuntu, the venv module is in the package python3-venv" >&2; exit 1; }
 
-$(VENV)/run.stamp: $(BIN)/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+$(VENV)/run.stamp: pyproject.toml | $(BIN)/python
+	$(PIP) install --quiet -e .
 	@touch $@
 
 $(VENV)/test.stamp: $(VENV)/run.stamp
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,lint]'
+	$(PIP) install --quiet -e '.[test,lint]'
 	@touch $@
+
+endif

@@ -1,0 +1,5 @@
+"""`python -m softiommu`: the command line."""
+
+from softiommu.cli import main
+
+main()
