@@ -57,10 +57,6 @@ class Services:
         self.contexts = 0
 
 
-def no_reply(struct: UserStruct) -> None:
-    """No call is in progress, or its structure is the caller's own object."""
-
-
 class Context:
     """The state behind one iommufd file (iommufd_ctx). It lives until its file, event files and mappings are gone."""
 
@@ -77,8 +73,8 @@ class Context:
         #: IOMMU_OPTION_RLIMIT_MODE: charge the process instead of the user.
         self.per_process_limit = False
         self.regions = Regions()
-        #: Writes the reply of the call in progress; set by the dispatcher.
-        self.respond: Callable[[UserStruct], None] = no_reply
+        #: Address and size of the structure of the call in progress; None where it is the caller's own object.
+        self.reply_to: tuple[int, int] | None = None
         self._references = 1
         self._caller: Caller | None = None
         self._pending: list[Object] = []
@@ -107,6 +103,12 @@ class Context:
             return result
         finally:
             self._caller, self._pending = outer, made
+
+    def respond(self, struct: UserStruct) -> None:
+        """Write the call's structure back to the caller. EFAULT."""
+        if self.reply_to is not None:
+            va, size = self.reply_to
+            self.caller.write(va, struct.to_bytes()[:size])
 
     def new(self, obj: Obj) -> Obj:
         """Give `obj` an id; it becomes visible when the call succeeds."""

@@ -11,7 +11,7 @@ from errno import E2BIG, EINVAL, ENOTTY
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from softiommu.errors import UapiError
-from softiommu.iommufd.context import CallDone, Context, no_reply
+from softiommu.iommufd.context import CallDone, Context
 
 if TYPE_CHECKING:
     from softiommu.abi.struct import UserStruct
@@ -41,17 +41,21 @@ class Command(NamedTuple):
 
 def ioctl(ctx: Context, caller: Caller, cmd: int, arg: int) -> int:
     """Answer one ioctl of an iommufd file: its return value, or UapiError."""
+    services = ctx.services
+    command = services.commands.get(cmd)
+    if command is not None and services.on_call is None:
+        return _ioctl(ctx, caller, command, arg, None)
     nr = cmd & 0xFF
-    if nr < BASE or nr > ctx.services.last_number:
-        return ctx.services.vfio_ioctl(ctx, caller, cmd, arg)
-    command = ctx.services.commands.get(cmd)
+    if nr < BASE or nr > services.last_number:
+        return services.vfio_ioctl(ctx, caller, cmd, arg)
+    name = command.name if command else f"{cmd:#x}"
     seen: list[UserStruct] = []
     try:
         result = _ioctl(ctx, caller, command, arg, seen) if command else _unknown(caller, cmd, arg)
     except UapiError as error:
-        _tell(ctx, caller, command.name if command else f"{cmd:#x}", seen, -1, error)
+        _tell(ctx, caller, name, seen, -1, error)
         raise
-    _tell(ctx, caller, command.name if command else f"{cmd:#x}", seen, result, None)
+    _tell(ctx, caller, name, seen, result, None)
     return result
 
 
@@ -71,24 +75,16 @@ def execute(ctx: Context, caller: Caller, cmd: int, struct: UserStruct) -> int:
     return result
 
 
-def _ioctl(ctx: Context, caller: Caller, command: Command, arg: int, seen: list[UserStruct]) -> int:
-    struct, size = _copy_in(caller, command.struct, arg)
-    seen.append(struct)
-    reply = _Reply(caller, arg, min(size, command.struct.SIZE))
-    return ctx.run(caller, _carry_out, ctx, command, struct, reply)
+def _ioctl(ctx: Context, caller: Caller, command: Command, arg: int, seen: list[UserStruct] | None) -> int:
+    kind = command.struct
+    struct, size = _copy_in(caller, kind, arg)
+    if seen is not None:
+        seen.append(struct)
+    return ctx.run(caller, _carry_out, ctx, command, struct, (arg, min(size, kind.SIZE)))
 
 
-class _Reply(NamedTuple):
-    caller: Caller
-    arg: int
-    size: int
-
-    def send(self, struct: UserStruct) -> None:
-        self.caller.write(self.arg, struct.to_bytes()[: self.size])
-
-
-def _carry_out(ctx: Context, command: Command, struct: UserStruct, reply: _Reply | None) -> int:
-    ctx.respond = reply.send if reply else no_reply
+def _carry_out(ctx: Context, command: Command, struct: UserStruct, reply: tuple[int, int] | None) -> int:
+    ctx.reply_to = reply
     answer = command.handler(ctx, struct)
     if isinstance(answer, Answer):
         assert command.fd_field is not None, f"{command.name} makes no descriptor"

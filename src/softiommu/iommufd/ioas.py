@@ -98,8 +98,7 @@ def map_va(ctx: Context, ioas: Ioas, va: int, length: int, iova: int | None, pro
         raise UapiError(EINVAL, f"length {length:#x} cannot be mapped")
     if wraps:
         raise wraps
-    payer = Payer(ctx.caller.mm, ctx.caller.uid)
-    return _map_source(ctx, ioas, VaSource(payer, va), length, iova, prot)
+    return _map_source(ctx, ioas, VaSource(ctx.caller.mm, va), length, iova, prot)
 
 
 def map_file(ctx: Context, cmd: abi.IoasMapFile) -> None:
@@ -129,8 +128,9 @@ def _file_source(ctx: Context, fd: int, start: int, length: int) -> Source:
 
 
 def _map_source(ctx: Context, ioas: Ioas, source: Source, length: int, iova: int | None, prot: Prot) -> int:
-    payer = Payer(ctx.caller.mm, ctx.caller.uid)
-    pages = PageSet(ctx.physical, source, length, prot.writable, payer, _mode(ctx, source))
+    mode = _mode(ctx, source)
+    payer = Payer(ctx.caller.mm, ctx.caller.uid if mode is Mode.USER else None)
+    pages = PageSet(ctx.physical, source, length, prot.writable, payer, mode)
     return ioas.map.map([Elm(pages, pages.skew, length)], length, iova, prot)
 
 

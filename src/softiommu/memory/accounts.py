@@ -22,17 +22,17 @@ class Mode(Enum):
 
 
 class Payer(NamedTuple):
-    """The process and the user that a mapping's pages are charged to."""
+    """The process and the user (where a user is counted at all) that a mapping's pages are charged to."""
 
     mm: Mm
-    uid: int
+    uid: int | None
 
 
 class Accounts:
     """The ledger of one machine."""
 
     def __init__(self) -> None:
-        self._user: Counter[int] = Counter()
+        self._user: Counter[int | None] = Counter()
         self._pinned: Counter[Hashable] = Counter()
         self._locked: Counter[Hashable] = Counter()
 

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 
 from softiommu.errors import UapiError
 from softiommu.memory.accounts import Accounts, Mode, Payer
-from softiommu.memory.client import PAGE_SIZE, Backing, Extent
+from softiommu.memory.client import PAGE_SIZE, Backing, Extent, Mm
 from softiommu.memory.files import DmabufFile, HostFile
 from softiommu.memory.frames import Frames, Run
 
@@ -231,9 +231,9 @@ def _without(segment: Segment, freed: list[tuple[int, int]]) -> Iterator[Segment
 class VaSource:
     """Memory of an address space, by virtual address (IOAS_MAP)."""
 
-    def __init__(self, payer: Payer, va: int) -> None:
+    def __init__(self, mm: Mm, va: int) -> None:
         self.start = va
-        self._mm = payer.mm
+        self._mm = mm
 
     def pages(self, offset: int, length: int, write: bool) -> list[Extent]:
         """What the addresses name when the page is pinned. EFAULT: a hole, no permission, or the process is gone."""
