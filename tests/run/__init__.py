@@ -1,0 +1,1 @@
+"""Supervision, on machines of doubles and on clients that are programs of their own."""

@@ -184,7 +184,7 @@ def main() -> int:
     arguments = sys.argv[1:]
     log = None
     if arguments[0] == "--log":
-        log = CallLog(Path(arguments[1]).open("w"))
+        log = CallLog(open(arguments[1], "w"))  # noqa: SIM115 - open until the process ends
         arguments = arguments[2:]
     events = Events()
     try:

@@ -11,7 +11,7 @@ from softiommu.errors import UapiError
 from softiommu.iommufd.context import Context
 from softiommu.memory.client import PAGE_SIZE
 from softiommu.memory.files import DmabufFile
-from softiommu.memory.process import SharedMemory
+from softiommu.memory.shared import SharedMemory
 
 if TYPE_CHECKING:
     from softiommu.iommufd.selftest import SelftestCommand

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 from softiommu.errors import UapiError
 from softiommu.memory.files import File, HostFile
-from softiommu.memory.process import ProcessCopier, ProcessMm, shared_memory
+from softiommu.memory.process import ProcessCopier, ProcessMm
+from softiommu.memory.shared import shared_memory
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _CAPABILITY_VERSION_3 = 0x20080522

@@ -14,12 +14,15 @@ import os
 import struct
 import weakref
 from collections.abc import Hashable, Iterator
+from contextlib import suppress
 from errno import EFAULT, ENOENT, ENOTTY, EPERM
 from itertools import count
 from typing import NamedTuple
 
 from softiommu.errors import ConfigError, UapiError
 from softiommu.memory.client import PAGE_SIZE, Extent
+from softiommu.memory.shared import SharedMemory, device_pages, known_memory, remember
+from softiommu.memory.snapshot import GivenRanges, Snapshot
 
 _libc = ctypes.CDLL(None, use_errno=True)
 #: The same without errno and without giving up the interpreter lock: 0.3 us less on the path of every call.
@@ -28,7 +31,6 @@ _BUFFER = 1 << 16
 _READABLE, _WRITABLE, _SHARED = 1, 2, 8
 _PROCMAP_QUERY = 0xC0686611
 _QUERY = struct.Struct("<9Q4I2Q")
-_F_GET_SEALS = 1034
 _PIDFD_GETFD = 438
 
 
@@ -96,6 +98,9 @@ class PrivateMemory:
         self._fd = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
         self._map = map
         self._key = ("mm", next(self._serial))
+        #: What was handed out to be pinned.
+        self.given = GivenRanges()
+        self._kept = Snapshot()
         weakref.finalize(self, os.close, self._fd)
 
     @property
@@ -126,7 +131,7 @@ class PrivateMemory:
             except (OSError, OverflowError) as error:
                 raise UapiError(EFAULT, f"{offset:#x} of the program's memory is not there") from error
             if not part:
-                raise UapiError(EFAULT, "the program's memory is gone")
+                part = self._kept.read(offset, min(end, offset // PAGE_SIZE * PAGE_SIZE + PAGE_SIZE) - offset)
             parts.append(part)
             offset += len(part)
         return b"".join(parts)
@@ -140,65 +145,28 @@ class PrivateMemory:
             except (OSError, OverflowError) as error:
                 raise UapiError(EFAULT, f"{offset + at:#x} of the program's memory is not there") from error
             if not done:
-                raise UapiError(EFAULT, "the program's memory is gone")
+                done = min(len(data) - at, PAGE_SIZE - (offset + at) % PAGE_SIZE)
+                self._kept.write(offset + at, data[at : at + done])
             at += done
 
+    def unshare(self, start: int, length: int) -> None:
+        """Give the program its own copies of file pages that it cannot write, as a pin does: later writes to the file
+        must not reach the device. A forced write of what is there does it; no CPU can write there meanwhile.
+        """
+        for at in range(start, start + length, PAGE_SIZE):
+            with suppress(OSError):  # a kernel that forbids forced writes: the page stays shared
+                os.pwrite(self._fd, os.pread(self._fd, 1, at), at)
 
-class SharedMemory:
-    """The pages of a file (memfd, shmem, hugetlbfs, shared anonymous memory), by offset. Owns `fd`."""
-
-    alive = True
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-        stat = os.fstat(fd)
-        self._key = ("file", stat.st_dev, stat.st_ino)
-        weakref.finalize(self, os.close, fd)
-
-    @property
-    def key(self) -> Hashable:
-        """One file, one key."""
-        return self._key
-
-    def contiguous(self, offset: int, length: int) -> bool:
-        """A file's pages lie together, so that they can be mapped as one window."""
+    def keep(self, most: int) -> bool:
+        """Copy what was handed out, for when the address space is gone; False where it is more than `most` bytes."""
+        if sum(end - start for start, end in self.given.ranges) > most:
+            return False
+        self._kept = Snapshot()
+        for start, end in self.given.ranges:
+            for at in range(start, end, PAGE_SIZE):
+                with suppress(UapiError):  # what the program unmapped since is not there to be copied
+                    self._kept.add(at, self.read(at, min(PAGE_SIZE, end - at)))
         return True
-
-    def read(self, offset: int, length: int) -> bytes:
-        """The bytes at file offset `offset`; EFAULT past the end."""
-        data = os.pread(self.fd, length, offset)
-        if len(data) != length:
-            raise UapiError(EFAULT, f"file offset {offset:#x}..{offset + length - 1:#x} passes the end of the file")
-        return data
-
-    def write(self, offset: int, data: bytes) -> None:
-        """Store at file offset `offset`; EFAULT past the end (a device cannot grow a file)."""
-        if offset + len(data) > os.fstat(self.fd).st_size:
-            raise UapiError(EFAULT, f"file offset {offset:#x} + {len(data):#x} passes the end of the file")
-        try:
-            os.pwrite(self.fd, data, offset)
-        except OSError as error:
-            raise UapiError(EFAULT, f"the file refuses to be written: {error.strerror}") from error
-
-
-#: Files whose pages are a device's, by device and inode number: mapped memory of theirs cannot be pinned.
-device_pages: set[tuple[int, int]] = set()
-
-_shared: weakref.WeakValueDictionary[Hashable, SharedMemory] = weakref.WeakValueDictionary()
-
-
-def shared_memory(fd: int) -> SharedMemory | None:
-    """The memory behind a descriptor of ours (a duplicate is kept); None when the file is no memory."""
-    try:
-        fcntl.fcntl(fd, _F_GET_SEALS)
-    except OSError:
-        return None
-    stat = os.fstat(fd)
-    known = _shared.get(("file", stat.st_dev, stat.st_ino))
-    if known is None:
-        known = SharedMemory(os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC))
-        _shared[known.key] = known
-    return known
 
 
 class Vma(NamedTuple):
@@ -277,6 +245,8 @@ class ProcessMm:
     def set_locked(self, pinned: int, locked: int) -> None:
         """Pages to add to VmPin and VmLck of the process's status."""
         self.pinned, self.locked = pinned, locked
+        if not pinned:
+            self.private.given.clear()
 
     def maps_file(self, dev: int, inode: int, offset: int, length: int) -> bool:
         """Whether any mapping shows a byte of `offset`..`offset+length` of the file."""
@@ -300,34 +270,40 @@ class ProcessMm:
             if not vma.flags & (_WRITABLE if write else _READABLE):
                 raise UapiError(EFAULT, f"user address {va:#x} cannot be {'written' if write else 'read'}")
             size = min(end, vma.end) - va
-            _append(extents, self._extent(vma, va, size))
+            _append(extents, self._extent(vma, va, size, write))
             va += size
         return extents
 
-    def _extent(self, vma: Vma, va: int, size: int) -> Extent:
+    def _extent(self, vma: Vma, va: int, size: int, write: bool) -> Extent:
         if (vma.dev, vma.inode) in device_pages:
             raise UapiError(EFAULT, f"user address {va:#x} is a device's memory, which cannot be pinned")
         if vma.flags & _SHARED:
             shared = self._shared(vma)
             if shared is not None:
-                return Extent(shared, vma.offset + va - vma.start, size)
-        if vma.inode:
-            # A page past the end of its file cannot be pinned.
-            for at in range(va, va + size, PAGE_SIZE):
-                self.private.read(at, 1)
+                return self._shared_extent(shared, vma.offset + va - vma.start, size, write)
+        # A page past the end of its file, or of a device, cannot be pinned: if the last can, all before it can.
+        self.private.read(va + size - 1, 1)
+        if vma.inode and not vma.flags & _WRITABLE:
+            self.private.unshare(va, size)
+        self.private.given.add(va, va + size)
         return Extent(self.private, va, size)
+
+    @staticmethod
+    def _shared_extent(shared: SharedMemory, offset: int, size: int, write: bool) -> Extent:
+        """Pages of a file: EFAULT past its end, and where a file of a disk is to be written (its pages come and go)."""
+        if offset + size > -(-shared.size // PAGE_SIZE) * PAGE_SIZE:
+            raise UapiError(EFAULT, f"file offset {offset + size:#x} passes the end of the mapped file")
+        if write and not shared.is_memory:
+            raise UapiError(EFAULT, "pages of a file on a disk cannot be pinned for writing")
+        return Extent(shared, offset, size)
 
     def _shared(self, vma: Vma) -> SharedMemory | None:
         """The file behind a shared mapping; None when it cannot be opened (no CAP_SYS_ADMIN, no descriptor left)."""
-        known = _shared.get(("file", vma.dev, vma.inode))
+        known = known_memory(vma.dev, vma.inode)
         if known is not None:
             return known
         fd = self._open_mapped(vma)
-        if fd is None:
-            return None
-        known = SharedMemory(fd)
-        _shared[known.key] = known
-        return known
+        return None if fd is None else remember(fd)
 
     def _open_mapped(self, vma: Vma) -> int | None:
         link = f"/proc/{self.pid}/map_files/{vma.start:x}-{vma.end:x}"

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from softiommu.memory import process
+from softiommu.memory import shared
 from softiommu.memory.files import POLLIN, POLLOUT, File
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Descriptors:
             record.key = identity(text.read())
         self.by_key[record.key] = record
         self.by_inode[record.inode] = record
-        process.device_pages.add(record.inode)
+        shared.device_pages.add(record.inode)
         return record, fd
 
     def _make_pages(self, record: OpenFile, pages: int | None, flags: int) -> int:
@@ -175,7 +175,7 @@ class Descriptors:
             return
         record.open = False
         del self.by_inode[record.inode]
-        process.device_pages.discard(record.inode)
+        shared.device_pages.discard(record.inode)
         if record.peer is not None:
             del self._by_peer[record.peer.fileno()]
             self.closers.unregister(record.peer.fileno())

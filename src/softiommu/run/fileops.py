@@ -82,7 +82,7 @@ class FileCalls:
         record = task.record(fd)
         if record is None or not record.file.has_data:
             return CONTINUE
-        self._check_mode(task, fd, write)
+        self._check_mode(record, write)
         if offset is not None and offset >> 63:
             raise UapiError(EINVAL, f"offset {offset - (1 << 64)} is negative")
         self._session.current = (task, fd, record)
@@ -94,7 +94,7 @@ class FileCalls:
         record = task.record(fd)
         if record is None or not record.file.has_data:
             return CONTINUE
-        self._check_mode(task, fd, write)
+        self._check_mode(record, write)
         if count > _IOV_MAX:
             raise UapiError(EINVAL, f"{count} buffers are more than {_IOV_MAX}")
         self._session.current = (task, fd, record)
@@ -125,10 +125,9 @@ class FileCalls:
         return note.result
 
     @staticmethod
-    def _check_mode(task: Task, fd: int, write: bool) -> None:
-        mode = task.open_flags(fd) & os.O_ACCMODE
-        if mode == (os.O_RDONLY if write else os.O_WRONLY):
-            raise UapiError(EBADF, f"descriptor {fd} is not open for {'writing' if write else 'reading'}")
+    def _check_mode(record: OpenFile, write: bool) -> None:
+        if record.access == (os.O_RDONLY if write else os.O_WRONLY):
+            raise UapiError(EBADF, f"{record.path} is not open for {'writing' if write else 'reading'}")
 
     def mmap(self, task: Task, args: tuple[int, ...]) -> int | Reply:
         """mmap(2) of a file: ours are checked, then the kernel maps the pages of the memfd behind."""

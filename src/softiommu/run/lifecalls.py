@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from softiommu.errors import UapiError
@@ -11,6 +12,8 @@ from softiommu.run.syscalls import Nr
 
 if TYPE_CHECKING:
     from softiommu.run.tracee import Task
+
+_MOST_KEPT = 256 << 20
 
 
 class LifeCalls:
@@ -28,12 +31,29 @@ class LifeCalls:
 
     def execute(self, task: Task, args: tuple[int, ...]) -> Reply:
         """A new address space may come."""
+        self._keep_pinned(task)
         self._session.spaces.executes(task.tgid)
         return CONTINUE
 
     def leave(self, task: Task, args: tuple[int, ...]) -> Reply:
         """The process ends."""
+        self._keep_pinned(task)
         return CONTINUE
+
+    def _keep_pinned(self, task: Task) -> None:
+        """Pinned private pages stay, as the kernel's do, where another process could still use their mappings.
+
+        Not for one killed by a signal, and not beyond a limit.
+        """
+        mm = self._session.spaces.leaves(task.tgid)
+        if mm is None or all(pid == task.tgid for pid in self._session.processes()):
+            return
+        if not mm.private.keep(_MOST_KEPT):
+            print(
+                f"softiommu: {task.name} leaves more than {_MOST_KEPT >> 20} MiB of pinned private memory: "
+                "devices can no longer read it\nhint: use shared memory (memfd) for what outlives its process",
+                file=sys.stderr,
+            )
 
     def set_capabilities(self, task: Task, args: tuple[int, ...]) -> Reply:
         """A task that asks for the set it has already gives up what it only has towards the machine."""

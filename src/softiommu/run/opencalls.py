@@ -96,10 +96,10 @@ class OpenCalls:
             return self._give_shadow(task, path, flags)
         if flags & os.O_DIRECTORY:
             raise UapiError(ENOTDIR, f"{path} is no folder")
-        if flags & os.O_PATH:
-            return self._give_shadow(task, path, flags)
         if isinstance(entry, Link):
             raise UapiError(ELOOP, f"{path} is a symbolic link")
+        if flags & os.O_PATH:
+            return self._give_shadow(task, path, flags)
         if isinstance(entry, Text):
             if flags & os.O_ACCMODE != os.O_RDONLY:
                 raise UapiError(EACCES, f"{path} can only be read")
@@ -130,8 +130,11 @@ class OpenCalls:
         return ANSWERED
 
     def _give_shadow(self, task: Task, path: str, flags: int) -> Reply:
-        """A descriptor of the folder (or O_PATH object) that stands for a virtual one."""
-        ours = os.open(self._resolver.shadow.place(path), flags & ~os.O_CREAT | os.O_CLOEXEC)
+        """A descriptor of the folder (or O_PATH object) that stands for a virtual one.
+
+        The kernel does not install an O_PATH descriptor for us: a plain one stands for it.
+        """
+        ours = os.open(self._resolver.shadow.place(path), os.O_RDONLY | os.O_CLOEXEC)
         return self._give(task, ours, flags)
 
     def _give_bytes(self, task: Task, content: bytes, flags: int) -> Reply:

@@ -106,12 +106,18 @@ class Resolver:
 
     def by_inode(self, inode: tuple[int, int]) -> Found | None:
         """An existing object of the host that stands for one of the machine: a descriptor, a shadow, a hidden entry."""
-        record = self._session.descriptors.by_inode.get(inode)
-        path = record.path if record is not None else self.shadow.paths.get(inode) or self.tree.hidden.get(inode)
+        path = self.path_of(inode)
         return None if path is None else self.tree.find(path)
+
+    def path_of(self, inode: tuple[int, int]) -> str | None:
+        """The virtual path of an object of the host that stands for it."""
+        record = self._session.descriptors.by_inode.get(inode)
+        return record.path if record is not None else self.shadow.paths.get(inode) or self.tree.hidden.get(inode)
 
     def _resolve_missing(self, task: Task, at: int, text: str, where: str, follow: bool) -> Found | None:
         """The host lacks the path: is it in a folder that both have, or behind a dangling link?"""
+        if self._session.roots_differ:
+            return self._walk(task, self.base(task, at, text), text, follow)
         parent, _, name = where.rstrip("/").rpartition("/")
         try:
             inode = _inode(os.stat(parent or "/"))

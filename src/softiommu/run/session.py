@@ -66,6 +66,8 @@ class Session:
         self.dropped: set[int] = set()
         #: Set once a process changed its root or mount namespace: paths must then be looked up from its own root.
         self.roots_differ = False
+        if log is not None:
+            self.descriptors.on_close = lambda record: log.call("-", record.file.kind, "close", {}, 0)
         #: The descriptor that a read or write is for, while it is carried out.
         self.current: tuple[Task, int, OpenFile] | None = None
         #: The number that the last opened file got.

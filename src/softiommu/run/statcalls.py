@@ -19,7 +19,6 @@ from softiommu.run.session import CONTINUE, Handler, Reply, Session
 from softiommu.run.syscalls import Nr
 
 if TYPE_CHECKING:
-    from softiommu.run.descriptors import OpenFile
     from softiommu.run.tracee import Task
 
 AT_SYMLINK_NOFOLLOW, AT_EMPTY_PATH = 0x100, 0x1000
@@ -134,9 +133,9 @@ class StatCalls:
         text = read_path(task, va)
         if text is None:
             return CONTINUE
-        record = self._behind_link(task, at, text) if "/fd/" in text or at != AT_FDCWD else None
-        if record is not None:
-            target = record.path
+        behind = self._behind_link(task, at, text) if "/fd/" in text or at != AT_FDCWD else None
+        if behind is not None:
+            target = behind
         else:
             found = self._resolver.resolve(task, at, text, follow=False)
             if found is None:
@@ -151,14 +150,14 @@ class StatCalls:
         task.write(buffer[0], raw)
         return len(raw)
 
-    def _behind_link(self, task: Task, at: int, text: str) -> OpenFile | None:
-        """Our open file when the path is a descriptor's link in /proc."""
+    def _behind_link(self, task: Task, at: int, text: str) -> str | None:
+        """The virtual path behind a descriptor's link in /proc."""
         where = self._resolver.where(task, at, text)
         with suppress(OSError, ValueError):
             link = os.lstat(where)
-            if stat.S_ISLNK(link.st_mode):
+            if stat.S_ISLNK(link.st_mode) and link.st_dev == os.stat("/proc").st_dev:
                 behind = os.stat(where)
-                return self._session.descriptors.by_inode.get((behind.st_dev, behind.st_ino))
+                return self._resolver.path_of((behind.st_dev, behind.st_ino))
         return None
 
     def _getcwd(self, task: Task, args: tuple[int, ...]) -> int | Reply:
