@@ -119,22 +119,34 @@ def _check_map(self: SelftestCommand, ctx: Context, cmd: test.TestCmd, arg: test
     step = domain.page_sizes & -domain.page_sizes
     if (arg.iova | arg.length | arg.uptr) & (step - 1):
         raise UapiError(EINVAL, "iova, length and uptr must be multiples of the smallest page")
-    for offset in range(0, arg.length, step):
-        va = arg.uptr + offset
-        (extent,) = ctx.caller.mm.extents(va - va % PAGE_SIZE, PAGE_SIZE, False)
-        expected = ctx.physical.frames.pa(extent.backing, extent.offset) + va % PAGE_SIZE
-        if domain.iova_to_pa(arg.iova + offset) != expected:
-            raise UapiError(EINVAL, f"iova {arg.iova + offset:#x} does not translate to the page at {va:#x}")
+    for offset, pa, size in _caller_runs(ctx, arg.uptr, arg.length):
+        for at in range(0, size, step):
+            if domain.iova_to_pa(arg.iova + offset + at) != pa + at:
+                iova, va = arg.iova + offset + at, arg.uptr + offset + at
+                raise UapiError(EINVAL, f"iova {iova:#x} does not translate to the page at {va:#x}")
+
+
+def _caller_runs(ctx: Context, va: int, length: int) -> Iterator[tuple[int, int, int]]:
+    """The physical runs behind the caller's memory: offset from `va`, physical address, length. EFAULT."""
+    skew, offset = va % PAGE_SIZE, 0
+    whole = -(-(skew + length) // PAGE_SIZE) * PAGE_SIZE
+    for extent in ctx.caller.mm.extents(va - skew, whole, False) if length else ():
+        start = skew if not offset else 0
+        size = min(extent.length - start, length - offset)
+        for run in ctx.physical.frames.runs(extent.backing, extent.offset + start, size):
+            yield offset, run.pa, run.length
+            offset += run.length
 
 
 def _check_refs(self: SelftestCommand, ctx: Context, cmd: test.TestCmd, arg: test.CheckRefs) -> None:
     if (arg.uptr | arg.length) & (PAGE_SIZE - 1):
         raise UapiError(EINVAL, "uptr and length must be multiples of the page size")
-    for va in range(arg.uptr, arg.uptr + arg.length, PAGE_SIZE):
-        (extent,) = ctx.caller.mm.extents(va, PAGE_SIZE, False)
-        pins = ctx.physical.pin_count(extent.backing, extent.offset)
-        if pins != arg.refs:
-            raise UapiError(EIO, f"the page at {va:#x} is pinned {pins} times, not {arg.refs}")
+    va = arg.uptr
+    for extent in ctx.caller.mm.extents(va, arg.length, False) if arg.length else ():
+        for pins, pages in ctx.physical.pin_counts(extent):
+            if pins != arg.refs:
+                raise UapiError(EIO, f"the page at {va:#x} is pinned {pins} times, not {arg.refs}")
+            va += pages * PAGE_SIZE
 
 
 def _memory_limit(self: SelftestCommand, ctx: Context, cmd: test.TestCmd, arg: test.MemoryLimit) -> None:

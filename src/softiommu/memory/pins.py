@@ -81,12 +81,28 @@ class Physical:
 
     def pin_count(self, backing: Backing, offset: int) -> int:
         """How many page sets pin the page that holds byte `offset` of `backing`."""
-        return sum(any(_holds(s, backing, offset) for s in pages.segments) for pages in self.pinned)
+        start = offset - offset % PAGE_SIZE
+        return next(self.pin_counts(Extent(backing, start, PAGE_SIZE)))[0]
 
-
-def _holds(segment: Segment, backing: Backing, offset: int) -> bool:
-    size = (segment.last - segment.first + 1) * PAGE_SIZE
-    return segment.backing.key == backing.key and segment.offset <= offset < segment.offset + size
+    def pin_counts(self, extent: Extent) -> Iterator[tuple[int, int]]:
+        """The pages of an extent in order: how many page sets pin them, and for how many pages on that is so."""
+        changes: Counter[int] = Counter()
+        pages = extent.length // PAGE_SIZE
+        for segment in (
+            s for page_set in self.pinned for s in page_set.segments if s.backing.key == extent.backing.key
+        ):
+            first = (segment.offset - extent.offset) // PAGE_SIZE
+            last = first + segment.last - segment.first
+            if last >= 0 and first < pages:
+                changes[max(first, 0)] += 1
+                changes[min(last + 1, pages)] -= 1
+        pins = at = 0
+        for page in sorted(changes):
+            if page > at:
+                yield pins, page - at
+            pins, at = pins + changes[page], page
+        if at < pages:
+            yield pins, pages - at
 
 
 class PageSet:
