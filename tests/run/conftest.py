@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 PRELUDE = """
 import array, errno, fcntl, mmap, os, select, signal, socket, struct, sys, threading, time
 COUNT, ECHO, REFUSE, NEW_QUEUE, CRASH, WHO = range(0x3B80, 0x3B86)
-PIN, UNPIN, PEEK, POKE, QUEUE, FILE_OF, MAPPED = range(0x3B86, 0x3B8D)
+PIN, UNPIN, PEEK, POKE, QUEUE, FILE_OF, MAPPED, ALIVE = range(0x3B86, 0x3B8E)
 def error(function, *args):
     try:
         function(*args)

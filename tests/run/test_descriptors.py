@@ -101,7 +101,7 @@ def test_the_last_close_is_seen_before_the_next_call(supervise: Runner, how: str
     # ALIVE (of another open file) counts the files that are open and not released.
     code = f"""
 checker = os.open("/dev/iommu", os.O_RDWR)
-def alive(): return fcntl.ioctl(checker, 0x3B8D)
+def alive(): return fcntl.ioctl(checker, ALIVE)
 fd = os.open("/dev/iommu", os.O_RDWR)
 assert fcntl.ioctl(fd, COUNT) == 1 and alive() == 2
 {CLOSES[how]}
@@ -134,7 +134,7 @@ taken = []
 try:
     while True: taken.append(os.dup(0))
 except OSError: pass
-print(error(os.open, "/dev/iommu", os.O_RDWR), error(fcntl.ioctl, fd, NEW_QUEUE), fcntl.ioctl(fd, 0x3B8D))
+print(error(os.open, "/dev/iommu", os.O_RDWR), error(fcntl.ioctl, fd, NEW_QUEUE), fcntl.ioctl(fd, ALIVE))
 os.close(taken.pop())
 print(os.open("/dev/iommu", os.O_RDWR) == 39)
 """)

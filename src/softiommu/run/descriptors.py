@@ -47,9 +47,9 @@ class OpenFile:
         self.open = True
 
     @property
-    def pollable(self) -> bool:
-        """Whether it is a socket."""
-        return self.peer is not None
+    def trapped(self) -> bool:
+        """Whether its reads and writes must come to us, so that its number is in the high range."""
+        return self.file.has_data and not self.file.always_empty
 
 
 def identity(text: bytes) -> bytes:

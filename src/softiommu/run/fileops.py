@@ -149,7 +149,7 @@ class FileCalls:
     def _duplicate(self, task: Task, fd: int, at_least: int, cloexec: bool) -> int | Reply:
         """dup(2), F_DUPFD: the copy of a file with data stays where the filter tells of its reads."""
         record = task.record(fd & 0xFFFFFFFF)
-        if record is None or not record.file.has_data or at_least >> 31:
+        if record is None or not record.trapped or at_least >> 31:
             return CONTINUE
         number = task.free_high_number(at_least)
         if number is None:

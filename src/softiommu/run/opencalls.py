@@ -38,6 +38,7 @@ def read_path(task: Task, va: int) -> str | None:
             part = task.read(va + len(raw), size)
         except UapiError:
             return None
+        task.session.reached = True
         end = part.find(0)
         if end >= 0:
             return os.fsdecode(raw + part[:end]) or None

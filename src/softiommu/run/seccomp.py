@@ -11,7 +11,7 @@ import fcntl
 import os
 import struct
 from contextlib import suppress
-from errno import EACCES, EBUSY, EINTR, EINVAL, EMFILE, ENOENT, ENOSYS, EPERM
+from errno import EACCES, EBUSY, EINTR, EINVAL, EMFILE, ENOENT, ENOSYS, EPERM, ESRCH
 
 from softiommu.errors import ConfigError, UapiError
 from softiommu.run.syscalls import ALWAYS, AUDIT_ARCH, HIGH_DESCRIPTOR, X32_BIT, Nr
@@ -208,7 +208,7 @@ class Listener:
             try:
                 return int(fcntl.ioctl(self.fd, _ADDFD, bytearray(request), True))
             except OSError as error:
-                if error.errno == ENOENT:
+                if error.errno in (ENOENT, ESRCH):
                     raise TaskGoneError from error
                 if error.errno != EINTR:
                     raise UapiError(error.errno or EMFILE, "the process has no free descriptor") from error

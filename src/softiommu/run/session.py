@@ -66,6 +66,10 @@ class Session:
         self.dropped: set[int] = set()
         #: Set once a process changed its root or mount namespace: paths must then be looked up from its own root.
         self.roots_differ = False
+        #: Whether more than one task was seen.
+        self.several = False
+        #: Whether the memory of a task could be read yet.
+        self.reached = False
         if log is not None:
             self.descriptors.on_close = lambda record: log.call("-", record.file.kind, "close", {}, 0)
         #: The descriptor that a read or write is for, while it is carried out.
@@ -96,6 +100,7 @@ class Session:
         except OSError as error:
             raise TaskGoneError from error
         self.spaces.check(task.tgid)
+        self.several = self.several or bool(self._tasks)
         self._tasks[tid] = task
         return task
 

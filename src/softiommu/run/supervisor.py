@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from softiommu.errors import UapiError
+from softiommu.errors import ConfigError, UapiError
 from softiommu.run import child, seccomp
 from softiommu.run.fileops import FileCalls
 from softiommu.run.folders import FolderCalls
@@ -71,6 +72,7 @@ class Supervisor:
     def __init__(self, session: Session, program: child.Program, signals: Signals) -> None:
         self._session, self._program, self._signals = session, program, signals
         self._listener = session.listener
+        self._closers = session.descriptors.closers
         resolver = Resolver(session)
         self._resolver = resolver
         self._handlers: dict[int, Handler] = {
@@ -82,6 +84,9 @@ class Supervisor:
         }
         self._status: int | None = None
         self.bugs = 0
+        #: Why supervision cannot work here, found at the first call.
+        self.obstacle: ConfigError | None = None
+        self._told = False
 
     def serve(self) -> None:
         """Answer every call; returns when nobody is left who could make one, and all files are released."""
@@ -111,6 +116,9 @@ class Supervisor:
         call = self._listener.receive()
         if call is None:
             return
+        if self._session.several and self._closers.poll(0):
+            # The call that woke us may have died with its task, and this one come after that task's closes.
+            self._guarded(self._session.descriptors.drain, "closing files")
         try:
             task = self._session.task(call[1])
             task.call = call[0]
@@ -121,12 +129,24 @@ class Supervisor:
                 self._listener.answer(call[0], answer)
         except UapiError as error:
             self._listener.answer(call[0], 0, error.errno)
-        except TaskGoneError:
+        except (TaskGoneError, ProcessLookupError):
             # Its descriptors close with it; the answer, should it still be wanted, is the kernel's.
+            self._listener.let_through(call[0])
+        except ConfigError as error:
+            self._cannot_reach(error)
             self._listener.let_through(call[0])
         except Exception:
             self._report(_describe(call))
             self._listener.answer(call[0], 0, _EIO)
+
+    def _cannot_reach(self, error: ConfigError) -> None:
+        """A task's memory is closed to us: the end at the first exec, else that task sees the host as it is."""
+        if not self._session.reached:
+            self.obstacle = error
+            os.kill(self._program.pid, signal.SIGKILL)
+        elif not self._told:
+            self._told = True
+            print(f"softiommu: {error}", file=sys.stderr)
 
     def _guarded(self, action: object, what: str) -> None:
         assert callable(action)
@@ -157,7 +177,9 @@ class Supervisor:
         self._session.close()
 
     def exit_code(self, die_alike: bool) -> int:
-        """The program's exit code; dies by the same signal where asked."""
+        """The program's exit code; dies by the same signal where asked. ConfigError: it could not be supervised."""
+        if self.obstacle is not None:
+            raise self.obstacle
         failure = self._program.failure()
         if failure is not None:
             message, code = failure

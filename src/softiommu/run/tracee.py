@@ -171,12 +171,15 @@ class Task:
 
     def give(self, ours: int, record: OpenFile, cloexec: bool, answer: bool) -> int:
         """Install a descriptor of one of our files where it belongs. EMFILE; TaskGoneError."""
-        number = self.free_high_number() if record.pollable else None
+        number = self.free_high_number() if record.trapped else None
         return self.session.listener.install(self.call, ours, number, cloexec, answer)
 
     def free_high_number(self, at_least: int = 0) -> int | None:
         """The lowest free number where the filter tells of reads and writes; None when the limit leaves none."""
-        limit = resource.prlimit(self.tgid, resource.RLIMIT_NOFILE)[0]
+        try:
+            limit = resource.prlimit(self.tgid, resource.RLIMIT_NOFILE)[0]
+        except ProcessLookupError as error:
+            raise TaskGoneError from error
         for number in range(max(self.session.threshold, at_least), min(limit, 1 << 20)):
             try:
                 os.stat(f"fd/{number}", dir_fd=self.folder, follow_symlinks=False)
