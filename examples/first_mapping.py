@@ -10,6 +10,7 @@ import fcntl
 import mmap
 import os
 import struct
+import sys
 
 IOAS_ALLOC, IOAS_COPY, IOAS_IOVA_RANGES, IOAS_MAP, IOAS_UNMAP = 0x3B81, 0x3B83, 0x3B84, 0x3B85, 0x3B86
 FIXED_IOVA, WRITEABLE, READABLE = 1, 2, 4
@@ -24,7 +25,10 @@ def call(fd, command, layout, *values):
 
 def main():
     """Map, copy, unmap, and say what happened."""
-    fd = os.open("/dev/iommu", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fd = os.open("/dev/iommu", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        sys.exit("there is no /dev/iommu here")
     print("opened /dev/iommu")
 
     ioas = call(fd, IOAS_ALLOC, "=III", 0, 0)[2]

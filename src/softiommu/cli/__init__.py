@@ -37,7 +37,7 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """As click's, but an unknown command names what exists and the nearest."""
         if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
-            from softiommu.machine.description import expected
+            from softiommu.machine.reading import expected
 
             ctx.fail(f"unknown command {args[0]!r}: {expected(args[0], tuple(_COMMANDS))}")
         return super().resolve_command(ctx, args)

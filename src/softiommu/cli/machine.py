@@ -13,12 +13,17 @@ def machine() -> None:
 
 
 @machine.command(name="list")
-def list_machines() -> None:
+@click.option("--json", "as_json", is_flag=True, help="The same for programs.")
+def list_machines(as_json: bool) -> None:
     """One line for each built-in machine."""
     from softiommu.machine.description import builtin_names, load
 
-    for name in builtin_names():
-        print(f"{name:10} {load(name).summary}")
+    summaries = {name: load(name).summary for name in builtin_names()}
+    if as_json:
+        print(json.dumps([{"name": name, "summary": summary} for name, summary in summaries.items()], indent=2))
+        return
+    for name, summary in summaries.items():
+        print(f"{name:10} {summary}")
 
 
 @machine.command()
@@ -26,7 +31,7 @@ def list_machines() -> None:
 @click.option("--kernel", "-k", default=None, help="The kernel version to present.")
 @click.option("--json", "as_json", is_flag=True, help="The same for programs.")
 def show(name: str, kernel: str | None, as_json: bool) -> None:
-    """What is in machine NAME (built in, or a TOML file): IOMMUs, devices, and the nodes a program opens them by."""
+    """What is in machine NAME (built in, or a TOML file): device nodes, IOMMUs, devices."""
     from softiommu.machine.assemble import machine as assemble
 
     facts = assemble(name, kernel).facts()
@@ -40,6 +45,8 @@ def show(name: str, kernel: str | None, as_json: bool) -> None:
     for iommu in facts["iommus"]:
         print(f"iommu  {iommu['name']} ({iommu['model']})")
     for device in facts["devices"]:
-        print(f"device {device['name']} at {device['address']}, group {device['group']}: {', '.join(device['nodes'])}")
-    if not facts["devices"]:
-        print(f"no devices{facts['note']}")
+        print(f"device {device['name']} ({device['id']}) in {device['sysfs']}")
+    if facts["test_command"]:
+        print("a program makes devices of its own with the kernel's test command, IOMMU_TEST_CMD")
+    elif not facts["devices"]:
+        print("no devices")

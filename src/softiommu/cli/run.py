@@ -8,12 +8,17 @@ from typing import TextIO
 import click
 
 from softiommu.errors import ConfigError
+from softiommu.iommufd.kernels import DEFAULT, KERNELS
+
+_KERNELS = ", ".join(f"{name} (default)" if name == DEFAULT else name for name in KERNELS)
 
 
 @click.command(context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
-@click.option("--machine", "-m", default="nodev", show_default=True, help="A built-in machine, or a TOML file.")
-@click.option("--kernel", "-k", default=None, help="The kernel version to present: 6.12, 7.2 (default) or 7.3.")
-@click.option("--log", "-l", type=click.Path(dir_okay=False), help="Write each call as one line to this file.")
+@click.option(
+    "--machine", "-m", metavar="NAME|FILE", default="nodev", show_default=True, help="A machine's name, or a TOML file."
+)
+@click.option("--kernel", "-k", default=None, help=f"The kernel version to present: {_KERNELS}.")
+@click.option("--log", "-l", metavar="FILE", help="Write each call as one line to FILE (-: standard error).")
 @click.argument("program", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(machine: str, kernel: str | None, log: str | None, program: tuple[str, ...]) -> None:
     """Run PROGRAM on a machine in user space.
@@ -35,6 +40,8 @@ def run(machine: str, kernel: str | None, log: str | None, program: tuple[str, .
 
 
 def _open_log(path: str) -> TextIO:
+    if path == "-":
+        return sys.stderr
     try:
         return open(path, "w", encoding="utf-8", errors="backslashreplace")
     except OSError as error:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from softiommu.iommufd import kernels, table
 from softiommu.iommufd.file import IommufdFile
+from softiommu.machine import pci
 from softiommu.machine.description import Description, load
 from softiommu.machine.nodes import Entry, Node
 from softiommu.memory.accounts import Accounts
@@ -33,6 +34,7 @@ class Machine:
         self.entries: Mapping[str, Entry] = {
             "/dev/iommu": Node(*_IOMMU_DEV, stat.S_IFCHR | 0o666, self.open_iommu),
             "/dev/vfio/vfio": Node(*_VFIO_DEV, stat.S_IFCHR | 0o666, self.open_iommu),
+            **pci.entries(description.devices),
         }
         if description.has_model("mock"):
             self._add_mock()
@@ -42,17 +44,25 @@ class Machine:
         return IommufdFile(self.services)
 
     def facts(self) -> dict[str, Any]:
-        """What `softiommu machine show` tells: for each device its name, address, group, and its nodes."""
-        mock = self.description.has_model("mock")
+        """What `softiommu machine show` tells."""
+        description = self.description
         return {
-            "name": self.description.name,
-            "summary": self.description.summary,
-            "source": self.description.source,
+            "name": description.name,
+            "summary": description.summary,
+            "source": description.source,
             "kernel": self.kernel.name,
             "nodes": [path for path, entry in self.entries.items() if isinstance(entry, Node)],
-            "iommus": [{"name": iommu.name, "model": iommu.model} for iommu in self.description.iommus],
-            "devices": [],
-            "note": ": a program makes mock devices with IOMMU_TEST_CMD" if mock else "",
+            "iommus": [{"name": iommu.name, "model": iommu.model} for iommu in description.iommus],
+            "devices": [
+                {
+                    "name": device.name,
+                    "address": device.address,
+                    "id": f"{device.vendor:04x}:{device.device:04x}",
+                    "sysfs": f"/sys/bus/pci/devices/{device.address}",
+                }
+                for device in description.devices
+            ],
+            "test_command": description.has_model("mock"),
         }
 
     def _add_mock(self) -> None:

@@ -1,17 +1,36 @@
-"""A machine's description: a TOML file, loaded and checked. Errors name the file, the line and what was expected."""
+"""A machine's description: a TOML file, loaded and checked.
+
+name = "lab"                      # required
+summary = "one line"
+kernel = "7.2"                    # the kernel whose uAPI it presents; `--kernel` overrides it
+no_iommu = false                  # whether that kernel is built with CONFIG_VFIO_NOIOMMU
+
+[[iommu]]
+name = "mock0"
+model = "mock"
+
+[[device]]
+name = "edu0"
+address = "0000:00:1e.0"
+vendor = 0x1234
+device = 0x11e8
+class = 0x00ff00                  # this and the following are 0 when left out
+revision = 0x10
+subsystem_vendor = 0x1af4
+subsystem_device = 0x1100
+"""
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from difflib import get_close_matches
+from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from softiommu.errors import ConfigError
 from softiommu.iommufd.kernels import KERNELS
+from softiommu.machine.pci import PciDevice, address
+from softiommu.machine.reading import Document, Table, expected
 
 MODELS = ("mock",)
 
@@ -33,119 +52,70 @@ class Description:
     summary: str = ""
     kernel: str | None = None
     no_iommu: bool = False
-    iommus: tuple[Iommu, ...] = field(default=())
+    iommus: tuple[Iommu, ...] = ()
+    devices: tuple[PciDevice, ...] = ()
 
     def has_model(self, model: str) -> bool:
         """Whether an IOMMU of this model is in the machine."""
         return any(iommu.model == model for iommu in self.iommus)
 
 
-class _Table:
-    """One table of the file while it is read: takes keys out, and refuses what is left."""
-
-    def __init__(self, document: _Document, values: Mapping[str, Any], header: str | None, index: int = 0) -> None:
-        self._document, self._values, self._header, self._index = document, dict(values), header, index
-
-    def take(self, key: str, kind: type, default: object = None, required: bool = False) -> Any:
-        """The value of a key, of the TOML type `kind`."""
-        if key not in self._values:
-            if required:
-                raise self._document.error(self._line(), f"expected a key {key!r} in {self._where()}")
-            return default
-        value = self._values.pop(key)
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise self._document.error(
-                self._line(key), f"{key} must be {_KINDS[kind]}, not {_KINDS.get(type(value), 'that')} ({value!r})"
-            )
-        return value
-
-    def choose(self, key: str, choices: tuple[str, ...], default: str | None = None, required: bool = False) -> Any:
-        """The value of a key that must be one of a few words."""
-        value = self.take(key, str, default, required)
-        if value is not None and value not in choices:
-            raise self._document.error(self._line(key), f"unknown {key} {value!r}: {expected(value, choices)}")
-        return value
-
-    def finish(self, known: tuple[str, ...]) -> None:
-        """Refuse keys that nothing took."""
-        for key in self._values:
-            raise self._document.error(
-                self._line(key), f"unknown key {key!r} in {self._where()}: {expected(key, known)}"
-            )
-
-    def _where(self) -> str:
-        return f"[[{self._header}]]" if self._header else "the machine"
-
-    def _line(self, key: str | None = None) -> int:
-        return self._document.line(self._header, self._index, key)
-
-
-_KINDS: dict[type, str] = {str: "a string", int: "an integer", bool: "true or false", list: "an array", dict: "a table"}
-
-
-class _Document:
-    """The text of a description, for finding lines."""
-
-    def __init__(self, source: str, text: str) -> None:
-        self.source, self.lines = source, text.splitlines()
-
-    def error(self, line: int, what: str) -> ConfigError:
-        """A ConfigError at a line (from 1)."""
-        return ConfigError(f"{self.source}:{line}: {what}")
-
-    def line(self, header: str | None, index: int, key: str | None) -> int:
-        """The line of a key, or of the header of its table."""
-        seen, inside, at = -1, header is None, 1
-        for number, line in enumerate(self.lines, 1):
-            text = line.strip()
-            if text.startswith("["):
-                name = text.strip("[] ")
-                seen += name == header
-                inside = header is not None and name == header and seen == index
-                at = number if inside else at
-            elif inside and key is not None and text.partition("=")[0].strip(" \"'") == key:
-                return number
-        return at
-
-
-def expected(value: str, choices: tuple[str, ...]) -> str:
-    """What exists, and the nearest match."""
-    near = get_close_matches(value, choices, n=1, cutoff=0.5)
-    return f"expected one of {', '.join(choices)}" + (f" (did you mean {near[0]}?)" if near else "")
-
-
 def parse(text: str, source: str) -> Description:
     """A description from its text. ConfigError names the line."""
-    document = _Document(source, text)
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{source}: not TOML: {error}") from error
-    root = _Table(document, values, None)
+    root = Document(source, text).root
     description = Description(
-        name=root.take("name", str, required=True),
+        name=root.text("name"),
         source=source,
-        summary=root.take("summary", str, ""),
-        kernel=root.choose("kernel", tuple(KERNELS)),
-        no_iommu=root.take("no_iommu", bool, False),
-        iommus=tuple(_iommus(document, root.take("iommu", list, []))),
+        summary=root.text("summary", ""),
+        kernel=root.choice("kernel", KERNELS),
+        no_iommu=root.flag("no_iommu"),
+        iommus=tuple(_iommus(root)),
+        devices=tuple(_devices(root)),
     )
-    root.finish(("name", "summary", "kernel", "no_iommu", "iommu"))
+    root.finish()
     return description
 
 
-def _iommus(document: _Document, tables: list[Any]) -> Iterator[Iommu]:
-    names: set[str] = set()
-    for index, values in enumerate(tables):
-        if not isinstance(values, dict):
-            raise document.error(document.line(None, 0, "iommu"), "iommu must be written as [[iommu]] tables")
-        table = _Table(document, values, "iommu", index)
-        iommu = Iommu(table.take("name", str, required=True), table.choose("model", MODELS, required=True))
-        table.finish(("name", "model"))
-        if iommu.name in names:
-            raise document.error(document.line("iommu", index, "name"), f"a second IOMMU named {iommu.name!r}")
-        names.add(iommu.name)
+def _iommus(root: Table) -> Iterator[Iommu]:
+    names: dict[str, str] = {}
+    for table in root.tables("iommu"):
+        iommu = Iommu(table.text("name"), table.choice("model", MODELS) or "")
+        if not iommu.model:
+            raise table.error(None, f"expected a key 'model' in [[iommu]], one of {', '.join(MODELS)}")
+        table.finish()
+        _once(table, "name", iommu.name, iommu.name, names)
         yield iommu
+
+
+def _devices(root: Table) -> Iterator[PciDevice]:
+    names: dict[str, str] = {}
+    addresses: dict[str, str] = {}
+    for table in root.tables("device"):
+        written = table.text("address")
+        device = PciDevice(
+            name=table.text("name"),
+            address=address(written) or "",
+            vendor=table.number("vendor", 0xFFFF),
+            device=table.number("device", 0xFFFF),
+            class_code=table.number("class", 0xFFFFFF, 0),
+            revision=table.number("revision", 0xFF, 0),
+            subsystem_vendor=table.number("subsystem_vendor", 0xFFFF, 0),
+            subsystem_device=table.number("subsystem_device", 0xFFFF, 0),
+        )
+        table.finish()
+        if not device.address:
+            raise table.error("address", f"{written!r} is no PCI address: expected one such as 0000:00:1e.0")
+        _once(table, "name", device.name, device.name, names)
+        _once(table, "address", device.address, device.name, addresses)
+        yield device
+
+
+def _once(table: Table, key: str, value: str, owner: str, seen: dict[str, str]) -> None:
+    """Refuse a value that an earlier table has."""
+    if value in seen:
+        by = "" if seen[value] == value else f" by {seen[value]!r}"
+        raise table.error(key, f"{key} {value!r} is taken{by}: expected another")
+    seen[value] = owner
 
 
 def builtin_names() -> tuple[str, ...]:

@@ -1,0 +1,113 @@
+"""`softiommu run`: exit codes, streams, the log, and machines."""
+
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent.parent / "examples"
+PYTHON = [sys.executable, "-S", "-E"]
+
+
+def test_the_exit_code_is_the_programs(softiommu):
+    assert softiommu("run", "--", "sh", "-c", "exit 7") == (7, "", "")
+    assert softiommu("run", "true") == (0, "", "")
+
+
+def test_a_program_killed_by_a_signal_ends_the_run_by_it(softiommu):
+    assert softiommu("run", "--", "sh", "-c", "kill -TERM $$").code == -signal.SIGTERM
+
+
+def test_streams_are_the_programs_own(softiommu):
+    ended = softiommu("run", "--", "sh", "-c", "echo data; echo words >&2")
+    assert ended == (0, "data\n", "words\n")
+
+
+def test_options_after_the_program_are_its_own(softiommu):
+    assert softiommu("run", "echo", "--kernel", "-m", "--help").out == "--kernel -m --help\n"
+    assert softiommu("run", "--", "echo", "--", "-k").out == "-- -k\n"
+
+
+def test_a_program_that_cannot_be_started_is_told_as_a_shell_does(softiommu, tmp_path):
+    plain = tmp_path / "plain"
+    plain.write_text("no program")
+    assert softiommu("run", "no-such-program") == (127, "", "softiommu: no-such-program: command not found\n")
+    assert softiommu("run", "./none") == (127, "", "softiommu: ./none: No such file or directory\n")
+    assert softiommu("run", str(plain)) == (126, "", f"softiommu: {plain}: Permission denied\n")
+
+
+def test_an_unmodified_program_maps_memory(softiommu):
+    ended = softiommu("run", "--", *PYTHON, str(EXAMPLES / "first_mapping.py"))
+    assert (ended.code, ended.err) == (0, "")
+    said = ended.out.splitlines()
+    assert said[0] == "opened /dev/iommu"
+    assert "0x0 to 0xffffffffffffffff" in said[2]
+    assert "(EEXIST)" in said[5]
+    assert said[6].startswith("unmapped everything: 68 KiB")
+
+
+def test_the_kernel_decides_which_commands_there_are(softiommu):
+    code = """
+import errno, fcntl, os, struct
+fd = os.open("/dev/iommu", os.O_RDWR)
+try:
+    fcntl.ioctl(fd, 0x3B94, bytearray(struct.pack("=I", 48).ljust(48, b"\\0")))
+except OSError as error:
+    print(errno.errorcode[error.errno])
+"""
+    answers = [softiommu("run", "-k", kernel, "--", *PYTHON, "-c", code).out for kernel in ("6.12", "7.2")]
+    assert answers == ["ENOTTY\n", "EOPNOTSUPP\n"]
+
+
+@pytest.mark.parametrize(("machine", "answer"), [("nodev", "ENOTTY\n"), ("mock", "ENOENT\n")])
+def test_the_machine_decides_whether_there_is_a_test_command(softiommu, machine, answer):
+    code = """
+import errno, fcntl, os, struct
+fd = os.open("/dev/iommu", os.O_RDWR)
+try:
+    fcntl.ioctl(fd, 0x3BA0, bytearray(struct.pack("=IIII", 72, 2, 99, 0).ljust(72, b"\\0")))
+except OSError as error:
+    print(errno.errorcode[error.errno])
+"""
+    assert softiommu("run", "-m", machine, "--", *PYTHON, "-c", code).out == answer
+
+
+def test_the_devices_of_a_file_are_in_sysfs(softiommu, tmp_path):
+    file = tmp_path / "lab.toml"
+    file.write_text('name = "lab"\n[[device]]\nname = "edu0"\naddress = "00:1e.0"\nvendor = 0x1234\ndevice = 0x11e8\n')
+    code = """
+import os
+folder = "/sys/bus/pci/devices/0000:00:1e.0"
+print(os.path.basename(os.path.realpath(folder)), open(folder + "/vendor").read(), sep="\\n", end="")
+"""
+    ended = softiommu("run", "-m", str(file), "--", *PYTHON, "-c", code)
+    assert ended == (0, "0000:00:1e.0\n0x1234\n", "")
+
+
+def test_the_log_has_a_line_for_each_call(softiommu, tmp_path):
+    file = tmp_path / "calls"
+    ended = softiommu("run", "--log", str(file), "--", *PYTHON, str(EXAMPLES / "first_mapping.py"))
+    assert ended.code == 0
+    lines = file.read_text().splitlines()
+    assert [line.split()[0] for line in lines] == [str(number) for number in range(1, len(lines) + 1)]
+    calls = [line.split()[2].partition("(")[0] for line in lines]
+    assert calls[1:] == ["IOAS_ALLOC", "IOAS_IOVA_RANGES", "IOAS_MAP", "IOAS_COPY", "IOAS_MAP", "IOAS_UNMAP"]
+    assert " = -EEXIST: iova 0x40000000..0x40000fff overlaps " in lines[5]
+
+
+def test_the_log_may_be_standard_error(softiommu):
+    ended = softiommu("run", "-l", "-", "--", *PYTHON, "-c", "import os; os.open('/dev/iommu', os.O_RDWR)")
+    assert (ended.code, ended.out) == (0, "")
+    assert "open(path=/dev/iommu" in ended.err
+
+
+def test_a_log_that_cannot_be_written_is_told_before_the_program_starts(softiommu, tmp_path):
+    ended = softiommu("run", "--log", str(tmp_path), "--", "echo", "started")
+    assert ended == (2, "", f"softiommu: the log {tmp_path} cannot be written: Is a directory\n")
+
+
+def test_the_program_inherits_nothing_of_ours(softiommu, tmp_path):
+    code = "import os; print(sorted(os.listdir('/proc/self/fd'))[:-1])"
+    ended = softiommu("run", "--log", str(tmp_path / "calls"), "--", *PYTHON, "-c", code)
+    assert ended.out == "['0', '1', '2']\n"

@@ -1,0 +1,89 @@
+"""A machine put together."""
+
+import errno
+import os
+import stat
+
+import pytest
+
+from softiommu.abi import iommufd as abi, iommufd_test as test
+from softiommu.errors import ConfigError, UapiError
+from softiommu.iommufd.dispatch import execute
+from softiommu.machine.assemble import Machine, machine
+from softiommu.machine.description import Description
+from softiommu.machine.nodes import Node
+from softiommu.machine.pci import PciDevice
+from softiommu.memory.local import LocalCaller
+
+
+def opened(of):
+    caller = LocalCaller()
+    return caller, of.entries["/dev/iommu"].open(caller, os.O_RDWR)
+
+
+@pytest.mark.parametrize("name", ["nodev", "mock"])
+def test_every_machine_has_the_nodes_of_iommufd(name):
+    entries = machine(name).entries
+    nodes = {path: (entry.major, entry.minor) for path, entry in entries.items() if isinstance(entry, Node)}
+    assert nodes == {"/dev/iommu": (10, 127), "/dev/vfio/vfio": (10, 196)}
+    assert all(stat.S_ISCHR(entries[path].mode) for path in nodes)
+
+
+@pytest.mark.parametrize("node", ["/dev/iommu", "/dev/vfio/vfio"])
+def test_each_open_is_an_iommufd_of_its_own(node):
+    plain = machine("nodev")
+    caller = LocalCaller()
+    files = [plain.entries[node].open(caller, os.O_RDWR) for _ in range(2)]
+    ids = []
+    for file in files:
+        cmd = abi.IoasAlloc(12, 0, 0)
+        execute(file.context, caller, abi.IOAS_ALLOC, cmd)
+        ids.append(cmd.out_ioas_id)
+        file.release()
+    assert ids == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("asked", "described", "played"),
+    [(None, None, "7.2"), (None, "6.12", "6.12"), ("7.3", "6.12", "7.3"), ("6.12", None, "6.12")],
+)
+def test_the_asked_kernel_comes_before_the_described_one(asked, described, played):
+    built = Machine(Description("lab", "lab.toml", kernel=described), asked)
+    assert built.kernel.name == played
+    assert built.facts()["kernel"] == played
+
+
+def test_an_unknown_kernel_names_those_there_are():
+    with pytest.raises(ConfigError, match=r"unknown kernel '7\.1': there are 6\.12, 7\.2, 7\.3; did you mean 7"):
+        machine("nodev", "7.1")
+
+
+@pytest.mark.parametrize(("kernel", "last"), [("6.12", 0x8E), ("7.2", 0x94), ("7.3", 0x95)])
+def test_the_test_command_is_on_the_mock_only(kernel, last):
+    assert machine("nodev", kernel).services.last_number == last
+    assert machine("mock", kernel).services.last_number == 0xA0
+    caller, file = opened(machine("nodev", kernel))
+    with pytest.raises(UapiError) as caught:
+        execute(file.context, caller, test.TEST_CMD, test.TestCmd(72, 0, 0, 0, bytes(48)))
+    assert caught.value.errno == errno.ENOTTY
+    file.release()
+
+
+def test_no_iommu_is_how_the_kernel_was_built():
+    assert Machine(Description("lab", "lab.toml", no_iommu=True)).services.no_iommu
+    assert not machine("nodev").services.no_iommu
+
+
+def test_devices_are_in_sysfs_and_in_the_facts():
+    device = PciDevice("edu0", "0000:00:1e.0", 0x1234, 0x11E8)
+    built = Machine(Description("lab", "lab.toml", devices=(device,)))
+    (fact,) = built.facts()["devices"]
+    assert (fact["name"], fact["address"], fact["id"]) == ("edu0", "0000:00:1e.0", "1234:11e8")
+    assert fact["sysfs"] in built.entries
+    assert f"{device.folder}/vendor" in built.entries
+
+
+def test_machines_share_nothing():
+    first, second = machine("mock"), machine("mock")
+    assert first.physical is not second.physical
+    assert first.services.commands is not second.services.commands

@@ -1,0 +1,33 @@
+"""The examples do what they say."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def start(*argv):
+    return subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+
+
+def test_the_first_mapping_uses_nothing_but_what_a_program_on_hardware_has():
+    text = (EXAMPLES / "first_mapping.py").read_text()
+    imports = {line.split()[1] for line in text.splitlines() if line.startswith(("import ", "from "))}
+    assert imports == {"ctypes", "errno", "fcntl", "mmap", "os", "struct", "sys"}
+
+
+@pytest.mark.skipif(Path("/dev/iommu").exists(), reason="there is a real /dev/iommu here")
+def test_the_first_mapping_says_where_there_is_no_iommufd():
+    ended = start(sys.executable, str(EXAMPLES / "first_mapping.py"))
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", "there is no /dev/iommu here\n")
+
+
+def test_the_page_fault_is_answered_once():
+    ended = start(sys.executable, str(EXAMPLES / "page_fault.py"))
+    assert (ended.returncode, ended.stderr) == (0, "")
+    said = ended.stdout.splitlines()
+    assert "<PgfaultPerm.WRITE: 2> at 0x7000" in said[1]
+    assert said[3] == "a second answer is refused: no fault waits for an answer with cookie 1"
