@@ -1,11 +1,10 @@
 """A first look at iommufd, written as it would be for real hardware: nothing here knows of softiommu.
 
-It opens /dev/iommu, makes an I/O address space, and maps, copies and unmaps a buffer in it. Only os, fcntl, struct and
-mmap are used, with the numbers of linux/iommufd.h.
+It opens /dev/iommu, makes an I/O address space, and maps, copies and unmaps a buffer in it, with the standard library
+and the numbers of linux/iommufd.h.
 """
 
 import ctypes
-import errno
 import fcntl
 import mmap
 import os
@@ -16,14 +15,14 @@ IOAS_ALLOC, IOAS_COPY, IOAS_IOVA_RANGES, IOAS_MAP, IOAS_UNMAP = 0x3B81, 0x3B83, 
 FIXED_IOVA, WRITEABLE, READABLE = 1, 2, 4
 
 
-def call(fd, command, layout, *values):
+def call(fd: int, command: int, layout: str, *values: int) -> tuple[int, ...]:
     """One ioctl: its structure starts with its own size. The fields as the kernel left them."""
     data = bytearray(struct.pack(layout, struct.calcsize(layout), *values))
     fcntl.ioctl(fd, command, data)
     return struct.unpack(layout, data)
 
 
-def main():
+def main() -> None:
     """Map, copy, unmap, and say what happened."""
     try:
         fd = os.open("/dev/iommu", os.O_RDWR | os.O_CLOEXEC)
@@ -53,7 +52,7 @@ def main():
     try:
         call(fd, IOAS_MAP, "=IIIIQQQ", fixed, ioas, 0, address, 4096, copy)
     except OSError as error:
-        print(f"mapping something else there is refused ({errno.errorcode[error.errno]}): the address is taken")
+        print(f"mapping something else there is refused ({error.strerror}): the address is taken")
 
     removed = call(fd, IOAS_UNMAP, "=IIQQ", ioas, 0, 2**64 - 1)[3]
     print(f"unmapped everything: {removed // 1024} KiB are out of the devices' sight again")

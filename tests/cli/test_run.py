@@ -43,7 +43,7 @@ def test_an_unmodified_program_maps_memory(softiommu):
     said = ended.out.splitlines()
     assert said[0] == "opened /dev/iommu"
     assert "0x0 to 0xffffffffffffffff" in said[2]
-    assert "(EEXIST)" in said[5]
+    assert "(File exists)" in said[5]
     assert said[6].startswith("unmapped everything: 68 KiB")
 
 
@@ -57,7 +57,7 @@ except OSError as error:
     print(errno.errorcode[error.errno])
 """
     answers = [softiommu("run", "-k", kernel, "--", *PYTHON, "-c", code).out for kernel in ("6.12", "7.2")]
-    assert answers == ["ENOTTY\n", "EOPNOTSUPP\n"]
+    assert answers == ["ENOTTY\n", "ENOTSUP\n"]
 
 
 @pytest.mark.parametrize(("machine", "answer"), [("nodev", "ENOTTY\n"), ("mock", "ENOENT\n")])
@@ -92,7 +92,8 @@ def test_the_log_has_a_line_for_each_call(softiommu, tmp_path):
     lines = file.read_text().splitlines()
     assert [line.split()[0] for line in lines] == [str(number) for number in range(1, len(lines) + 1)]
     calls = [line.split()[2].partition("(")[0] for line in lines]
-    assert calls[1:] == ["IOAS_ALLOC", "IOAS_IOVA_RANGES", "IOAS_MAP", "IOAS_COPY", "IOAS_MAP", "IOAS_UNMAP"]
+    asked = ["IOAS_ALLOC", "IOAS_IOVA_RANGES", "IOAS_MAP", "IOAS_COPY", "IOAS_MAP", "IOAS_UNMAP"]
+    assert [call for call in calls if call.isupper()] == asked
     assert " = -EEXIST: iova 0x40000000..0x40000fff overlaps " in lines[5]
 
 
