@@ -28,7 +28,8 @@ class Small(Word, width=32):
 @given(st.integers(0, 1), st.sampled_from(Kind), st.integers(0, 2**46 - 1), st.integers(0, 1))
 def test_fields_come_back_as_they_were_put(v, config, address, top):
     word = Entry.of(V=v, CONFIG=config, ADDRESS=address, TOP=top)
-    assert [word.V, word.CONFIG, word.ADDRESS, word.TOP] == [v, config, address, top]
+    read = (word.V, word.CONFIG, word.ADDRESS, word.TOP)
+    assert read == (v, config, address, top)
     assert word == v | config << 1 | address << 6 | top << 63
     assert isinstance(word.CONFIG, Kind)
     assert word.reserved == 0

@@ -37,7 +37,7 @@ class Field(Generic[T]):
     def __get__(self, word: Any, owner: Any = None) -> Any:
         if word is None:
             return self
-        value = (int(word) & self.mask) >> self.low
+        value: int = (word & self.mask) >> self.low
         kind = self.type
         if kind is int:
             return value
