@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from iommufd.soft import Soft, build
+
+# `fuzz` is a package of the repository, beside tests.
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 
 @pytest.fixture

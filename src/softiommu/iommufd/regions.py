@@ -70,6 +70,11 @@ class Regions:
             self._fd = os.memfd_create("iommufd", os.MFD_CLOEXEC)
         return self._fd
 
+    @property
+    def empty(self) -> bool:
+        """Whether no region is given out and the file is closed."""
+        return not self._lengths and self._fd is None
+
     def close(self) -> None:
         """Give the file back."""
         if self._fd is not None:

@@ -167,4 +167,5 @@ def rw(self: SelftestCommand, ctx: Context, cmd: test.TestCmd, arg: test.AccessR
 def replace_ioas(self: SelftestCommand, ctx: Context, cmd: test.TestCmd, arg: test.AccessReplaceIoas) -> None:
     """ACCESS_REPLACE_IOAS."""
     file = _access(ctx, cmd.id)
-    file.access.replace(ctx.objects.get(arg.ioas_id, Ioas))
+    # The descriptor may be of another iommufd than the one that is called: the access stays within its own.
+    file.access.replace(file.ctx.objects.get(arg.ioas_id, Ioas))
