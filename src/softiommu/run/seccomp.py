@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import select
 import struct
 from contextlib import suppress
 from errno import EACCES, EBUSY, EINTR, EINVAL, EMFILE, ENOENT, ENOSYS, EPERM, ESRCH
@@ -177,6 +178,12 @@ class Listener:
                 return None
             raise
         return _NOTIFICATION.unpack(buffer)
+
+    def hung_up(self) -> bool:
+        """Whether nobody is left who could make a call."""
+        poller = select.poll()
+        poller.register(self.fd, 0)
+        return bool(poller.poll(0))
 
     def answer(self, call: int, value: int, errno: int = 0) -> bool:
         """Let the call return `value`, or fail with `errno`. False when the caller died."""

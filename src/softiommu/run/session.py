@@ -66,8 +66,6 @@ class Session:
         self.dropped: set[int] = set()
         #: Set once a process changed its root or mount namespace: paths must then be looked up from its own root.
         self.roots_differ = False
-        #: Whether more than one task was seen.
-        self.several = False
         #: Whether the memory of a task could be read yet.
         self.reached = False
         if log is not None:
@@ -100,7 +98,6 @@ class Session:
         except OSError as error:
             raise TaskGoneError from error
         self.spaces.check(task.tgid)
-        self.several = self.several or bool(self._tasks)
         self._tasks[tid] = task
         return task
 

@@ -7,7 +7,6 @@ When the supervisor is killed outright, the kernel answers the calls it no longe
 from __future__ import annotations
 
 import os
-import select
 import signal
 import sys
 import traceback
@@ -24,7 +23,7 @@ from softiommu.run.opencalls import OpenCalls
 from softiommu.run.paths import Resolver
 from softiommu.run.seccomp import Listener, Notification, TaskGoneError
 from softiommu.run.session import CONTINUE, Handler, Reply, Session, high_threshold
-from softiommu.run.signals import Signals
+from softiommu.run.signals import Signals, Watcher
 from softiommu.run.statcalls import StatCalls
 from softiommu.run.syscalls import Nr
 
@@ -90,35 +89,25 @@ class Supervisor:
 
     def serve(self) -> None:
         """Answer every call; returns when nobody is left who could make one, and all files are released."""
-        listener, closers, signals = self._listener.fd, self._session.descriptors.closers.fileno(), self._signals.fd
-        # The order matters: a close that came before a call is seen when the call is seen.
-        poller = select.poll()
-        for fd in (listener, closers, signals):
-            poller.register(fd, select.POLLIN)
-        only_a_call = [(listener, select.POLLIN)]
-        while True:
-            ready = poller.poll()
-            if ready != only_a_call:
-                events = dict(ready)
-                if signals in events:
-                    self._signals.forward(self._program.pid, self._reap)
-                if closers in events:
+        closers, listener = self._closers, self._listener
+        pid, signals = self._program.pid, self._signals
+        watcher = Watcher(signals, listener.fd, closers.fileno(), lambda: signals.take(pid, self._reap))
+        try:
+            while True:
+                call = listener.receive()
+                # What was closed before the call is released before the call is answered.
+                if closers.poll(0):
                     self._guarded(self._session.descriptors.drain, "closing files")
-                if not events.get(listener, 0) & select.POLLIN:
-                    if listener in events:
-                        break  # nobody is left who could make a call
-                    continue
-            self._answer_next()
+                if call is not None:
+                    self._answer(call)
+                elif listener.hung_up():
+                    break
+        finally:
+            watcher.stop()
         self._reap(wait=True)
         self._guarded(self._session.descriptors.drain, "closing files")
 
-    def _answer_next(self) -> None:
-        call = self._listener.receive()
-        if call is None:
-            return
-        if self._session.several and self._closers.poll(0):
-            # The call that woke us may have died with its task, and this one come after that task's closes.
-            self._guarded(self._session.descriptors.drain, "closing files")
+    def _answer(self, call: Notification) -> None:
         try:
             task = self._session.task(call[1])
             task.call = call[0]
