@@ -59,7 +59,9 @@ def test_streams_folder_environment_and_group_are_the_callers(supervise: Runner,
 
 def test_signal_settings_are_those_of_a_fresh_program(supervise: Runner) -> None:
     result = supervise.program(["/bin/sh", "-c", "grep -E 'SigBlk|SigIgn' /proc/self/status"])
-    assert [line.split()[1] for line in result.out.splitlines()] == ["0" * 16] * 2
+    blocked, ignored = (int(line.split()[1], 16) for line in result.out.splitlines())
+    # glibc's posix_spawn, with which make starts programs, leaves its own two signals (32 and 33) ignored.
+    assert (blocked, ignored & ~(3 << 31)) == (0, 0)
 
 
 def test_the_terminal_is_untouched(supervise: Runner) -> None:
