@@ -142,6 +142,42 @@ for va in (start, start + 4092, start + 4094, start + 8190, start + 8192, 0, (1 
     assert result.out == "0 None\n0 None\n" + "-1 EFAULT\n" * 5
 
 
+def test_a_permission_that_is_taken_back_is_missed_by_the_next_call(supervise: Runner) -> None:
+    result = supervise.python(
+        HELPERS
+        + """
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+area = mmap.mmap(-1, 8192, flags=mmap.MAP_PRIVATE)
+start = ctypes.c_void_p(address(area))
+def call(): return libc.ioctl(fd, ECHO, start)
+print(call(), call(), area[0])
+libc.mprotect(start, 4096, mmap.PROT_READ); print(call(), area[0])
+libc.mprotect(start, 4096, mmap.PROT_READ | mmap.PROT_WRITE); print(call(), call(), area[0])
+libc.mprotect(start, 8192, 0); print(call())
+libc.mprotect(start, 4096, mmap.PROT_READ | mmap.PROT_WRITE); print(call(), call(), area[0])
+libc.mmap(start, 4096, mmap.PROT_READ, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x10, -1, ctypes.c_long(0)); print(call())
+libc.munmap(start, 4096); print(call())
+"""
+    )
+    assert result.out == "0 0 2\n-1 2\n0 0 4\n-1\n0 0 6\n-1\n-1\n"
+
+
+def test_memory_is_that_of_the_program_after_exec(supervise: Runner) -> None:
+    code = "import fcntl; b = bytearray(4); b[0] = 42; fcntl.ioctl(3, 0x3b81, b); print(b[0])"
+    result = supervise.python(f"""
+fd = os.open("/dev/iommu", os.O_RDWR)
+word = bytearray(4); fcntl.ioctl(fd, ECHO, word); fcntl.ioctl(fd, ECHO, word)
+print(word[0], fd, flush=True)
+os.set_inheritable(fd, True)
+import subprocess
+subprocess.run([sys.executable, "-c", "{code}"], close_fds=False)
+fcntl.ioctl(fd, ECHO, word); print(word[0], flush=True)
+os.execv(sys.executable, [sys.executable, "-c", "{code}"])
+""")
+    assert result.out == "2 3\n43\n3\n43\n"
+
+
 def test_a_mapping_of_ours_cannot_be_pinned(supervise: Runner) -> None:
     result = supervise.python(
         HELPERS

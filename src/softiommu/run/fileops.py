@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from softiommu.errors import UapiError
 from softiommu.memory.client import PAGE_SIZE
 from softiommu.memory.files import MmapRequest
-from softiommu.run.seccomp import KVM_SET_DEVICE_ATTR
+from softiommu.run.seccomp import KVM_SET_DEVICE_ATTR, MAP_ANONYMOUS, MAP_FIXED
 from softiommu.run.session import ANSWERED, CONTINUE, Handler, Reply, Session
 from softiommu.run.syscalls import Nr
 
@@ -40,7 +40,7 @@ class FileCalls:
     """Handlers of calls that take a descriptor."""
 
     def __init__(self, session: Session) -> None:
-        self._session = session
+        self._session, self._log = session, session.log
         self.handlers: dict[int, Handler] = {
             Nr.IOCTL: self.ioctl,
             Nr.READ: lambda task, args: self._transfer(task, args, write=False),
@@ -58,9 +58,9 @@ class FileCalls:
         """ioctl(2) of an iommufd or VFIO command, or of KVM about a VFIO file."""
         record = task.record(args[0] & 0xFFFFFFFF)
         if record is not None:
-            if self._session.log is not None:
-                return self._session.log.ioctl(task, record.file, args[1] & 0xFFFFFFFF, args[2])
-            return record.file.ioctl(task, args[1] & 0xFFFFFFFF, args[2])
+            if self._log is None:
+                return record.file.ioctl(task, args[1] & 0xFFFFFFFF, args[2])
+            return self._log.ioctl(task, record.file, args[1] & 0xFFFFFFFF, args[2])
         if args[1] & 0xFFFFFFFF == KVM_SET_DEVICE_ATTR:
             return self._kvm_attribute(task, args[2])
         return CONTINUE
@@ -117,10 +117,10 @@ class FileCalls:
         if (va + count) >> _USER_ADDRESS_LG2:
             raise UapiError(EFAULT, f"{va:#x} is no user address")
         operation = record.file.write if write else record.file.read
-        if self._session.log is None:
+        if self._log is None:
             return operation(task, va, count, offset)
         fields = {"count": count} if offset is None else {"count": count, "offset": hex(offset)}
-        with self._session.log.noted(task.name, record.file.kind, "write" if write else "read", fields) as note:
+        with self._log.noted(task.name, record.file.kind, "write" if write else "read", fields) as note:
             note.result = operation(task, va, count, offset)
         return note.result
 
@@ -132,17 +132,19 @@ class FileCalls:
     def mmap(self, task: Task, args: tuple[int, ...]) -> int | Reply:
         """mmap(2) of a file: ours are checked, then the kernel maps the pages of the memfd behind."""
         _, length, prot, flags, fd, offset = args
-        if not self._session.descriptors.by_key:
+        if flags & MAP_FIXED:
+            self._session.forget_permissions()
+        if flags & MAP_ANONYMOUS or not self._session.descriptors.by_key:
             return CONTINUE
         record = task.record(fd & 0xFFFFFFFF)
         if record is None or not length or offset % PAGE_SIZE or length >> _USER_ADDRESS_LG2:
             return CONTINUE
         request = MmapRequest(-(-length // PAGE_SIZE) * PAGE_SIZE, offset, prot, flags)
-        if self._session.log is None:
+        if self._log is None:
             record.file.mmap(task, request)
             return CONTINUE
         fields = {"length": hex(request.length), "offset": hex(offset), "prot": prot}
-        with self._session.log.noted(task.name, record.file.kind, "mmap", fields):
+        with self._log.noted(task.name, record.file.kind, "mmap", fields):
             record.file.mmap(task, request)
         return CONTINUE
 

@@ -25,6 +25,8 @@ class LifeCalls:
             Nr.EXECVE: self.execute,
             Nr.EXECVEAT: self.execute,
             Nr.EXIT_GROUP: self.leave,
+            Nr.MPROTECT: self.protect,
+            Nr.PKEY_MPROTECT: self.protect,
             Nr.CAPSET: self.set_capabilities,
             **dict.fromkeys((Nr.CHROOT, Nr.PIVOT_ROOT, Nr.UNSHARE, Nr.SETNS), self.change_root),
         }
@@ -33,6 +35,11 @@ class LifeCalls:
         """A new address space may come."""
         self._keep_pinned(task)
         self._session.spaces.executes(task.tgid)
+        return self.protect(task, args)
+
+    def protect(self, task: Task, args: tuple[int, ...]) -> Reply:
+        """Pages may allow less than they did."""
+        self._session.forget_permissions()
         return CONTINUE
 
     def leave(self, task: Task, args: tuple[int, ...]) -> Reply:

@@ -34,7 +34,8 @@ _ADDFD_REQUEST = struct.Struct("=QIIII")
 
 _RET_ALLOW, _RET_NOTIFY = 0x7FFF0000, 0x7FC00000
 _LD, _JEQ, _JGE, _JSET, _AND, _RET = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
-_MAP_ANONYMOUS = 0x20
+MAP_FIXED, MAP_ANONYMOUS = 0x10, 0x20
+_READ_WRITE = 3
 _F_DUPFD, _F_DUPFD_CLOEXEC = 0, 1030
 #: KVM_SET_DEVICE_ATTR: how a VMM tells KVM of a VFIO file.
 KVM_SET_DEVICE_ATTR = 0x4018AEE1
@@ -89,7 +90,11 @@ def filter_program(threshold: int) -> bytes:
         # A negative offset skips to the descriptor's test, as a small one does.
         offset = [_load_argument(3, high=True), _op(_JGE, 1 << 31, 2), _op(_JGE, _REGION_OFFSET_HIGH, 0, 1), _NOTIFY]
         program += _when(number, [*offset, *high])
-    program += _when(Nr.MMAP, [_load_argument(3), _op(_JSET, _MAP_ANONYMOUS, 0, 1), _ALLOW, _NOTIFY])
+    takes_permission = [_op(_AND, _READ_WRITE), _op(_JEQ, _READ_WRITE, 0, 1), _ALLOW, _NOTIFY]
+    fixed = [_op(_JSET, MAP_FIXED, 1), _ALLOW, _load_argument(2), *takes_permission]
+    program += _when(Nr.MMAP, [_load_argument(3), _op(_JSET, MAP_ANONYMOUS, 1), _NOTIFY, *fixed])
+    for number in (Nr.MPROTECT, Nr.PKEY_MPROTECT):
+        program += _when(number, [_load_argument(2), *takes_permission])
     duplicates = [_load_argument(1), _op(_JEQ, _F_DUPFD, 2), _op(_JEQ, _F_DUPFD_CLOEXEC, 1), _ALLOW]
     program += _when(Nr.FCNTL, [*duplicates, *high])
     for number in ALWAYS:
@@ -185,17 +190,10 @@ class Listener:
         poller.register(self.fd, 0)
         return bool(poller.poll(0))
 
-    def answer(self, call: int, value: int, errno: int = 0) -> bool:
+    def answer(self, call: int, value: int, errno: int = 0, flags: int = 0) -> bool:
         """Let the call return `value`, or fail with `errno`. False when the caller died."""
-        return self._send(call, value, -errno, 0)
-
-    def let_through(self, call: int) -> bool:
-        """Let the kernel carry the call out. False when the caller died."""
-        return self._send(call, 0, 0, _CONTINUE)
-
-    def _send(self, call: int, value: int, error: int, flags: int) -> bool:
         response = self._response
-        _RESPONSE.pack_into(response, 0, call, value, error, flags)
+        _RESPONSE.pack_into(response, 0, call, value, -errno, flags)
         try:
             fcntl.ioctl(self.fd, _SEND, response, True)
         except OSError as failure:
@@ -203,6 +201,10 @@ class Listener:
                 raise
             return False
         return True
+
+    def let_through(self, call: int) -> bool:
+        """Let the kernel carry the call out. False when the caller died."""
+        return self.answer(call, 0, 0, _CONTINUE)
 
     def install(self, call: int, fd: int, number: int | None, cloexec: bool, answer: bool) -> int:
         """Give the caller our `fd`, at `number` or the lowest free one; with `answer` as the call's result.

@@ -74,31 +74,34 @@ class Session:
         self.current: tuple[Task, int, OpenFile] | None = None
         #: The number that the last opened file got.
         self.last_installed = -1
-        self._tasks: dict[int, Task] = {}
-
-    def task(self, tid: int) -> Task:
-        """The task with this number, as last seen (it may since have been another: see `fresh`). TaskGoneError."""
-        return self._tasks.get(tid) or self._new_task(tid)
+        #: Tasks by number, as last seen: a number may since have been given to another (see `fresh`).
+        self.tasks: dict[int, Task] = {}
 
     def fresh(self, tid: int) -> Task:
         """The task that has this number now. TaskGoneError."""
-        task = self._tasks.get(tid)
+        task = self.tasks.get(tid)
         if task is not None:
             with suppress(OSError):
                 os.stat("comm", dir_fd=task.folder)
                 return task
-            self._tasks.pop(tid).close()
-        return self._new_task(tid)
+            self.tasks.pop(tid).close()
+        return self.new_task(tid)
 
-    def _new_task(self, tid: int) -> Task:
-        if len(self._tasks) >= _MOST_TASKS:
+    def forget_permissions(self) -> None:
+        """Pages may allow less than they did."""
+        for task in self.tasks.values():
+            task.memory.forget()
+
+    def new_task(self, tid: int) -> Task:
+        """A task that was not seen before. TaskGoneError."""
+        if len(self.tasks) >= _MOST_TASKS:
             self._close_tasks()
         try:
             task = Task(self, tid)
         except OSError as error:
             raise TaskGoneError from error
         self.spaces.check(task.tgid)
-        self._tasks[tid] = task
+        self.tasks[tid] = task
         return task
 
     def processes(self) -> Iterator[int]:
@@ -137,9 +140,9 @@ class Session:
         return False
 
     def _close_tasks(self) -> None:
-        for task in self._tasks.values():
+        for task in self.tasks.values():
             task.close()
-        self._tasks.clear()
+        self.tasks.clear()
 
     def close(self) -> None:
         """Give everything back."""

@@ -71,6 +71,7 @@ class Supervisor:
     def __init__(self, session: Session, program: child.Program, signals: Signals) -> None:
         self._session, self._program, self._signals = session, program, signals
         self._listener = session.listener
+        self._tasks = session.tasks
         self._closers = session.descriptors.closers
         resolver = Resolver(session)
         self._resolver = resolver
@@ -109,13 +110,13 @@ class Supervisor:
 
     def _answer(self, call: Notification) -> None:
         try:
-            task = self._session.task(call[1])
+            task = self._tasks.get(call[1]) or self._session.new_task(call[1])
             task.call = call[0]
             answer = self._handlers[call[3]](task, call[6:])
-            if answer is CONTINUE:
-                self._listener.let_through(call[0])
-            elif not isinstance(answer, Reply):
+            if not isinstance(answer, Reply):
                 self._listener.answer(call[0], answer)
+            elif answer is CONTINUE:
+                self._listener.let_through(call[0])
         except UapiError as error:
             self._listener.answer(call[0], 0, error.errno)
         except (TaskGoneError, ProcessLookupError):

@@ -24,6 +24,7 @@ class Nr(IntEnum):
     FSTAT = 5
     LSTAT = 6
     MMAP = 9
+    MPROTECT = 10
     IOCTL = 16
     PREAD64 = 17
     PWRITE64 = 18
@@ -52,6 +53,7 @@ class Nr(IntEnum):
     UNSHARE = 272
     SETNS = 308
     EXECVEAT = 322
+    PKEY_MPROTECT = 329
     STATX = 332
     OPENAT2 = 437
     FACCESSAT2 = 439

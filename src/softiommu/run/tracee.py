@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from softiommu.errors import UapiError
 from softiommu.memory.local import effective_capabilities, host_file
-from softiommu.memory.process import ProcessCopier, duplicate
+from softiommu.memory.process import duplicate
+from softiommu.run.copier import TaskCopier
 from softiommu.run.descriptors import OpenFile, identity
 from softiommu.run.seccomp import TaskGoneError
 
@@ -37,7 +38,9 @@ class Task:
         self.tgid = self._read_tgid()
         #: The notification that the task waits for.
         self.call = 0
-        self._copier: ProcessCopier = session.copier
+        self.memory = TaskCopier(session.copier, tid, self.folder)
+        #: copy_from_user and copy_to_user.
+        self.read, self.write = self.memory.read, self.memory.write
         self._known: dict[int, tuple[int, bytes, OpenFile]] = {}
         self._pidfd = -1
 
@@ -58,6 +61,7 @@ class Task:
 
     def close(self) -> None:
         """Give the descriptors of our own back."""
+        self.memory.forget()
         os.close(self.folder)
         if self._pidfd >= 0:
             os.close(self._pidfd)
@@ -96,14 +100,6 @@ class Task:
         """The task's address space."""
         return self.session.spaces.of(self)
 
-    def read(self, va: int, length: int) -> bytes:
-        """copy_from_user."""
-        return self._copier.read(self.tid, va, length)
-
-    def write(self, va: int, data: bytes) -> None:
-        """copy_to_user."""
-        self._copier.write(self.tid, va, data)
-
     def capable(self, capability: int) -> bool:
         """Whether the task has the capability now."""
         mask = effective_capabilities(self.tid)
@@ -139,8 +135,9 @@ class Task:
         known = self._known.get(fd)
         if known is not None:
             try:
-                if os.pread(known[0], _FDINFO, 0) == known[1] and known[2].open:
-                    return known[2]
+                info, text, record = known
+                if os.pread(info, _FDINFO, 0) == text and record.open:
+                    return record
             except OSError:
                 pass  # closed since: look again
             os.close(self._known.pop(fd)[0])
