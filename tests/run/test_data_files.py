@@ -58,7 +58,7 @@ os.pwrite(60, b"x", 0x70000000011)
 print(os.pread(60, 8, 0x70000000000))
 """)
     expected = [(0x70000000010).to_bytes(8, "little"), (0x70000000011).to_bytes(8, "little")]
-    assert result.out == f"{expected[0]} EINVAL\n{expected[1]}\n"
+    assert result.out == f"{expected[0]!r} EINVAL\n{expected[1]!r}\n"
 
 
 def test_a_descriptor_open_for_reading_cannot_be_written(supervise: Runner) -> None:

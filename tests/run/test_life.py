@@ -49,7 +49,10 @@ def test_a_program_that_cannot_start_is_told_as_a_shell_tells_it(supervise: Runn
 
 
 def test_streams_folder_environment_and_group_are_the_callers(supervise: Runner, tmp_path: Path) -> None:
-    code = "import os, sys; print(sys.stdin.read(), os.getcwd(), os.environ['MARK'], os.getpgid(0) == os.getpgid(os.getppid()))"
+    code = (
+        "import os, sys; same = os.getpgid(0) == os.getpgid(os.getppid())\n"
+        "print(sys.stdin.read(), os.getcwd(), os.environ['MARK'], same)"
+    )
     done = subprocess.run(
         supervise.command([sys.executable, "-c", code]),
         input="from stdin", capture_output=True, text=True, cwd=tmp_path, timeout=30, env={**os.environ, "MARK": "42"},
@@ -70,7 +73,8 @@ def test_the_terminal_is_untouched(supervise: Runner) -> None:
     command = [
         sys.executable,
         "-c",
-        "import os,sys; os.setsid(); import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])",
+        "import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+        "os.execv(sys.argv[1], sys.argv[1:])",
     ]
     with subprocess.Popen(
         [*command, *supervise.command([sys.executable, "-c", code])], stdin=follower, stdout=follower, stderr=follower
@@ -166,7 +170,8 @@ def test_no_privilege_is_needed() -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); from doubles import *\nimport tempfile, shutil, resource\n"
         "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
-        "sys.exit(run(Machine(Events()), ['/bin/sh', '-c', 'exec 5<>/dev/iommu && ls -l /dev/iommu /dev/vfio && id -u']))"
+        "script = 'exec 5<>/dev/iommu && ls -l /dev/iommu /dev/vfio && id -u'\n"
+        "sys.exit(run(Machine(Events()), ['/bin/sh', '-c', script]))"
     )
     command = [sys.executable, "-c", code, str(Path(__file__).parent)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, cwd="/")

@@ -56,6 +56,7 @@ for _ in range(60):
 
 
 def test_a_supervised_shell_runs_a_pipeline(supervise: Runner) -> None:
-    script = f"echo start; {sys.executable} -c 'print(7)' | cat | while read n; do echo got $n; done; exec 9</dev/iommu; echo $?"
+    loop = "while read n; do echo got $n; done"
+    script = f"echo start; {sys.executable} -c 'print(7)' | cat | {loop}; exec 9</dev/iommu; echo $?"
     result = supervise.program(["/bin/bash", "-c", script])
     assert (result.out, result.opened, result.released) == ("start\ngot 7\n0\n", 1, 1)
