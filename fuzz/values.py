@@ -18,7 +18,7 @@ APERTURE = int(test.Mock.APERTURE_START)
 TYPES = {
     "HwptAlloc": (0, 0, 0xDEAD, 0xDEAD),
     "HwInfo": (0, 0xFEEDBEEF),
-    "VeventqAlloc": (0xDEADBEEF, 0xDEADBEEF, 1),
+    "VeventqAlloc": (0xBEEFBEEF, 0xBEEFBEEF, 1),
 }
 FLAGS = {
     "IoasMap": (6, 6, 6, 7, 7, 4, 2, 0),
