@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields as dataclass_fields, is_dataclass
-from enum import Enum
+from enum import IntEnum, IntFlag
 from errno import errorcode
 from typing import TYPE_CHECKING, Protocol, TextIO
 
+from softiommu.abi import iommufd_enums as abi
 from softiommu.errors import UapiError
 
 if TYPE_CHECKING:
@@ -107,24 +108,49 @@ def _outcome(outcome: int | UapiError) -> str:
     return str(outcome)
 
 
+#: What the numbers of a field mean: a class of the ABI for a structure's field.
+_MEANINGS: dict[tuple[str, str], type[IntEnum] | type[IntFlag]] = {
+    ("IoasMap", "flags"): abi.IoasMapFlags,
+    ("IoasMapFile", "flags"): abi.IoasMapFlags,
+    ("IoasCopy", "flags"): abi.IoasMapFlags,
+    ("HwptAlloc", "flags"): abi.HwptAllocFlags,
+    ("HwptAlloc", "data_type"): abi.HwptDataType,
+    ("HwInfo", "flags"): abi.HwInfoFlags,
+    ("HwInfo", "data_type"): abi.HwInfoType,
+    ("HwptSetDirtyTracking", "flags"): abi.SetDirtyTrackingFlags,
+    ("HwptGetDirtyBitmap", "flags"): abi.GetDirtyBitmapFlags,
+    ("HwptInvalidate", "data_type"): abi.InvalidateDataType,
+    ("Option", "option_id"): abi.OptionId,
+    ("Option", "op"): abi.OptionOp,
+    ("VfioIoas", "op"): abi.VfioIoasOp,
+}
+_DECIMAL = ("id", "num", "fd", "len", "count", "depth", "index", "type")
+
+
 def describe(cmd: object) -> dict[str, str]:
-    """The fields of a structure that say something: those that are not 0, and neither size nor padding."""
-    if cmd is None or isinstance(cmd, int) or not is_dataclass(cmd):
+    """The fields of a structure that say something: those that are not 0 or have a name, without size and padding."""
+    if cmd is None or not is_dataclass(cmd) or isinstance(cmd, type):
         return {}
-    values = {field.name: getattr(cmd, field.name) for field in dataclass_fields(cmd)}
-    return {
-        name: _value(name, value)
-        for name, value in values.items()
-        if value and name not in ("size", "argsz") and not name.startswith(("reserved", "pad"))
-    }
+    told = {}
+    for name in (field.name for field in dataclass_fields(cmd)):
+        value, meaning = getattr(cmd, name), _MEANINGS.get((type(cmd).__name__, name))
+        if name in ("size", "argsz") or name.startswith(("reserved", "pad")):
+            continue
+        if meaning is not None and issubclass(meaning, IntEnum):
+            told[name] = _member(meaning, value)
+        elif value and meaning is not None:
+            told[name] = _flags(meaning, value)
+        elif value:
+            told[name] = hex(value) if isinstance(value, int) and not name.endswith(_DECIMAL) else str(value)
+    return told
 
 
-_COUNTS = ("id", "num", "fd", "len", "type", "depth")
+def _member(meaning: type[IntEnum], value: int) -> str:
+    return meaning(value).name if value in meaning.__members__.values() else hex(value)
 
 
-def _value(name: str, value: object) -> str:
-    if isinstance(value, Enum):
-        return value.name
-    if isinstance(value, int) and not name.endswith(_COUNTS):
-        return hex(value)
-    return str(value)
+def _flags(meaning: type[IntFlag], value: int) -> str:
+    """The names of the bits, and what has none as a number."""
+    names = [str(flag.name) for flag in meaning if flag & value]
+    unknown = value & ~sum(meaning)
+    return "|".join(names + [hex(unknown)] * bool(unknown))
