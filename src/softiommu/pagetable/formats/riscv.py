@@ -1,0 +1,104 @@
+"""RISC-V tables: Sv39, Sv48, Sv57 and their x4 forms for the second stage; Svnapot 64 KiB; Svpbmt.
+
+RISC-V privileged architecture, 12.3 to 12.6 "Sv39".."Sv57", 18.5 "Two-stage address translation" (x4), chapters
+"Svnapot" and "Svpbmt". Level is `i` of the algorithm. The x4 forms take two bits more at the root (16 KiB).
+"""
+
+from __future__ import annotations
+
+from softiommu.pagetable.kinds import BAD, EMPTY, EXECUTE, LEAF, READ, RISCV, TABLE, WRITE, Table
+from softiommu.words import Word, bit, bits
+
+
+class Pte(Word):
+    """An entry of any level."""
+
+    V = bit(0)
+    R = bit(1)
+    W = bit(2)
+    X = bit(3)
+    U = bit(4)
+    G = bit(5)
+    A = bit(6)
+    D = bit(7)
+    RSW = bits(9, 8)
+    PPN = bits(53, 10)
+    PBMT = bits(62, 61)
+    N = bit(63)
+
+
+V, R, W, X, U, A, D = (f.mask for f in (Pte.V, Pte.R, Pte.W, Pte.X, Pte.U, Pte.A, Pte.D))
+RWX, PPN, RESERVED, PBMT_LOW, N_LOW = R | W | X, Pte.PPN.mask, 0x7F << 54, Pte.PBMT.low, Pte.N.low
+NAPOT_64K = 1 << 13  # ppn[3:0] is 0b1000
+N = Pte.N.mask
+
+VARIANTS = {
+    "riscv-sv39": Table(RISCV, 2, 12, 9, 9, 2, 39, 56),
+    "riscv-sv48": Table(RISCV, 3, 12, 9, 9, 3, 48, 56),
+    "riscv-sv57": Table(RISCV, 4, 12, 9, 9, 4, 57, 56),
+    "riscv-sv39x4": Table(RISCV, 2, 12, 9, 11, 2, 41, 56),
+    "riscv-sv48x4": Table(RISCV, 3, 12, 9, 11, 3, 50, 56),
+    "riscv-sv57x4": Table(RISCV, 4, 12, 9, 11, 4, 59, 56),
+}
+SIZES = 1 << 12 | 1 << 16 | 1 << 21 | 1 << 30 | 1 << 39 | 1 << 48
+
+
+def load(t: Table, level: int, pte: int) -> tuple[int, int, int, int]:
+    """-> kind, output address, lg2 of the leaf, level of the next table"""
+    if pte & V == 0:
+        return EMPTY, 0, 0, 0
+    if pte & RESERVED or pte >> PBMT_LOW & 3 == 3 or pte & (R | W) == W:
+        return BAD, 0, 0, 0
+    oa = (pte & PPN) << 2
+    napot = pte >> N_LOW & 1
+    if pte & RWX == 0:
+        if pte & (A | D | U) or napot or pte >> PBMT_LOW & 3:
+            return BAD, 0, 0, 0
+        return TABLE, oa, 0, level - 1
+    lg2 = 12 + 9 * level
+    if napot:
+        if level or oa & 0xFFFF != 0x8000:
+            return BAD, 0, 0, 0
+        return LEAF, oa & ~0xFFFF, 16, 0
+    if oa & ((1 << lg2) - 1):
+        return BAD, 0, 0, 0
+    return LEAF, oa, lg2, 0
+
+
+def rights(t: Table, pte: int) -> int:
+    """What the entry allows: a leaf what it says, a table everything."""
+    if pte & RWX == 0:
+        return READ | WRITE | EXECUTE
+    allowed = 0
+    if pte & R:
+        allowed |= READ
+    if pte & W:
+        allowed |= WRITE
+    if pte & X:
+        allowed |= EXECUTE
+    return allowed
+
+
+def leaf(t: Table, level: int, oa: int, lg2: int, prot: int) -> int:
+    """The entry of a leaf for user-mode access; accessed and dirty are set ahead. There is no write without read."""
+    pte = oa >> 2 | V | R | U | A
+    if prot & WRITE:
+        pte |= W | D
+    if lg2 == 16:
+        pte |= NAPOT_64K | N
+    return pte
+
+
+def link(t: Table, level: int, table: int) -> int:
+    """The entry of a table."""
+    return table >> 2 | V
+
+
+def dirty(t: Table, pte: int) -> int:
+    """Whether a leaf was written."""
+    return pte & D
+
+
+def clean(t: Table, pte: int) -> int:
+    """The leaf, not written."""
+    return pte & ~D

@@ -1,0 +1,87 @@
+"""VT-d second-stage tables: 3, 4 or 5 levels (39, 48, 57 bits), leaves of 4 KiB, 2 MiB and 1 GiB.
+
+VT-d 3.7 "Second-stage translation", 9.8 "Second-stage paging entries". Level 0 is SS-PTE, 1 SS-PDE, 2 SS-PDPE, ...
+"""
+
+from __future__ import annotations
+
+from softiommu.pagetable.kinds import BAD, EMPTY, EXECUTE, LEAF, READ, TABLE, VTDSS, WRITE, Table
+from softiommu.words import Word, bit, bits
+
+
+class Pte(Word):
+    """An entry of any level."""
+
+    R = bit(0)
+    W = bit(1)
+    X = bit(2)
+    EMT = bits(5, 3)
+    IPAT = bit(6)
+    PS = bit(7)
+    A = bit(8)
+    D = bit(9)
+    SNP = bit(11)
+    ADDR = bits(51, 12)
+
+
+R, W, PS, A, D, SNP = Pte.R.mask, Pte.W.mask, Pte.PS.mask, Pte.A.mask, Pte.D.mask, Pte.SNP.mask
+ADDR = Pte.ADDR.mask
+
+VARIANTS = {
+    "vtdss-39": Table(VTDSS, 2, 12, 9, 9, 2, 39, 52),
+    "vtdss-48": Table(VTDSS, 3, 12, 9, 9, 2, 48, 52),
+    "vtdss-57": Table(VTDSS, 4, 12, 9, 9, 2, 57, 52),
+}
+SIZES = 1 << 12 | 1 << 21 | 1 << 30
+
+
+def load(t: Table, level: int, pte: int) -> tuple[int, int, int, int]:
+    """-> kind, output address, lg2 of the leaf, level of the next table"""
+    if pte & (R | W) == 0:
+        return EMPTY, 0, 0, 0
+    if level == 0:
+        return LEAF, pte & ADDR, 12, 0
+    if pte & PS == 0:
+        return TABLE, pte & ADDR, 0, level - 1
+    lg2 = 12 + 9 * level
+    low = (1 << lg2) - 1
+    if level > t.leaf_top or pte & ADDR & low:
+        return BAD, 0, 0, 0
+    return LEAF, pte & ADDR, lg2, 0
+
+
+def rights(t: Table, pte: int) -> int:
+    """What the entry allows; those of tables and leaf are combined by and."""
+    allowed = EXECUTE
+    if pte & R:
+        allowed |= READ
+    if pte & W:
+        allowed |= WRITE
+    return allowed
+
+
+def leaf(t: Table, level: int, oa: int, lg2: int, prot: int) -> int:
+    """The entry of a leaf."""
+    pte = oa
+    if prot & READ:
+        pte |= R
+    if prot & WRITE:
+        pte |= W
+    if level:
+        pte |= PS
+    return pte
+
+
+def link(t: Table, level: int, table: int) -> int:
+    """The entry of a table."""
+    return table | R | W
+
+
+def dirty(t: Table, pte: int) -> int:
+    """Whether a leaf was written."""
+    return pte & D
+
+
+def clean(t: Table, pte: int) -> int:
+    """The leaf, not written."""
+    return pte & ~D
