@@ -1,0 +1,1 @@
+"""Tests of the program's memory, one file for each module."""
