@@ -19,10 +19,11 @@ def checked(result):
     return result
 
 
+NODES = {"iommu": "/dev/iommu", "vfio": "/dev/vfio/vfio", "null": "/dev/null"}
+
+
 class Real:
     """Plain system calls, as any program makes them."""
-
-    nodes = {"iommu": "/dev/iommu", "vfio": "/dev/vfio/vfio", "null": "/dev/null"}
 
     def open(self, what):
         """open(2) of a node, or a new memfd."""
@@ -30,7 +31,7 @@ class Real:
             fd = os.memfd_create("golden")
             os.ftruncate(fd, int(what[6:]))
             return fd
-        return os.open(self.nodes[what], os.O_RDWR)
+        return os.open(NODES[what], os.O_RDWR)
 
     def close(self, fd):
         """close(2)"""
@@ -104,7 +105,7 @@ class InProcess(Real):
         """open(2): ours for the nodes of the machine."""
         if what not in ("iommu", "vfio"):
             return super().open(what)
-        node = self.machine.entries[self.nodes[what]]
+        node = self.machine.entries[NODES[what]]
         return self.caller.install(node.open(self.caller, os.O_RDWR))
 
     def file(self, fd):

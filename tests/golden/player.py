@@ -10,7 +10,7 @@ WIDTHS = {1: "<B", 2: "<H", 4: "<I", 8: "<Q"}
 MASK = 2**64 - 1
 
 
-class Difference(Exception):
+class DifferenceError(Exception):
     """An answer that the recorded kernel did not give."""
 
 
@@ -24,13 +24,13 @@ class Player:
         self.after = []
 
     def play(self):
-        """Every step in order; Difference at the first wrong answer."""
+        """Every step in order; DifferenceError at the first wrong answer."""
         for index, step in enumerate(self.record["steps"]):
             try:
                 self.step(step)
-            except Difference as difference:
+            except DifferenceError as difference:
                 what = step.get("test_op") or step.get("name") or step["op"]
-                raise Difference(f"{self.record['id']} step {index} ({what}): {difference}") from None
+                raise DifferenceError(f"{self.record['id']} step {index} ({what}): {difference}") from None
 
     def step(self, step):
         """One step."""
@@ -49,9 +49,9 @@ class Player:
         wanted = step["ret"]
         if wanted == "fd":
             if ret < 0:
-                raise Difference(f"expected a descriptor, got {name}")
+                raise DifferenceError(f"expected a descriptor, got {name}")
         elif (ret, name) != (wanted, step.get("errno", "")):
-            raise Difference(f"expected {wanted} {step.get('errno', '')}, got {ret} {name}")
+            raise DifferenceError(f"expected {wanted} {step.get('errno', '')}, got {ret} {name}")
 
     def watched(self, step):
         """The recorded changes of each watched buffer."""
@@ -64,7 +64,9 @@ class Player:
         now = buffer.bytes()
         if now != wanted:
             at = next(i for i in range(len(now)) if now[i] != wanted[i])
-            raise Difference(f"buffer {name} at {at:#x}: {now[at : at + 16].hex()} for {wanted[at : at + 16].hex()}")
+            raise DifferenceError(
+                f"buffer {name} at {at:#x}: {now[at : at + 16].hex()} for {wanted[at : at + 16].hex()}"
+            )
         buffer.seen = now
 
     # References
@@ -148,7 +150,7 @@ class Player:
                     self.fds[ref[3]] = int.from_bytes(after[ref[0] : ref[0] + 4], "little")
                 wanted[ref[0] : ref[0] + 4] = after[ref[0] : ref[0] + 4]
         if bytes(wanted) != after:
-            raise Difference(f"struct {after.hex()} instead of {bytes(wanted).hex()}")
+            raise DifferenceError(f"struct {after.hex()} instead of {bytes(wanted).hex()}")
 
     def do_poke(self, step):
         """the program stores"""
@@ -255,7 +257,7 @@ class Player:
         """Bytes that were read are the recorded ones."""
         wanted = apply(bytes(len(data)), step.get("out", []))
         if data != wanted:
-            raise Difference(f"read {data.hex()} instead of {wanted.hex()}")
+            raise DifferenceError(f"read {data.hex()} instead of {wanted.hex()}")
 
 
 def apply(data, runs):

@@ -7,7 +7,7 @@ import os
 import traceback
 from pathlib import Path
 
-from golden.player import Difference, Player
+from golden.player import DifferenceError, Player
 
 DATA = Path(__file__).parent.parent / "data" / "golden"
 PROFILES = [(kernel, profile) for kernel in ("6.12", "7.2") for profile in ("nodev", "mock")]
@@ -30,7 +30,7 @@ def play_apart(make_kernel, record):
         os.close(reader)
         try:
             Player(make_kernel(), record).play()
-        except Difference as difference:
+        except DifferenceError as difference:
             os.write(writer, str(difference).encode()[:4000])
         except BaseException as error:
             text = "".join(traceback.format_exception(error))

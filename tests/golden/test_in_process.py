@@ -1,9 +1,9 @@
 """Every open recording of the machines without devices and with the mock, against this process's own iommufd."""
 
 import pytest
+
 from golden.kernels import InProcess
 from golden.records import PROFILES, load, play_apart
-
 from softiommu.machine.assemble import machine
 
 

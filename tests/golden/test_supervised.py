@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from golden.records import PROFILES
 
 CLIENT = Path(__file__).parent / "client.py"

@@ -33,7 +33,7 @@ class NestedWalk(NamedTuple):
     fetch_ipa: int | None = None
 
 
-class _Stage2Fault(BadAddressError):
+class _Stage2FaultError(BadAddressError):
     def __init__(self, ipa: int, result: Walk) -> None:
         super().__init__(ipa, 8)
         self.ipa, self.result = ipa, result
@@ -41,12 +41,12 @@ class _Stage2Fault(BadAddressError):
 
 def nested_walk(first: Stage, second: Stage, memory: PhysicalMemory, iova: int, want: int = 0) -> NestedWalk:
     """Translate `iova` by the first stage, its tables and its output by the second."""
-    failed: list[_Stage2Fault] = []
+    failed: list[_Stage2FaultError] = []
 
     def fetch(ipa: int) -> int:
         result = walk(second.table, memory, second.root, ipa, READ)
         if result.status != OK:
-            failed.append(_Stage2Fault(ipa, result))
+            failed.append(_Stage2FaultError(ipa, result))
             raise failed[-1]
         return memory.load(result.oa)
 
