@@ -91,6 +91,8 @@ class Counter(File):
         return self._memory(caller, cmd, va, length)
 
     def _memory(self, caller: Caller, cmd: int, va: int, length: int) -> int:
+        if not self.extents:
+            raise UapiError(EINVAL, "nothing is pinned, or no such command")
         first = self.extents[0]
         if cmd == UNPIN:
             caller.mm.set_locked(0, 0)

@@ -165,6 +165,30 @@ print([fcntl.ioctl(fd, FILE_OF, n) for n in (fd, queue, 0)], error(fcntl.ioctl, 
     assert result.out == "[1, 2, 3] EBADF\n"
 
 
+def test_kvm_is_told_of_our_files_without_the_hosts_kvm(supervise: Runner) -> None:
+    result = supervise.python("""
+import ctypes
+fd = os.open("/dev/iommu", os.O_RDWR)
+null = os.open("/dev/null", os.O_RDWR)
+def attribute(group, descriptor):
+    number = ctypes.c_int(descriptor)
+    return error(fcntl.ioctl, null, 0x4018AEE1, struct.pack("IIQQ", 0, group, 1, ctypes.addressof(number)))
+print(attribute(1, fd), attribute(1, null), attribute(2, fd))
+""")
+    assert result.out == "no error ENOTTY ENOTTY\n"
+
+
+def test_a_limit_without_high_numbers_is_told(supervise: Runner) -> None:
+    result = supervise.python("""
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+fd = os.open("/dev/iommu", os.O_RDWR)
+print(fcntl.ioctl(fd, NEW_QUEUE) == fd + 1)
+""")
+    assert result.out == "True\n"
+    assert "ulimit -n" in result.err
+
+
 def test_a_program_that_ends_by_itself_leaves_no_file(supervise: Runner) -> None:
     code = "import os, signal; os.open('/dev/iommu', os.O_RDWR); os.kill(os.getpid(), signal.SIGKILL)"
     result = supervise.program([sys.executable, "-c", code])

@@ -1,1 +1,20 @@
-"""Front door 1: an unmodified program under supervision."""
+"""Front door 1: an unmodified program, supervised through seccomp user notification.
+
+The way of a call: `seccomp` (filter, listener) -> `supervisor` (the loop) -> a handler (`fileops`, `opencalls`,
+`statcalls`, `folders`, `lifecalls`), which knows the caller (`tracee`), its paths (`paths`, `shadow`), its memory
+(`copier`, `spaces`) and the open files (`descriptors`); what they share is a `session`.
+
+What differs from a kernel, and why:
+
+* Only x86-64 calls are seen. io_uring and a supervisor of the program's own bypass or refuse us.
+* read(2) on an iommufd finds the end of an empty file where the kernel says EINVAL: its number is low, and reads of low
+  numbers are not told. For the same reason a queue or a device that the program itself moves to a low number (dup2,
+  SCM_RIGHTS) is not read or written right, but for offsets from 1 TiB up; preadv and pwritev are not served.
+* O_PATH of a virtual file gives a plain descriptor of an empty one. chdir and calls that change a file (chmod, unlink,
+  rename) do not know virtual paths. /proc/PID/status is edited as it is opened, and a second read shows no change.
+* Private pages that the program unmaps, or leaves when it is killed, are lost to devices; those it leaves by exit or
+  exec are kept up to 256 MiB while another supervised process lives. A private file page that the program may write
+  is not un-shared when it is pinned.
+* The supervisor looks at paths as the program does: one that hangs (a dead NFS server, a FUSE server that is itself
+  supervised) holds up everything.
+"""

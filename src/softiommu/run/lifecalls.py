@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 from softiommu.errors import UapiError
@@ -56,10 +55,9 @@ class LifeCalls:
         if mm is None or all(pid == task.tgid for pid in self._session.processes()):
             return
         if not mm.private.keep(_MOST_KEPT):
-            print(
-                f"softiommu: {task.name} leaves more than {_MOST_KEPT >> 20} MiB of pinned private memory: "
-                "devices can no longer read it\nhint: use shared memory (memfd) for what outlives its process",
-                file=sys.stderr,
+            self._session.warn_once(
+                f"{task.name} leaves more than {_MOST_KEPT >> 20} MiB of pinned private memory: "
+                "devices can no longer read it\nhint: use shared memory (memfd) for what outlives its process"
             )
 
     def set_capabilities(self, task: Task, args: tuple[int, ...]) -> Reply:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from enum import Enum
@@ -66,6 +67,7 @@ class Session:
         self.dropped: set[int] = set()
         #: Set once a process changed its root or mount namespace: paths must then be looked up from its own root.
         self.roots_differ = False
+        self._warned: set[str] = set()
         #: Whether the memory of a task could be read yet.
         self.reached = False
         if log is not None:
@@ -107,6 +109,10 @@ class Session:
     def processes(self) -> Iterator[int]:
         """Every process below the supervisor, with or without a call of its own so far."""
         waiting = [os.getpid()]
+        if not os.path.exists("/proc/thread-self/children"):
+            # A kernel without CONFIG_PROC_CHILDREN: look at all, those of others show nothing of ours.
+            yield from (int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != waiting[0])
+            return
         while waiting:
             parent = waiting.pop()
             with suppress(OSError):
@@ -143,6 +149,12 @@ class Session:
         for task in self.tasks.values():
             task.close()
         self.tasks.clear()
+
+    def warn_once(self, message: str) -> None:
+        """Tell something on standard error, unless it was told before."""
+        if message not in self._warned:
+            self._warned.add(message)
+            print(f"softiommu: {message}", file=sys.stderr)
 
     def close(self) -> None:
         """Give everything back."""

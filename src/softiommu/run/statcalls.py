@@ -67,13 +67,13 @@ class StatCalls:
 
     def _ask(self, task: Task, at: int, va: int, flags: int, answer: Callable[[Found], int]) -> int | Reply:
         """Find the object and let `answer` tell of it."""
-        if flags & AT_EMPTY_PATH and (va == 0 or _is_empty(task, va)):
+        text = read_path(task, va) if va else None
+        if text is not None:
+            found = self._resolver.resolve(task, signed(at), text, follow=not flags & AT_SYMLINK_NOFOLLOW)
+        elif flags & AT_EMPTY_PATH and (va == 0 or _is_empty(task, va)):
             found = self._opened(task, at)
         else:
-            text = read_path(task, va)
-            if text is None:
-                return CONTINUE
-            found = self._resolver.resolve(task, signed(at), text, follow=not flags & AT_SYMLINK_NOFOLLOW)
+            return CONTINUE
         return CONTINUE if found is None else answer(found)
 
     def _opened(self, task: Task, fd: int) -> Found | None:

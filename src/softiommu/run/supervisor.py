@@ -86,7 +86,6 @@ class Supervisor:
         self.bugs = 0
         #: Why supervision cannot work here, found at the first call.
         self.obstacle: ConfigError | None = None
-        self._told = False
 
     def serve(self) -> None:
         """Answer every call; returns when nobody is left who could make one, and all files are released."""
@@ -134,9 +133,8 @@ class Supervisor:
         if not self._session.reached:
             self.obstacle = error
             os.kill(self._program.pid, signal.SIGKILL)
-        elif not self._told:
-            self._told = True
-            print(f"softiommu: {error}", file=sys.stderr)
+        else:
+            self._session.warn_once(str(error))
 
     def _guarded(self, action: object, what: str) -> None:
         assert callable(action)

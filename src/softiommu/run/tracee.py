@@ -169,6 +169,11 @@ class Task:
     def give(self, ours: int, record: OpenFile, cloexec: bool, answer: bool) -> int:
         """Install a descriptor of one of our files where it belongs. EMFILE; TaskGoneError."""
         number = self.free_high_number() if record.trapped else None
+        if number is None and record.trapped:
+            self.session.warn_once(
+                f"{self.name} has no descriptor from {self.session.threshold} up free, so reads and writes of its "
+                f"{record.file.kind} cannot be served\nhint: raise the limit of open files (ulimit -n)"
+            )
         return self.session.listener.install(self.call, ours, number, cloexec, answer)
 
     def free_high_number(self, at_least: int = 0) -> int | None:
