@@ -101,22 +101,27 @@ def test_a_free_place_is_the_first_of_all_candidates(
 
 
 def candidate(used: set[int], allowed: set[int] | None, address: int, length: int) -> int | None:
-    """Scan from the bottom: where a free stretch begins, the next aligned place with the address's low bits."""
+    """Scan from the bottom: where a free stretch begins, the next aligned place with the address's low bits.
+
+    A stretch of allowed cells begins at its first such place, as in the kernel.
+    """
     unit, step = 1024, 1
     while step < length and address % (step * 2) == 0:
         step *= 2
 
-    def free(cell: int) -> bool:
-        return cell not in used and cell >= 4 and (allowed is None or cell in allowed)
+    def align(cell: int) -> int:
+        return -(-cell * unit // step) * step | address % PAGE
 
-    for cell in range(4, 400):
-        begins = allowed is not None and cell - 1 not in allowed
-        if not free(cell) or (free(cell - 1) and not begins):
-            continue
-        at = -(-cell * unit // step) * step | address % PAGE
-        cells = range(cell, -(-(at + length) // unit))
-        if all(free(n) for n in cells):
-            return at
+    cells = allowed if allowed is not None else set(range(4, 400))
+    for low in sorted(n for n in cells if n - 1 not in cells):
+        high = next(n for n in range(low, 500) if n + 1 not in cells)
+        start = align(max(low, 4)) // unit
+        for cell in range(start, high + 1):
+            if cell in used or (cell > start and cell - 1 not in used):
+                continue
+            at = align(cell)
+            if all(n <= high and n not in used for n in range(cell, -(-(at + length) // unit))):
+                return at
     return None
 
 
