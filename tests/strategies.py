@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from hypothesis import strategies as st
+from hypothesis import settings, strategies as st
 
 PAGE = 4096
+#: Always the same examples, however slow the machine is.
+calm = settings(deadline=None, derandomize=True)
 #: What a map can be asked to allow.
 PROTS = st.sampled_from((2, 4, 6))
 #: Numbers at which widths, signs and page counts end.

@@ -13,11 +13,13 @@ from iommufd.soft import APERTURE, Soft
 from softiommu.abi import iommufd as abi, iommufd_test as test
 from softiommu.drivers.driver import Range
 from softiommu.iommufd.dirty import Bitmap
+from strategies import calm
 
 PAGE = 4096
 DATA = BASE + 30 * PAGE
 
 
+@calm
 @given(
     marks=st.lists(st.tuples(st.integers(-40, 300), st.integers(1, 90)), max_size=6),
     pages=st.integers(1, 250),

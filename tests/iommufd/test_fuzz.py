@@ -19,6 +19,7 @@ from softiommu.abi import iommufd_test as test
 from softiommu.errors import UapiError
 from softiommu.iommufd.ioas import Ioas
 from softiommu.iommufd.kernels import KERNELS
+from strategies import calm
 
 KERNEL_NAMES = tuple(KERNELS)
 
@@ -78,7 +79,7 @@ COMMANDS = sorted(build("7.3").services.commands)
 RAW = st.lists(st.tuples(st.sampled_from(COMMANDS), st.binary(min_size=4, max_size=120)), min_size=1, max_size=12)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(calm, max_examples=150)
 @given(calls=RAW, honest=st.booleans(), kernel=st.sampled_from(KERNEL_NAMES))
 def test_any_bytes_are_a_call_or_a_refusal(calls: list[tuple[int, bytes]], honest: bool, kernel: str) -> None:
     arena = Arena(Random(0))

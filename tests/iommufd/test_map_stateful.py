@@ -17,7 +17,7 @@ from softiommu.abi import iommufd as abi, iommufd_test as test, vfio
 from softiommu.abi.struct import UserStruct
 from softiommu.errors import UapiError
 from softiommu.memory.files import HostFile
-from strategies import PROTS, lengths, multiples
+from strategies import PROTS, calm, lengths, multiples
 
 MEMORY, FILE_PAGES = 16, 12
 WINDOW = 32
@@ -369,4 +369,4 @@ def _start(area: Area) -> int:
 
 
 TestMaps = MapMachine.TestCase
-TestMaps.settings = settings(max_examples=60, stateful_step_count=30, deadline=None, derandomize=True)
+TestMaps.settings = settings(calm, max_examples=150, stateful_step_count=30)

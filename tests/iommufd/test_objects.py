@@ -11,8 +11,10 @@ from iommufd.soft import APERTURE, Soft, refused
 from softiommu.abi import iommufd as abi, iommufd_test as test
 from softiommu.errors import UapiError
 from softiommu.iommufd.objects import Object, ObjectTable
+from strategies import calm
 
 
+@calm
 @given(st.lists(st.one_of(st.none(), st.integers(0, 30)), max_size=60))
 def test_an_id_is_always_the_lowest_free_one(steps: list[int | None]) -> None:
     table = ObjectTable()

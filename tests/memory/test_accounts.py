@@ -11,6 +11,7 @@ from iommufd.fakes import FakeMm
 from iommufd.soft import refused
 from softiommu.memory.accounts import Accounts, Mode, Payer
 from softiommu.memory.client import PAGE_SIZE
+from strategies import calm
 
 COUNTED = [Mode.NONE, Mode.USER, Mode.PROCESS]
 CHARGES = st.lists(
@@ -18,6 +19,7 @@ CHARGES = st.lists(
 )
 
 
+@calm
 @given(charges=CHARGES)
 def test_every_account_is_empty_when_each_charge_is_taken_back(charges: list[tuple[Mode, int, int, int]]) -> None:
     accounts, spaces = Accounts(), [FakeMm(1) for _ in range(3)]

@@ -7,6 +7,7 @@ from hypothesis import given, strategies as st
 from iommufd.fakes import Ram
 from softiommu.memory.client import PAGE_SIZE
 from softiommu.memory.frames import CHUNK, Frames, Window
+from strategies import calm
 
 OFFSETS = st.integers(0, 4 * CHUNK)
 
@@ -16,6 +17,7 @@ def memory(together: bool) -> Ram:
     return Ram(0, together=together)
 
 
+@calm
 @given(offset=OFFSETS, length=st.integers(1, 6 * PAGE_SIZE), together=st.booleans())
 def test_an_address_leads_back_to_its_byte(offset: int, length: int, together: bool) -> None:
     frames, ram = Frames(), memory(together)
@@ -28,6 +30,7 @@ def test_an_address_leads_back_to_its_byte(offset: int, length: int, together: b
     assert at == offset + length
 
 
+@calm
 @given(offset=OFFSETS, length=st.integers(1, 40 * PAGE_SIZE))
 def test_pages_that_lie_apart_are_never_joined(offset: int, length: int) -> None:
     runs = list(Frames().runs(memory(False), offset, length))

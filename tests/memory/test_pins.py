@@ -14,6 +14,7 @@ from softiommu.memory.client import PAGE_SIZE, Extent
 from softiommu.memory.files import DmabufFile
 from softiommu.memory.frames import Frames
 from softiommu.memory.pins import DmabufSource, FileSource, Hold, PageSet, Physical, VaSource
+from strategies import calm
 
 PAGES = 24
 
@@ -52,7 +53,7 @@ def page_set(physical: Physical, source: VaSource | FileSource | DmabufSource | 
 STEPS = st.lists(st.tuples(st.booleans(), st.integers(0, PAGES - 1), st.integers(0, PAGES - 1)), max_size=24)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(calm, max_examples=150)
 @given(steps=STEPS, run=st.integers(1, 5), limit=st.integers(4, 30))
 def test_pins_are_the_union_of_the_holds(steps: list[tuple[bool, int, int]], run: int, limit: int) -> None:
     physical, mm, source = Physical(Frames(), Accounts()), FakeMm(1), Patchwork(run)
@@ -85,6 +86,7 @@ def union(holds: list[Hold]) -> set[int]:
     return {page for hold in holds for page in range(hold.first, hold.last + 1)}
 
 
+@calm
 @given(first=st.integers(0, PAGES * PAGE_SIZE - 1), length=st.integers(1, 9 * PAGE_SIZE), run=st.integers(1, 4))
 def test_runs_are_the_frames_of_the_pinned_bytes_in_order(first: int, length: int, run: int) -> None:
     physical, source = Physical(Frames(), Accounts()), Patchwork(run)
