@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields as dataclass_fields, is_dataclass
 from enum import IntEnum, IntFlag
 from errno import errorcode
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from softiommu.abi import iommufd_enums as abi
+from softiommu.abi.struct import UserStruct
 from softiommu.errors import UapiError
 
 if TYPE_CHECKING:
@@ -129,10 +129,10 @@ _DECIMAL = ("id", "num", "fd", "len", "count", "depth", "index", "type")
 
 def describe(cmd: object) -> dict[str, str]:
     """The fields of a structure that say something: those that are not 0 or have a name, without size and padding."""
-    if cmd is None or not is_dataclass(cmd) or isinstance(cmd, type):
+    if not isinstance(cmd, UserStruct):
         return {}
     told = {}
-    for name in (field.name for field in dataclass_fields(cmd)):
+    for name in cmd.FIELDS:
         value, meaning = getattr(cmd, name), _MEANINGS.get((type(cmd).__name__, name))
         if name in ("size", "argsz") or name.startswith(("reserved", "pad")):
             continue
