@@ -18,6 +18,7 @@ from softiommu.errors import ConfigError, UapiError
 from softiommu.run.syscalls import ALWAYS, AUDIT_ARCH, HIGH_DESCRIPTOR, X32_BIT, Nr
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_ioctl = fcntl.ioctl
 
 _SECCOMP = 317
 _SET_MODE_FILTER, _GET_NOTIF_SIZES = 1, 3
@@ -29,6 +30,7 @@ _SYNC_WAKE_UP = 1
 _CONTINUE = 1
 _ADDFD_SETFD, _ADDFD_SEND = 1, 2
 _NOTIFICATION = struct.Struct("=QIIiIQ6Q")
+_NO_NOTIFICATION = bytes(_NOTIFICATION.size)
 _RESPONSE = struct.Struct("=QqiI")
 _ADDFD_REQUEST = struct.Struct("=QIIII")
 
@@ -166,7 +168,6 @@ class Listener:
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self._buffer = bytearray(_NOTIFICATION.size)
-        self._zeros = bytes(_NOTIFICATION.size)
         self._response = bytearray(_RESPONSE.size)
         with suppress(OSError):  # before Linux 6.6
             # Both sides take turns, so the waker's CPU is the right one: 3.9 us a call instead of 62 and more.
@@ -175,9 +176,9 @@ class Listener:
     def receive(self) -> Notification | None:
         """The next call; None when the caller died meanwhile, or a signal came."""
         buffer = self._buffer
-        buffer[:] = self._zeros
+        buffer[:] = _NO_NOTIFICATION
         try:
-            fcntl.ioctl(self.fd, _RECV, buffer, True)
+            _ioctl(self.fd, _RECV, buffer, True)
         except OSError as error:
             if error.errno in (ENOENT, EINTR):
                 return None
@@ -195,7 +196,7 @@ class Listener:
         response = self._response
         _RESPONSE.pack_into(response, 0, call, value, -errno, flags)
         try:
-            fcntl.ioctl(self.fd, _SEND, response, True)
+            _ioctl(self.fd, _SEND, response, True)
         except OSError as failure:
             if failure.errno != ENOENT:
                 raise

@@ -90,16 +90,17 @@ class Supervisor:
     def serve(self) -> None:
         """Answer every call; returns when nobody is left who could make one, and all files are released."""
         closers, listener = self._closers, self._listener
+        receive, closed, answer = listener.receive, closers.poll, self._answer
         pid, signals = self._program.pid, self._signals
         watcher = Watcher(signals, listener.fd, closers.fileno(), lambda: signals.take(pid, self._reap))
         try:
             while True:
-                call = listener.receive()
+                call = receive()
                 # What was closed before the call is released before the call is answered.
-                if closers.poll(0):
+                if closed(0):
                     self._guarded(self._session.descriptors.drain, "closing files")
                 if call is not None:
-                    self._answer(call)
+                    answer(call)
                 elif listener.hung_up():
                     break
         finally:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from softiommu.memory.files import File
     from softiommu.run.session import Session
 
-_FDINFO = 512
+#: As much of /proc/TID/fdinfo/FD as its first four lines (position, flags, mount, inode) can take.
+_FDINFO = 160
 
 
 class Task:
