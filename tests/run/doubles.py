@@ -163,6 +163,39 @@ class Queue(File):
         self.events.released += 1
 
 
+class Bar(Queue):
+    """A device whose memory at 1 TiB can be mapped, and is read and written in words."""
+
+    def __init__(self, events: Events) -> None:
+        super().__init__(events)
+        self._pages = os.memfd_create("bar", os.MFD_CLOEXEC)
+        os.ftruncate(self._pages, (1 << 40) + 4096)
+
+    def read(self, caller: Caller, va: int, count: int, offset: int | None = None) -> int:
+        """The memory."""
+        data = os.pread(self._pages, count, offset or 0)
+        caller.write(va, data)
+        return len(data)
+
+    def write(self, caller: Caller, va: int, count: int, offset: int | None = None) -> int:
+        """The memory, where the device sees it."""
+        return os.pwrite(self._pages, caller.read(va, count), offset or 0)
+
+    def mmap(self, caller: Caller, request: MmapRequest) -> None:
+        """The memory."""
+        if request.offset != 1 << 40:
+            raise UapiError(EINVAL, "nothing there")
+
+    def pages_fd(self) -> int:
+        """A sparse file."""
+        return self._pages
+
+    def release(self) -> None:
+        """Give the file back."""
+        super().release()
+        os.close(self._pages)
+
+
 class Machine:
     """A world with an iommufd, a device with sysfs around it, and links."""
 
@@ -173,6 +206,7 @@ class Machine:
         self.entries: Mapping[str, Entry] = {
             "/dev/iommu": node,
             "/dev/vfio/devices/vfio7": Node(511, 7, 0o600, lambda caller, flags: Queue(events)),
+            "/dev/vfio/devices/vfio8": Node(511, 8, 0o600, lambda caller, flags: Bar(events)),
             f"{device}/vendor": Text(lambda: b"0x1234\n"),
             f"{device}/vfio-dev/vfio7/dev": Text(lambda: b"511:7\n"),
             f"{device}/iommu_group": Link("../../../kernel/iommu_groups/7"),

@@ -61,6 +61,19 @@ print(os.pread(60, 8, 0x70000000000))
     assert result.out == f"{expected[0]!r} EINVAL\n{expected[1]!r}\n"
 
 
+def test_a_device_is_mapped_natively_and_read_by_us(supervise: Runner) -> None:
+    result = supervise.python("""
+import stat
+fd = os.open("/dev/vfio/devices/vfio8", os.O_RDWR)
+view = mmap.mmap(fd, 4096, offset=1 << 40)
+view[:6] = b"native"
+print(fd >= 896, os.pread(fd, 6, 1 << 40), os.pwrite(fd, b"told", (1 << 40) + 6), bytes(view[:10]))
+print(error(mmap.mmap, fd, 4096), stat.S_ISCHR(os.fstat(fd).st_mode))
+os.close(fd)
+""")
+    assert result.out == "True b'native' 4 b'nativetold'\nEINVAL True\n"
+
+
 def test_a_descriptor_open_for_reading_cannot_be_written(supervise: Runner) -> None:
     result = supervise.python("""
 fd = os.open("/dev/vfio/devices/vfio7", os.O_RDONLY)

@@ -125,6 +125,24 @@ print(fcntl.ioctl(fd, COUNT))
     assert (result.out, result.opened, result.ioctls) == ("201\n", 1, 201)
 
 
+def test_many_descriptors_and_processes_do_not_pile_up_in_the_supervisor(supervise: Runner) -> None:
+    result = supervise.python("""
+import ctypes
+area = mmap.mmap(-1, 4096); va = ctypes.addressof(ctypes.c_char.from_buffer(area))
+fd = os.open("/dev/iommu", os.O_RDWR)
+def open_in_supervisor(): return len(os.listdir(f"/proc/{os.getppid()}/fd"))
+for number in range(100, 400):
+    os.dup2(fd, number); fcntl.ioctl(number, COUNT); os.close(number)
+for _ in range(100):
+    if os.fork() == 0:
+        fcntl.ioctl(fd, PIN, bytearray(struct.pack("QQ", va, 4096)))
+        fcntl.ioctl(fd, UNPIN, bytearray(16)); os._exit(0)
+    os.wait()
+print(open_in_supervisor() < 600, fcntl.ioctl(fd, COUNT))
+""")
+    assert result.out == "True 501\n"
+
+
 def test_a_full_table_gives_emfile_and_leaves_nothing(supervise: Runner) -> None:
     result = supervise.python("""
 import resource

@@ -38,7 +38,8 @@ CONTINUE, ANSWERED = Reply.CONTINUE, Reply.ANSWERED
 #: Answers a call of a task with these six arguments: its result, UapiError, or a Reply.
 Handler = Callable[[Task, tuple[int, ...]], "int | Reply"]
 
-_MOST_TASKS = 256
+#: Of our own descriptors, a task that is remembered takes one in so many.
+_TASK_SHARE = 8
 
 
 def high_threshold() -> int:
@@ -68,6 +69,8 @@ class Session:
         #: Set once a process changed its root or mount namespace: paths must then be looked up from its own root.
         self.roots_differ = False
         self._warned: set[str] = set()
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._most_tasks = min(1024, max(16, limit // _TASK_SHARE))
         #: Whether the memory of a task could be read yet.
         self.reached = False
         if log is not None:
@@ -96,7 +99,7 @@ class Session:
 
     def new_task(self, tid: int) -> Task:
         """A task that was not seen before. TaskGoneError."""
-        if len(self.tasks) >= _MOST_TASKS:
+        if len(self.tasks) >= self._most_tasks:
             self._close_tasks()
         try:
             task = Task(self, tid)

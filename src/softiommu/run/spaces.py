@@ -16,6 +16,8 @@ from softiommu.run.tracee import same_memory
 if TYPE_CHECKING:
     from softiommu.run.tracee import Task
 
+_MOST_SPACES = 64
+
 
 class _Space:
     """The address space of a process, and what tells it from the one after an exec."""
@@ -41,6 +43,8 @@ class AddressSpaces:
             return space.mm
         if space is not None:
             self._drop(task.tgid)
+        if len(self._spaces) >= _MOST_SPACES:
+            self._drop_dead()
         mm = next((s.mm for pid, s in self._spaces.items() if same_memory(task.tgid, pid)), None)
         folder = os.open(f"/proc/{task.tgid}", os.O_PATH | os.O_CLOEXEC)
         space = _Space(mm or ProcessMm(task.tgid), folder, task.read_proc("auxv"))
@@ -76,6 +80,11 @@ class AddressSpaces:
     def close(self) -> None:
         """Give the descriptors of our own back."""
         for pid in list(self._spaces):
+            self._drop(pid)
+
+    def _drop_dead(self) -> None:
+        """What still needs the address space of a process that is gone (a mapping) holds it by itself."""
+        for pid in [pid for pid, space in self._spaces.items() if not self._lives(space)]:
             self._drop(pid)
 
     def _drop(self, pid: int) -> None:

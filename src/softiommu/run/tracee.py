@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 #: As much of /proc/TID/fdinfo/FD as its first four lines (position, flags, mount, inode) can take.
 _FDINFO = 160
+_MOST_KNOWN = 64
 
 
 class Task:
@@ -66,8 +67,12 @@ class Task:
         os.close(self.folder)
         if self._pidfd >= 0:
             os.close(self._pidfd)
+        self._forget_descriptors()
+
+    def _forget_descriptors(self) -> None:
         for fd, _, _ in self._known.values():
             os.close(fd)
+        self._known.clear()
 
     # What a handler asks of its caller.
 
@@ -153,6 +158,8 @@ class Task:
             text = os.pread(info, _FDINFO, 0)
             record = self.session.descriptors.by_key.get(identity(text))
             if record is not None:
+                if len(self._known) >= _MOST_KNOWN:
+                    self._forget_descriptors()
                 self._known[fd] = (info, text, record)
                 return record
         os.close(info)
