@@ -54,6 +54,7 @@ def test_a_page_keeps_its_address_while_it_is_pinned_and_a_while_after() -> None
     frames = Frames()
     first, *others = (memory(True) for _ in range(40))
     pa = frames.pa(first, 0)
+    frames.idle(first.key)
     frames.busy(first.key)
     for other in others[:20]:
         frames.pa(other, 0)
