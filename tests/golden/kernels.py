@@ -100,6 +100,9 @@ class InProcess(Real):
 
         self.machine = machine
         self.caller = LocalCaller()
+        if os.geteuid():
+            # The recordings are of a root program: towards the machine, this one is.
+            self.caller.withheld = (1 << 41) - 1
 
     def open(self, what):
         """open(2): ours for the nodes of the machine."""
@@ -171,6 +174,6 @@ class InProcess(Real):
         super().fork()
         from softiommu.memory.local import LocalCaller
 
-        files = self.caller.files
+        files, withheld = self.caller.files, self.caller.withheld
         self.caller = LocalCaller()
-        self.caller.files = files
+        self.caller.files, self.caller.withheld = files, withheld
