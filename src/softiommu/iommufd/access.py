@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from softiommu.drivers.driver import Prot
 from softiommu.errors import UapiError
-from softiommu.iommufd.areas import MAX, Area, Piece
+from softiommu.iommufd.area import MAX, Area, Piece
 from softiommu.iommufd.context import Context
 from softiommu.iommufd.ioas import Ioas
 from softiommu.iommufd.objects import Object

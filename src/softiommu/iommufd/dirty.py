@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from softiommu.abi import iommufd as abi
 from softiommu.drivers.driver import DomainFlags, Range
 from softiommu.errors import UapiError
-from softiommu.iommufd.areas import MAX
+from softiommu.iommufd.area import MAX
 from softiommu.iommufd.context import Context
 from softiommu.iommufd.hwpt import HwptPaging
 from softiommu.iommufd.ioas import refuse

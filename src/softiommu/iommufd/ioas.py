@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from softiommu.abi import iommufd as abi
 from softiommu.drivers.driver import Prot, Range
 from softiommu.errors import UapiError
-from softiommu.iommufd.areas import MAX, Elm, IoPageTable
+from softiommu.iommufd.area import MAX, Elm
+from softiommu.iommufd.areas import IoPageTable
 from softiommu.iommufd.context import Context
 from softiommu.iommufd.objects import Object
 from softiommu.memory.accounts import Mode, Payer

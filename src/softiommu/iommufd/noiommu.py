@@ -7,7 +7,7 @@ from errno import EINVAL, ENOENT, EOPNOTSUPP, EOVERFLOW, EPERM
 from softiommu.abi import iommufd as abi
 from softiommu.drivers.noiommu import NoIommuDomain
 from softiommu.errors import UapiError
-from softiommu.iommufd.areas import MAX
+from softiommu.iommufd.area import MAX
 from softiommu.iommufd.context import Context
 from softiommu.iommufd.ioas import Ioas, refuse
 from softiommu.memory.client import CAP_SYS_RAWIO

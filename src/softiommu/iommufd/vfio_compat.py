@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from softiommu.abi import iommufd as abi, vfio
 from softiommu.drivers.driver import Prot
 from softiommu.errors import UapiError
-from softiommu.iommufd.areas import MAX, Progress
+from softiommu.iommufd.area import MAX, Progress
 from softiommu.iommufd.context import CallDone, Context
 from softiommu.iommufd.ioas import Ioas, map_va, refuse, set_large_pages
 from softiommu.memory.client import CAP_SYS_RAWIO, PAGE_SIZE

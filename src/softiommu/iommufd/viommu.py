@@ -9,7 +9,7 @@ from softiommu.abi import iommufd as abi
 from softiommu.drivers.driver import UserData, Viommu
 from softiommu.errors import UapiError
 from softiommu.iommufd.access import Access, Flags
-from softiommu.iommufd.areas import MAX
+from softiommu.iommufd.area import MAX
 from softiommu.iommufd.context import Context
 from softiommu.iommufd.device import DeviceObject
 from softiommu.iommufd.hwpt import HwptPaging
