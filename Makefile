@@ -49,6 +49,7 @@ $(BIN)/python:
 
 $(VENV)/run.stamp: pyproject.toml | $(BIN)/python
 	$(PIP) install --quiet -e .
+	@$(BIN)/python -m compileall -q src/softiommu
 	@touch $@
 
 $(VENV)/test.stamp: $(VENV)/run.stamp

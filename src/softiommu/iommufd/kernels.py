@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 from softiommu.errors import ConfigError
 
@@ -51,6 +50,8 @@ def kernel(name: str) -> Kernel:
     """The kernel of this name. ConfigError: what exists, and the nearest match."""
     if name in KERNELS:
         return KERNELS[name]
+    from difflib import get_close_matches
+
     near = get_close_matches(name, KERNELS, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise ConfigError(f"unknown kernel {name!r}: there are {', '.join(KERNELS)}{hint}")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from softiommu.abi import iommufd as abi
-from softiommu.iommufd import device, dirty, events, hwpt, invalidate, ioas, noiommu, option, vfio_compat, viommu
+from softiommu.iommufd import device, dirty, events, hwpt, invalidate, ioas, noiommu, option, vfio_ioas, viommu
 from softiommu.iommufd.context import Context, Services
 from softiommu.iommufd.dispatch import Command
 from softiommu.iommufd.kernels import Kernel
 from softiommu.memory.pins import Physical
+
+if TYPE_CHECKING:
+    from softiommu.memory.client import Caller
 
 
 def destroy(ctx: Context, cmd: abi.Destroy) -> None:
@@ -24,7 +29,7 @@ _ROWS = {
     abi.IOAS_MAP: Command("IOAS_MAP", abi.IoasMap, ioas.map),
     abi.IOAS_UNMAP: Command("IOAS_UNMAP", abi.IoasUnmap, ioas.unmap),
     abi.OPTION: Command("OPTION", abi.Option, option.option),
-    abi.VFIO_IOAS: Command("VFIO_IOAS", abi.VfioIoas, vfio_compat.vfio_ioas, replies=False),
+    abi.VFIO_IOAS: Command("VFIO_IOAS", abi.VfioIoas, vfio_ioas.vfio_ioas, replies=False),
     abi.HWPT_ALLOC: Command("HWPT_ALLOC", abi.HwptAlloc, hwpt.alloc),
     abi.GET_HW_INFO: Command("GET_HW_INFO", abi.HwInfo, device.get_hw_info),
     abi.HWPT_SET_DIRTY_TRACKING: Command(
@@ -53,10 +58,17 @@ def commands(kernel: Kernel) -> dict[int, Command]:
     return {row.cmd: _ROWS[row.cmd] for row in abi.IOCTLS if row.since <= release}
 
 
+def _vfio_ioctl(ctx: Context, caller: Caller, cmd: int, arg: int) -> int:
+    """VFIO's container commands, loaded when a program uses one."""
+    from softiommu.iommufd import vfio_compat
+
+    return vfio_compat.ioctl(ctx, caller, cmd, arg)
+
+
 def services(kernel: Kernel, physical: Physical) -> Services:
     """What a machine lends to every file it opens, with this kernel's table."""
     made = Services(kernel, physical)
     made.commands = commands(kernel)
     made.last_number = max(cmd & 0xFF for cmd in made.commands)
-    made.vfio_ioctl = vfio_compat.ioctl
+    made.vfio_ioctl = _vfio_ioctl
     return made

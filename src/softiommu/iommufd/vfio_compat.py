@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from errno import EINVAL, ENODEV, ENOTTY, EOPNOTSUPP, EOVERFLOW, EPERM
+from errno import EINVAL, ENOTTY, EOVERFLOW, EPERM
 from typing import TYPE_CHECKING
 
-from softiommu.abi import iommufd as abi, vfio
+from softiommu.abi import vfio
 from softiommu.drivers.driver import Prot
 from softiommu.errors import UapiError
 from softiommu.iommufd.area import MAX, Progress
 from softiommu.iommufd.context import CallDone, Context
-from softiommu.iommufd.ioas import Ioas, map_va, refuse, set_large_pages
+from softiommu.iommufd.ioas import Ioas, map_va, set_large_pages
+from softiommu.iommufd.vfio_ioas import compat_ioas
 from softiommu.memory.client import CAP_SYS_RAWIO, PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -21,27 +22,6 @@ if TYPE_CHECKING:
 
 _EXTENSIONS = (vfio.Extension.TYPE1_IOMMU, vfio.Extension.TYPE1v2_IOMMU, vfio.Extension.UNMAP_ALL)
 _DMA_AVAIL = 2**32 - 1
-
-
-def vfio_ioas(ctx: Context, cmd: abi.VfioIoas) -> None:
-    """IOMMU_VFIO_IOAS: which IOAS the VFIO commands use."""
-    refuse(cmd.reserved, "reserved")
-    if cmd.op == abi.VfioIoasOp.GET:
-        cmd.ioas_id = compat_ioas(ctx).id
-        ctx.respond(cmd)
-    elif cmd.op == abi.VfioIoasOp.SET:
-        ctx.vfio_ioas = ctx.objects.get(cmd.ioas_id, Ioas)
-    elif cmd.op == abi.VfioIoasOp.CLEAR:
-        ctx.vfio_ioas = None
-    else:
-        raise UapiError(EOPNOTSUPP, f"there is no VFIO_IOAS operation {cmd.op}")
-
-
-def compat_ioas(ctx: Context) -> Ioas:
-    """The compatibility IOAS. ENODEV: none is set."""
-    if ctx.vfio_ioas is None:
-        raise UapiError(ENODEV, "no compatibility IOAS is set (IOMMU_VFIO_IOAS, or a group joining the container)")
-    return ctx.vfio_ioas
 
 
 def ioctl(ctx: Context, caller: Caller, cmd: int, arg: int) -> int:

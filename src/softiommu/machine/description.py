@@ -24,7 +24,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 from softiommu.errors import ConfigError
@@ -33,6 +32,7 @@ from softiommu.machine.pci import PciDevice, address
 from softiommu.machine.reading import Document, Table, expected
 
 MODELS = ("mock",)
+_BUILTIN = Path(__file__).with_name("builtin")
 
 
 @dataclass(frozen=True)
@@ -120,14 +120,14 @@ def _once(table: Table, key: str, value: str, owner: str, seen: dict[str, str]) 
 
 def builtin_names() -> tuple[str, ...]:
     """The machines that come with softiommu."""
-    files = resources.files("softiommu.machine").joinpath("builtin").iterdir()
+    files = _BUILTIN.iterdir()
     return tuple(sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml")))
 
 
 def load(name: str) -> Description:
     """The description of a built-in machine, or of a TOML file by its path. ConfigError: what exists."""
     if name in builtin_names():
-        file = resources.files("softiommu.machine").joinpath("builtin", f"{name}.toml")
+        file = _BUILTIN / f"{name}.toml"
         return parse(file.read_text(encoding="utf-8"), f"builtin/{name}.toml")
     if "/" not in name and not name.endswith(".toml"):
         raise ConfigError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
-from difflib import get_close_matches
 from typing import Any
 
 from softiommu.errors import ConfigError
@@ -18,6 +17,8 @@ _AT_LINE = re.compile(r" \(at line (\d+), column \d+\)$")
 
 def expected(value: str, choices: Collection[str]) -> str:
     """What exists, and the nearest match."""
+    from difflib import get_close_matches
+
     near = get_close_matches(value, choices, n=1, cutoff=0.5)
     return f"expected one of {', '.join(choices)}" + (f" (did you mean {near[0]}?)" if near else "")
 
