@@ -91,9 +91,9 @@ class Word(int):
 
     def __new__(cls, raw: int = 0) -> Self:
         """The word with these bits. ValueError: more bits than it has."""
-        if raw < 0 or raw >> cls.WIDTH:
+        if raw >> cls.WIDTH:  # negative numbers, too
             raise ValueError(f"{raw:#x} is no {cls.WIDTH}-bit {cls.__name__}")
-        return super().__new__(cls, raw)
+        return int.__new__(cls, raw)
 
     @classmethod
     def of(cls, **fields: int) -> Self:
