@@ -109,9 +109,9 @@ class Soft:
         return self.call(abi.HwptAlloc(flags=flags, dev_id=device, pt_id=target, **data)).out_hwpt_id
 
     def nested(self, device: int, target: int, flags: int = 0, **more: int) -> int:
-        """A new nested HWPT with the mock's data."""
+        """A new nested HWPT with the mock's data, which every kernel knows as far as the IOTLB word."""
         uptr = self.store(test.HwptSelftest(iotlb=0x1234).to_bytes())
-        return self.hwpt(device, target, flags, data_type=test.HWPT_DATA_SELFTEST, data_len=8, data_uptr=uptr, **more)
+        return self.hwpt(device, target, flags, data_type=test.HWPT_DATA_SELFTEST, data_len=4, data_uptr=uptr, **more)
 
     def destroy(self, id: int) -> None:
         """DESTROY."""

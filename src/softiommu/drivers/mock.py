@@ -5,8 +5,9 @@ Its paging domains are AMD v1 tables with a 2 KiB granule, so that every part of
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
-from errno import EINVAL, ENOENT, ENOMEM, EOPNOTSUPP
+from errno import EINVAL, ENOENT, ENOMEM
 
 from softiommu.abi import iommufd_test as test
 from softiommu.drivers.driver import (
@@ -14,31 +15,34 @@ from softiommu.drivers.driver import (
     DeviceFeatures,
     Domain,
     DomainFlags,
-    Handled,
     HwInfo,
     NestedDomain,
     PageFault,
     PageResponse,
     PagingDomain,
     Reserved,
-    UserArray,
     UserData,
     Viommu,
     ViommuHost,
     unsupported,
 )
 from softiommu.drivers.mock_domain import MockDomain
+from softiommu.drivers.mock_nested import MockNestedDomain, nested_data
 from softiommu.drivers.mock_viommu import MockViommu
 from softiommu.errors import UapiError
 
-HWPT_PASID = 8
 #: A device flag of kernels before the generic page table: 1 MiB entries too.
 HUGE_IOVA = 2
 WORDS = 4
+_MOST_RESPONSES = 1 << 14
 
 
 class MockDriver:
-    """One IOMMU instance for all mock devices. `per_item`: the dirty rule of kernels with the generic page table."""
+    """One IOMMU instance for all mock devices.
+
+    `per_item`: the mock of kernels with the generic page table, whose dirty bits are an entry's. The mock of 6.12 has
+    a dirty bit for each granule, makes large tables by a device flag, and takes no data for a paging domain.
+    """
 
     def __init__(self, per_item: bool = True) -> None:
         self.per_item = per_item
@@ -52,36 +56,6 @@ class MockDriver:
         number = self._made
         self._made += 1
         return MockDevice(self, f"iommufd_mock{number}", flags)
-
-
-class MockNestedDomain:
-    """A guest's table as the mock sees it: four IOTLB words that invalidation clears."""
-
-    def __init__(self, owner: object, viommu: MockViommu | None, iotlb: int) -> None:
-        self.owner = owner
-        self.viommu = viommu
-        self.iotlb = [iotlb] * WORDS
-
-    def invalidate(self, entries: UserArray, handled: Handled) -> None:
-        """Clear one word, or all. EINVAL, EOPNOTSUPP at the first bad entry; earlier ones stay done."""
-        if entries.data_type != test.HWPT_INVALIDATE_DATA_SELFTEST or (
-            entries.entry_num and entries.entry_len != test.HwptInvalidateSelftest.SIZE
-        ):
-            raise UapiError(EINVAL, f"type {entries.data_type:#x} with entries of {entries.entry_len} bytes")
-        for index in range(entries.entry_num):
-            entry = entries.entry(index, test.HwptInvalidateSelftest, test.HWPT_INVALIDATE_DATA_SELFTEST)
-            if entry.flags & ~test.TEST_INVALIDATE_FLAG_ALL:
-                raise UapiError(EOPNOTSUPP, f"entry {index} has flags {entry.flags:#x}")
-            if entry.iotlb_id >= WORDS:
-                raise UapiError(EINVAL, f"entry {index} names IOTLB word {entry.iotlb_id}")
-            if entry.flags & test.TEST_INVALIDATE_FLAG_ALL:
-                self.iotlb = [0] * WORDS
-            else:
-                self.iotlb[entry.iotlb_id] = 0
-            handled.count += 1
-
-    def free(self) -> None:
-        """Nothing to give back."""
 
 
 class MockDevice:
@@ -102,9 +76,10 @@ class MockDevice:
         self.cache = [test.TEST_DEV_CACHE_DEFAULT] * WORDS
         self.viommu: MockViommu | None = None
         self.virt_id = 0
-        #: The virtual id in its events: what it was called when its HWPT was attached.
+        #: The virtual id in its events: what it was called when it was attached to its vIOMMU.
         self.event_id = 0
-        self.responses: list[tuple[PageFault, PageResponse]] = []
+        #: The latest answers to its faults.
+        self.responses: deque[tuple[PageFault, PageResponse]] = deque(maxlen=_MOST_RESPONSES)
         self._mock = driver
         self._huge = bool(flags & HUGE_IOVA)
         self._attached: dict[int | None, Domain] = {}
@@ -124,8 +99,8 @@ class MockDevice:
         """A domain with 2 KiB pages, or with 4 KiB and 1 MiB ones where the data asks for HUGE."""
         kind = test.MockPagetable.HUGE if self._huge else test.MockPagetable.DEFAULT
         if data is not None:
-            if data.data_type != test.HWPT_DATA_SELFTEST:
-                raise unsupported(f"HWPT data type {data.data_type:#x}")
+            if data.data_type != test.HWPT_DATA_SELFTEST or not self._mock.per_item:
+                raise unsupported(f"HWPT data type {data.data_type:#x} for a paging domain")
             kind = test.MockPagetable(self._copy(data).pagetable_type)
         if DomainFlags.DIRTY_TRACKING in flags and not self.features.dirty_tracking:
             raise unsupported(f"device {self.name} has no dirty tracking")
@@ -139,7 +114,7 @@ class MockDevice:
 
     def alloc_nested(self, parent: PagingDomain, flags: int, data: UserData) -> NestedDomain:
         """A nested domain straight on its parent."""
-        return MockNestedDomain(self.driver, None, _nested_data(flags, data).iotlb)
+        return MockNestedDomain(self.driver, None, nested_data(flags, data, self._mock.per_item).iotlb)
 
     def viommu_types(self) -> Sequence[int]:
         """The selftest type."""
@@ -147,26 +122,31 @@ class MockDevice:
 
     def alloc_viommu(self, type: int, parent: PagingDomain, host: ViommuHost, data: UserData | None) -> Viommu:
         """A vIOMMU; with data also a region of two pages that the program can map."""
-        return MockViommu(self.driver, parent, host, data, MockNestedDomain)
+        return MockViommu(self.driver, parent, host, data)
 
     def attach(self, domain: Domain, pasid: int | None) -> None:
         """EINVAL: a dirty domain for a device without tracking. ENOENT: a vIOMMU's domain without a vdevice here."""
-        if pasid is not None:
-            # The kernel's mock checks neither the vdevice nor dirty tracking for a PASID.
-            pass
-        elif isinstance(domain, MockNestedDomain):
-            if domain.viommu is not None and self.viommu is not domain.viommu:
-                raise UapiError(ENOENT, f"device {self.name} has no vDEVICE on the vIOMMU")
-        elif (
-            isinstance(domain, MockDomain)
-            and DomainFlags.DIRTY_TRACKING in domain.flags
-            and not self.features.dirty_tracking
-        ):
-            raise UapiError(EINVAL, f"device {self.name} has no dirty tracking")
-        if pasid == test.TEST_PASID_RESERVED:
+        if pasid is None:
+            self._check_rid(domain)
+            self._rename(domain)
+        # The kernel's mock checks neither the vdevice nor dirty tracking for a PASID.
+        elif pasid == test.TEST_PASID_RESERVED:
             self._fail_every_second(pasid)
         self._attached[pasid] = domain
-        if pasid is None:
+
+    def _check_rid(self, domain: Domain) -> None:
+        if isinstance(domain, MockNestedDomain):
+            if domain.viommu is not None and self.viommu is not domain.viommu:
+                raise UapiError(ENOENT, f"device {self.name} has no vDEVICE on the vIOMMU")
+            return
+        wanted = domain.flags if isinstance(domain, MockDomain) else DomainFlags.NONE
+        if DomainFlags.DIRTY_TRACKING in wanted and not self.features.dirty_tracking:
+            raise UapiError(EINVAL, f"device {self.name} has no dirty tracking")
+
+    def _rename(self, domain: Domain) -> None:
+        """Events have the name that the device had when it came to the vIOMMU, also after a move within it."""
+        old = self._attached.get(None)
+        if _viommu(old) is not _viommu(domain):
             self.event_id = self.virt_id
 
     def _fail_every_second(self, pasid: int) -> None:
@@ -188,15 +168,11 @@ class MockDevice:
 
     def page_response(self, faults: Sequence[PageFault], code: PageResponse) -> None:
         """Remember the answer."""
-        self.responses += [(fault, code) for fault in faults]
+        self.responses.extend((fault, code) for fault in faults)
 
 
-def _nested_data(flags: int, data: UserData) -> test.HwptSelftest:
-    if flags & ~HWPT_PASID:
-        raise unsupported(f"flags {flags:#x} for a nested HWPT")
-    if data.data_type != test.HWPT_DATA_SELFTEST:
-        raise unsupported(f"HWPT data type {data.data_type:#x}")
-    return data.copy(test.HwptSelftest, test.HWPT_DATA_SELFTEST)
+def _viommu(domain: Domain | None) -> MockViommu | None:
+    return domain.viommu if isinstance(domain, MockNestedDomain) else None
 
 
 _: type[Device] = MockDevice

@@ -119,7 +119,7 @@ class MockDomain:
                 continue
             dirty = self._in_window(entry, window)
             if report is not None:
-                self._report(entry, dirty, report)
+                self._report(entry, dirty, window.first, report)
             if clear:
                 entry.dirty -= dirty
 
@@ -129,7 +129,7 @@ class MockDomain:
             return set(entry.dirty)
         return {granule for granule in entry.dirty if window.first <= granule <= window.last}
 
-    def _report(self, entry: Entry, dirty: set[int], report: DirtyReport) -> None:
+    def _report(self, entry: Entry, dirty: set[int], start: int, report: DirtyReport) -> None:
         if not dirty:
             return
         if not self._per_item:
@@ -142,7 +142,12 @@ class MockDomain:
         while entry.lg2 >= item + _LEVEL_LG2:
             item += _LEVEL_LG2
         items = 1 << entry.lg2 - item
-        report.record(entry.iova, max(1, items - 1) << item)
+        reported = max(1, items - 1) << item
+        if start < entry.iova + reported:
+            report.record(entry.iova, reported)
+        else:
+            # A read that starts at the last item: the kernel never returns from it, we report that item.
+            report.record(entry.iova + reported, 1 << item)
 
     def free(self) -> None:
         """The table is empty by now."""

@@ -4,32 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from errno import EEXIST, EFAULT, EINVAL, EIO, ENOENT, EOPNOTSUPP
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from softiommu.abi import iommufd_test as test
-from softiommu.drivers.driver import Device, Handled, PagingDomain, UserArray, UserData, ViommuHost, unsupported
+from softiommu.drivers.driver import Device, Handled, NestedDomain, PagingDomain, UserArray, UserData, ViommuHost
+from softiommu.drivers.mock_nested import WORDS, MockNestedDomain, nested_data
 from softiommu.errors import UapiError
 
 if TYPE_CHECKING:
-    from softiommu.drivers.driver import NestedDomain
     from softiommu.drivers.mock import MockDevice
 
 _REGION = 2 * 4096
-_WORDS = 4
-HWPT_PASID = 8
-
-
-class _MakeNested(Protocol):
-    def __call__(self, owner: object, viommu: MockViommu | None, iotlb: int) -> NestedDomain: ...
 
 
 class MockViommu:
     """A guest's slice of the mock IOMMU."""
 
-    def __init__(
-        self, owner: object, parent: PagingDomain, host: ViommuHost, data: UserData | None, nested: _MakeNested
-    ) -> None:
-        self._owner, self._parent, self._host, self._nested = owner, parent, host, nested
+    def __init__(self, owner: object, parent: PagingDomain, host: ViommuHost, data: UserData | None) -> None:
+        self._owner, self._parent, self._host = owner, parent, host
         self._devices: dict[int, MockDevice] = {}
         self._queues: set[int] = set()
         if data is not None:
@@ -45,11 +37,7 @@ class MockViommu:
 
     def alloc_nested(self, device: Device, flags: int, data: UserData) -> NestedDomain:
         """A nested domain on this vIOMMU."""
-        if flags & ~HWPT_PASID:
-            raise unsupported(f"flags {flags:#x} for a nested HWPT")
-        if data.data_type != test.HWPT_DATA_SELFTEST:
-            raise unsupported(f"HWPT data type {data.data_type:#x}")
-        return self._nested(self._owner, self, data.copy(test.HwptSelftest, test.HWPT_DATA_SELFTEST).iotlb)
+        return MockNestedDomain(self._owner, self, nested_data(flags, data).iotlb)
 
     def invalidate(self, entries: UserArray, handled: Handled) -> None:
         """Clear words of device caches: all entries are read first, then carried out up to the first bad one."""
@@ -57,13 +45,13 @@ class MockViommu:
         for index, entry in enumerate(copied):
             if entry.flags & ~test.TEST_INVALIDATE_FLAG_ALL:
                 raise UapiError(EOPNOTSUPP, f"entry {index} has flags {entry.flags:#x}")
-            if entry.cache_id >= _WORDS:
+            if entry.cache_id >= WORDS:
                 raise UapiError(EINVAL, f"entry {index} names cache word {entry.cache_id}")
             device = self._devices.get(entry.vdev_id)
             if device is None:
                 raise UapiError(EINVAL, f"entry {index}: no vDEVICE has virtual id {entry.vdev_id:#x}")
             if entry.flags & test.TEST_INVALIDATE_FLAG_ALL:
-                device.cache = [0] * _WORDS
+                device.cache = [0] * WORDS
             else:
                 device.cache[entry.cache_id] = 0
             handled.count += 1

@@ -6,28 +6,33 @@ Only this file knows that a device is a mock: the manager treats it as any other
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from errno import EINVAL, EIO, ENOENT, ENOMEM, EOPNOTSUPP
+from errno import EINVAL, EIO, ENOENT, ENOMEM, EOPNOTSUPP, EOVERFLOW
 from typing import Any, TypeVar
 
 from softiommu.abi import iommufd_test as test
 from softiommu.abi.iommufd import IoasCopy
 from softiommu.abi.struct import UserStruct
 from softiommu.drivers.driver import PageFault
-from softiommu.drivers.mock import MockDevice, MockDriver, MockNestedDomain
+from softiommu.drivers.mock import MockDevice, MockDriver
 from softiommu.drivers.mock_domain import MockDomain
+from softiommu.drivers.mock_nested import MockNestedDomain
 from softiommu.errors import UapiError
 from softiommu.iommufd import device as devices, selftest_access, selftest_dmabuf
+from softiommu.iommufd.area import MAX
 from softiommu.iommufd.context import Context
 from softiommu.iommufd.device import DeviceObject
 from softiommu.iommufd.dispatch import Command
 from softiommu.iommufd.hwpt import HwptNested, HwptPaging
 from softiommu.iommufd.ioas import Ioas
 from softiommu.iommufd.objects import Object
+from softiommu.iommufd.selftest_reply import respond
 from softiommu.memory.client import PAGE_SIZE
 
 P = TypeVar("P", bound=UserStruct)
 TEST_CMD = test.TEST_CMD
+#: kvzalloc() makes no array of 2 GiB.
 _MOST_BITS = 1 << 34
+_CHUNK_BITS = 1 << 19
 
 
 class Selftest(Object):
@@ -74,20 +79,22 @@ class SelftestCommand:
 
 def _add_reserved(self: SelftestCommand, ctx: Context, cmd: test.TestCmd, arg: test.AddReserved) -> None:
     ioas = ctx.objects.get(cmd.id, Ioas)
+    if not arg.length:
+        raise UapiError(EINVAL, "a range of length 0 cannot be reserved")
     last = arg.start + arg.length - 1
-    if not arg.length or last >= 1 << 64:
-        raise UapiError(EINVAL if not arg.length else 75, f"{arg.start:#x} + {arg.length:#x} is no range")
+    if last > MAX:
+        raise UapiError(EOVERFLOW, f"start {arg.start:#x} + length {arg.length:#x} wraps")
     ioas.map.reserve(arg.start, last, None)
 
 
 def _mock_domain(self: SelftestCommand, ctx: Context, cmd: test.TestCmd, arg: test.MockDomain) -> None:
     arg.out_stdev_id, arg.out_hwpt_id, arg.out_idev_id = _new_device(self, ctx, cmd, 0)
-    ctx.respond(_with(cmd, arg))
+    respond(ctx, cmd, arg)
 
 
 def _mock_domain_flags(self: SelftestCommand, ctx: Context, cmd: test.TestCmd, arg: test.MockDomainFlags) -> None:
     arg.out_stdev_id, arg.out_hwpt_id, arg.out_idev_id = _new_device(self, ctx, cmd, arg.dev_flags)
-    ctx.respond(_with(cmd, arg))
+    respond(ctx, cmd, arg)
 
 
 def _new_device(self: SelftestCommand, ctx: Context, cmd: test.TestCmd, flags: int) -> tuple[int, int, int]:
@@ -104,21 +111,34 @@ def _new_device(self: SelftestCommand, ctx: Context, cmd: test.TestCmd, flags: i
 
 def _mock_domain_replace(self: SelftestCommand, ctx: Context, cmd: test.TestCmd, arg: test.MockDomainReplace) -> None:
     arg.pt_id = devices.replace(_selftest(ctx, cmd.id).device, arg.pt_id)
-    ctx.respond(_with(cmd, arg))
+    respond(ctx, cmd, arg)
 
 
 def _selftest(ctx: Context, id: int) -> Selftest:
     return ctx.objects.get(id, Selftest)
 
 
-def _check_map(self: SelftestCommand, ctx: Context, cmd: test.TestCmd, arg: test.CheckMap) -> None:
-    hwpt = ctx.objects.get(cmd.id, HwptPaging)
-    domain = hwpt.domain
+def _paging(ctx: Context, id: int) -> MockDomain:
+    """The mock's domain behind an HWPT. ENOENT; EINVAL: another driver's."""
+    domain = ctx.objects.get(id, HwptPaging).domain
     if not isinstance(domain, MockDomain):
-        raise UapiError(EINVAL, f"HWPT {cmd.id} is not of the mock")
+        raise UapiError(EINVAL, f"HWPT {id} is not of the mock")
+    return domain
+
+
+def _mock(ctx: Context, id: int) -> MockDevice:
+    """The mock behind a device's id. ENOENT; EINVAL: another driver's."""
+    device = ctx.objects.get(id, DeviceObject).device
+    if not isinstance(device, MockDevice):
+        raise UapiError(EINVAL, f"device {device.name} is not a mock")
+    return device
+
+
+def _check_map(self: SelftestCommand, ctx: Context, cmd: test.TestCmd, arg: test.CheckMap) -> None:
+    domain = _paging(ctx, cmd.id)
     step = domain.page_sizes & -domain.page_sizes
-    if (arg.iova | arg.length | arg.uptr) & (step - 1):
-        raise UapiError(EINVAL, "iova, length and uptr must be multiples of the smallest page")
+    if (arg.iova | arg.length | arg.uptr) & (step - 1) or arg.uptr + arg.length > MAX:
+        raise UapiError(EINVAL, "iova, length and uptr must be multiples of the smallest page, and not wrap")
     for offset, pa, size in _caller_runs(ctx, arg.uptr, arg.length):
         for at in range(0, size, step):
             if domain.iova_to_pa(arg.iova + offset + at) != pa + at:
@@ -139,8 +159,8 @@ def _caller_runs(ctx: Context, va: int, length: int) -> Iterator[tuple[int, int,
 
 
 def _check_refs(self: SelftestCommand, ctx: Context, cmd: test.TestCmd, arg: test.CheckRefs) -> None:
-    if (arg.uptr | arg.length) & (PAGE_SIZE - 1):
-        raise UapiError(EINVAL, "uptr and length must be multiples of the page size")
+    if (arg.uptr | arg.length) & (PAGE_SIZE - 1) or arg.uptr + arg.length > MAX:
+        raise UapiError(EINVAL, "uptr and length must be multiples of the page size, and not wrap")
     va = arg.uptr
     for extent in ctx.caller.mm.extents(va, arg.length, False) if arg.length else ():
         for pins, pages in ctx.physical.pin_counts(extent):
@@ -156,26 +176,35 @@ def _memory_limit(self: SelftestCommand, ctx: Context, cmd: test.TestCmd, arg: t
 
 
 def _dirty(self: SelftestCommand, ctx: Context, cmd: test.TestCmd, arg: test.Dirty) -> None:
-    hwpt = ctx.objects.get(cmd.id, HwptPaging)
-    domain = hwpt.domain
-    if not isinstance(domain, MockDomain):
-        raise UapiError(EINVAL, f"HWPT {cmd.id} is not of the mock")
     size = arg.page_size
-    if not size or arg.iova % size or arg.length % size or not arg.uptr:
+    if not size or not arg.length or arg.iova % size or arg.length % size or not arg.uptr:
         raise UapiError(EINVAL, f"{arg.iova:#x} + {arg.length:#x} is no range of pages of {size:#x}")
+    domain = _paging(ctx, cmd.id)
     if not domain.tracking:
         raise UapiError(EINVAL, "dirty tracking is off")
     count = arg.length // size
     if count > _MOST_BITS:
         raise UapiError(ENOMEM, f"a bitmap of {count} bits is too large")
-    bits = int.from_bytes(ctx.caller.read(arg.uptr, (count + 7) // 8), "little")
-    arg.out_nr_dirty = sum(domain.mark(arg.iova + n * size) for n in _set_bits(bits & (1 << count) - 1))
-    ctx.respond(_with(cmd, arg))
+    # The whole bitmap is read before anything is marked: a bad pointer marks nothing.
+    chunks = list(_bitmap(ctx, arg.uptr, count))
+    arg.out_nr_dirty = sum(domain.mark(arg.iova + (base + n) * size) for base, raw in chunks for n in _set_bits(raw))
+    respond(ctx, cmd, arg)
 
 
-def _set_bits(bits: int) -> Iterator[int]:
-    """The numbers of the bits that are 1, ascending. (A shift for each would cost the square of the length.)"""
-    for index, byte in enumerate(bits.to_bytes((bits.bit_length() + 7) // 8, "little")):
+def _bitmap(ctx: Context, va: int, count: int) -> Iterator[tuple[int, bytes]]:
+    """The parts of the caller's bitmap of `count` bits in which one is set: number of the first bit, bytes. EFAULT."""
+    for base in range(0, count, _CHUNK_BITS):
+        bits = min(_CHUNK_BITS, count - base)
+        raw = ctx.caller.read(va + base // 8, (bits + 7) // 8)
+        if bits % 8:
+            raw = raw[:-1] + bytes([raw[-1] & (1 << bits % 8) - 1])
+        if any(raw):
+            yield base, raw
+
+
+def _set_bits(raw: bytes) -> Iterator[int]:
+    """The numbers of the bits that are 1, ascending."""
+    for index, byte in enumerate(raw):
         if byte:
             yield from (index * 8 + bit for bit in range(8) if byte >> bit & 1)
 
@@ -189,9 +218,7 @@ def _check_iotlb(self: SelftestCommand, ctx: Context, cmd: test.TestCmd, arg: te
 
 
 def _check_cache(self: SelftestCommand, ctx: Context, cmd: test.TestCmd, arg: test.CheckDevCache) -> None:
-    device = ctx.objects.get(cmd.id, DeviceObject).device
-    assert isinstance(device, MockDevice), "this machine has mock devices only"
-    _check_word(device.cache, arg.id, arg.cache)
+    _check_word(_mock(ctx, cmd.id).cache, arg.id, arg.cache)
 
 
 def _check_word(words: list[int], index: int, expected: int) -> None:
@@ -207,8 +234,7 @@ def _trigger_iopf(self: SelftestCommand, ctx: Context, cmd: test.TestCmd, arg: t
 
 
 def _trigger_vevent(self: SelftestCommand, ctx: Context, cmd: test.TestCmd, arg: test.TriggerVevent) -> None:
-    device = ctx.objects.get(arg.dev_id, DeviceObject).device
-    assert isinstance(device, MockDevice), "this machine has mock devices only"
+    device = _mock(ctx, arg.dev_id)
     domain = device.attached(None)
     if not isinstance(domain, MockNestedDomain) or domain.viommu is None:
         raise UapiError(ENOENT, f"device {device.name} is not attached to a vIOMMU's HWPT")
@@ -216,13 +242,18 @@ def _trigger_vevent(self: SelftestCommand, ctx: Context, cmd: test.TestCmd, arg:
 
 
 def _pasid_attach(self: SelftestCommand, ctx: Context, cmd: test.TestCmd, arg: test.PasidAttach) -> None:
-    arg.pt_id = devices.attach(_selftest(ctx, cmd.id).device, arg.pt_id, arg.pasid or None)
-    ctx.respond(_with(cmd, arg))
+    device = _selftest(ctx, cmd.id).device
+    arg.pt_id = devices.attach(device, arg.pt_id, arg.pasid or None)
+    try:
+        respond(ctx, cmd, arg)
+    except UapiError:
+        devices.detach(device, arg.pasid or None)
+        raise
 
 
 def _pasid_replace(self: SelftestCommand, ctx: Context, cmd: test.TestCmd, arg: test.PasidReplace) -> None:
     arg.pt_id = devices.replace(_selftest(ctx, cmd.id).device, arg.pt_id, arg.pasid or None)
-    ctx.respond(_with(cmd, arg))
+    respond(ctx, cmd, arg)
 
 
 def _pasid_detach(self: SelftestCommand, ctx: Context, cmd: test.TestCmd, arg: test.PasidDetach) -> None:
@@ -245,12 +276,6 @@ def prepare_copy(ctx: Context, cmd: IoasCopy) -> None:
         ioas = ctx.objects.find(cmd.src_ioas_id)
         if isinstance(ioas, Ioas):
             cmd.src_iova = selftest_access.nth_area(ioas, cmd.src_iova)
-
-
-def _with(cmd: test.TestCmd, payload: UserStruct) -> test.TestCmd:
-    """The command as it is answered: the union's member changed, the rest as given."""
-    raw = payload.to_bytes() + cmd.payload[payload.SIZE :]
-    return test.TestCmd(cmd.size, cmd.op, cmd.id, cmd.reserved, raw[:48], cmd.last, cmd.padding)
 
 
 _Handler = Callable[[SelftestCommand, Context, test.TestCmd, Any], int | None]

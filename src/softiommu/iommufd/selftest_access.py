@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from errno import EBADE, EBADFD, ENOENT, ENOMEM, EOPNOTSUPP
 from typing import TYPE_CHECKING, NamedTuple
 
 from softiommu.abi import iommufd_test as test
 from softiommu.errors import UapiError
 from softiommu.iommufd.access import Access, Flags, Page
+from softiommu.iommufd.area import MAX
 from softiommu.iommufd.context import Context
 from softiommu.iommufd.ioas import Ioas
+from softiommu.iommufd.selftest_reply import respond
 from softiommu.memory.client import PAGE_SIZE
 from softiommu.memory.files import File
 
@@ -82,15 +85,16 @@ def create(self: SelftestCommand, ctx: Context, cmd: test.TestCmd, arg: test.Cre
         raise UapiError(EOPNOTSUPP, f"flags {arg.flags:#x} are not known")
     ioas = ctx.objects.get(cmd.id, Ioas)
     file = AccessFile(ctx, ioas, bool(arg.flags))
-    from softiommu.iommufd.selftest import _with
-
     try:
-        ctx.respond(_with(cmd, arg))
+        # Tried before the descriptor exists: an EFAULT must not leave one behind.
+        respond(ctx, cmd, arg)
         arg.out_access_fd = ctx.caller.install(file)
     except UapiError:
         ctx.put()
         raise
-    ctx.respond(_with(cmd, arg))
+    with suppress(UapiError):
+        # Only a thread that has just taken the memory away misses the number.
+        respond(ctx, cmd, arg)
 
 
 def destroy_pages(self: SelftestCommand, ctx: Context, cmd: test.TestCmd, arg: test.DestroyAccessPages) -> None:
@@ -121,10 +125,8 @@ def pages(self: SelftestCommand, ctx: Context, cmd: test.TestCmd, arg: test.Acce
     except UapiError:
         file.access.unpin(iova, length)
         raise
-    from softiommu.iommufd.selftest import _with
-
     try:
-        ctx.respond(_with(cmd, arg))
+        respond(ctx, cmd, arg)
     except UapiError:
         file.drop(arg.out_access_pages_id)
         raise
@@ -140,7 +142,7 @@ def nth_area(ioas: Ioas, packed: int) -> int:
     """The address that (area number, offset), packed in 64 bits, means; 0 when there is no such area."""
     number, offset = packed & 0xFFFFFFFF, packed >> 32
     areas = ioas.map.areas
-    return int(areas.peekitem(number)[0]) + offset if number < len(areas) else 0
+    return int(areas.peekitem(number)[0]) + offset & MAX if number < len(areas) else 0
 
 
 def _compare(ctx: Context, pinned: list[Page], va: int) -> None:

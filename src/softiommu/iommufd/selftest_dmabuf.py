@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from errno import EINVAL
+from errno import EINVAL, ENOMEM
 from typing import TYPE_CHECKING
 
 from softiommu.abi import iommufd_test as test
@@ -24,7 +24,10 @@ def get(self: SelftestCommand, ctx: Context, cmd: test.TestCmd, arg: test.Dmabuf
     length = -(-arg.length // PAGE_SIZE) * PAGE_SIZE
     if not 0 < length <= _MAX_LENGTH:
         raise UapiError(EINVAL, f"a dma-buf of {arg.length:#x} bytes")
-    fd = os.memfd_create("dmabuf", os.MFD_CLOEXEC)
+    try:
+        fd = os.memfd_create("dmabuf", os.MFD_CLOEXEC)
+    except OSError as error:
+        raise UapiError(error.errno or ENOMEM, "the memory of a dma-buf cannot be made") from error
     os.ftruncate(fd, length)
     return ctx.caller.install(DmabufFile(SharedMemory(fd), length))
 
