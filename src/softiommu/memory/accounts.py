@@ -37,7 +37,10 @@ class Accounts:
         self._locked: Counter[Hashable] = Counter()
 
     def charge(self, payer: Payer, pages: int, mode: Mode) -> None:
-        """Count `pages` as pinned by `payer`. ENOMEM past RLIMIT_MEMLOCK, with nothing counted."""
+        """Count `pages` as pinned by `payer`. ENOMEM past RLIMIT_MEMLOCK, with nothing counted. No pages are never too
+        many: the kernel asks only when a page set's pins changed."""
+        if not pages:
+            return
         key = payer.mm.key
         if mode in (Mode.USER, Mode.PROCESS):
             used = self._user[payer.uid] if mode is Mode.USER else self._locked[key]

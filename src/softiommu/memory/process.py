@@ -86,7 +86,7 @@ class ProcessCopier:
         return UapiError(EFAULT, f"{va:#x}..{va + length - 1:#x} cannot be {how}")
 
 
-_ADDRESSES = 2**64 - 1
+_ADDRESSES = _UNLIMITED = 2**64 - 1
 
 
 class PrivateMemory:
@@ -226,6 +226,8 @@ class ProcessMm:
         self.map = AddressMap(pid)
         self.private = PrivateMemory(pid, self.map)
         self.pinned = self.locked = 0
+        #: The kernel asks the task that mapped, also after it exited: its limit outlives it.
+        self._limit = _memlock_limit(pid) or 0
 
     @property
     def key(self) -> Hashable:
@@ -233,14 +235,11 @@ class ProcessMm:
         return self.private.key
 
     def memlock_limit(self) -> int:
-        """The soft RLIMIT_MEMLOCK of the process; 0 when it is gone."""
-        import resource
-
-        try:
-            soft = resource.prlimit(self.pid, resource.RLIMIT_MEMLOCK)[0]
-        except ProcessLookupError:
-            return 0
-        return 2**64 - 1 if soft == resource.RLIM_INFINITY else soft
+        """The soft RLIMIT_MEMLOCK of the process in bytes; the last one that was seen when the process is gone."""
+        limit = _memlock_limit(self.pid)
+        if limit is not None:
+            self._limit = limit
+        return self._limit
 
     def set_locked(self, pinned: int, locked: int) -> None:
         """Pages to add to VmPin and VmLck of the process's status."""
@@ -324,6 +323,26 @@ class ProcessMm:
             except OSError:
                 continue
         return None
+
+
+def _memlock_limit(pid: int) -> int | None:
+    """The soft RLIMIT_MEMLOCK of a process in bytes; None when it is gone. prlimit asks for the same user or
+    CAP_SYS_RESOURCE, and a program may have changed its user: then /proc tells, to everybody."""
+    import resource
+
+    try:
+        soft = resource.prlimit(pid, resource.RLIMIT_MEMLOCK)[0]
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        try:
+            with open(f"/proc/{pid}/limits") as lines:
+                # "Max locked memory", soft, hard, "bytes"
+                word = next(line for line in lines if line.startswith("Max locked memory")).split()[3]
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        return _UNLIMITED if word == "unlimited" else int(word)
+    return _UNLIMITED if soft == resource.RLIM_INFINITY else soft
 
 
 def _append(extents: list[Extent], new: Extent) -> None:
