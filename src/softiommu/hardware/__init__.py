@@ -1,0 +1,1 @@
+"""Silicon: IOMMUs that know only memory, registers and queues."""

@@ -1,0 +1,1 @@
+"""Intel VT-d: DMA remapping in legacy and scalable mode."""
