@@ -1,0 +1,1 @@
+"""Drivers: what the manager may ask of them."""
