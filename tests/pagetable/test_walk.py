@@ -35,7 +35,7 @@ def test_a_walk_over_random_memory_ends(name):
     for at in range(0, RAM, 8):
         # Entries that lead back into this memory, so that walks go deep: loops, self references, reserved bits.
         entry = chance.getrandbits(64) & ~(((1 << 40) - 1) << 12) | chance.randrange(RAM) & ~0xFFF
-        memory.store(at, entry if table.fmt != formats.riscv.RISCV else entry & ~(0x3FF << 54) | chance.getrandbits(4))
+        memory.write_u64(at, entry if table.fmt != formats.riscv.RISCV else entry & ~(0x3FF << 54) | chance.getrandbits(4))
     seen = set()
     for _ in range(400):
         root = chance.randrange(RAM) & ~((8 << table.top_bits) - 1)
@@ -89,7 +89,7 @@ def test_a_table_takes_rights_from_what_is_below_it():
     pages = PageTable(memory, vtdss.VARIANTS["vtdss-39"])
     pages.map(0x1000, 0x5000, 0x1000, READ | WRITE)
     assert walk(pages.table, memory, pages.root, 0x1000, WRITE).status == OK
-    memory.store(pages.root, memory.load(pages.root) & ~vtdss.W)
+    memory.write_u64(pages.root, memory.read_u64(pages.root) & ~vtdss.W)
     found = walk(pages.table, memory, pages.root, 0x1000, WRITE)
     assert (found.status, found.oa, found.allowed & (READ | WRITE)) == (FORBIDDEN, 0x5000, READ)
 
@@ -97,9 +97,9 @@ def test_a_table_takes_rights_from_what_is_below_it():
 def test_skipped_levels_need_zero_bits():
     memory = PhysicalMemory(RAM)
     table = amdv1.VARIANTS["amdv1-4level"]
-    root, leaf = memory.allocate(4096), memory.allocate(4096)
-    memory.store(root, leaf | amdv1.PR | amdv1.IR | amdv1.IW | 1 << amdv1.NEXT_LEVEL_LOW)
-    memory.store(leaf + 8 * 3, amdv1.leaf(table, 0, 0x7000, 12, READ))
+    root, leaf = memory.alloc(4096), memory.alloc(4096)
+    memory.write_u64(root, leaf | amdv1.PR | amdv1.IR | amdv1.IW | 1 << amdv1.NEXT_LEVEL_LOW)
+    memory.write_u64(leaf + 8 * 3, amdv1.leaf(table, 0, 0x7000, 12, READ))
     assert walk(table, memory, root, 0x3123).oa == 0x7123
     assert walk(table, memory, root, 0x3123 | 1 << 21).status == NOT_MAPPED
     assert walk(table, memory, root, 0x3123 | 1 << 30).status == NOT_MAPPED
@@ -140,7 +140,7 @@ def test_written_leaves_are_harvested_once(name):
     assert pages.harvest(0, 1 << 30, clear=True) == []
     (leaf,) = pages.leaves(0x12000, 0x12000)
     bit = next(mask for mask in (1 << 6, 1 << 7, 1 << 9) if formats.dirty(pages.table, leaf.pte | mask))
-    memory.store(leaf.at, leaf.pte | bit)
+    memory.write_u64(leaf.at, leaf.pte | bit)
     assert [found.iova for found in pages.harvest(0, 1 << 30, clear=False)] == [leaf.iova]
     assert [found.iova for found in pages.harvest(0, 1 << 30, clear=True)] == [leaf.iova]
     assert pages.harvest(0, 1 << 30, clear=True) == []
@@ -152,5 +152,5 @@ def test_execute_is_a_right_of_its_own():
     pages.map(0x1000, 0x5000, 0x1000, READ)
     assert pages.translate(0x1000, EXECUTE).status == OK
     leaf = pages.translate(0x1000)
-    memory.store(leaf.at, leaf.pte | 1 << x86_64.XD_LOW)
+    memory.write_u64(leaf.at, leaf.pte | 1 << x86_64.XD_LOW)
     assert pages.translate(0x1000, EXECUTE).status == FORBIDDEN

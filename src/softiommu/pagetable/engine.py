@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from softiommu.memory.physical import BadAddressError
 from softiommu.pagetable import formats
 from softiommu.pagetable.kinds import ALREADY_MAPPED, ARM64, EMPTY, LEAF, NO_MEMORY, OK, OUT_OF_RANGE, TABLE, Table
 from softiommu.pagetable.walk import Walk, index, skipped, span_lg2, walk
@@ -41,7 +40,7 @@ class PageTable:
         self.memory, self.table = memory, table
         self.sizes = formats.sizes(table)
         self._root_bytes = 8 << table.top_bits
-        self.root = memory.allocate(self._root_bytes, max(self._root_bytes, 4096)) if root is None else root
+        self.root = memory.alloc(self._root_bytes, max(self._root_bytes, 4096)) if root is None else root
 
     # Mapping
 
@@ -73,27 +72,27 @@ class PageTable:
         table, level = self.root, t.top
         while level > leaf_level:
             at = table + (index(t, level, iova) << 3)
-            kind, below, _, next_level = formats.load(t, level, memory.load(at))
+            kind, below, _, next_level = formats.load(t, level, memory.read_u64(at))
             if kind == TABLE and next_level == level - 1:
                 table, level = below, next_level
                 continue
             if kind != EMPTY:
                 return ALREADY_MAPPED
             try:
-                below = memory.allocate(8 << t.bits, 8 << t.bits)
-            except BadAddressError:
+                below = memory.alloc(8 << t.bits, 8 << t.bits)
+            except MemoryError:
                 return NO_MEMORY
-            memory.store(at, formats.link(t, level, below))
+            memory.write_u64(at, formats.link(t, level, below))
             table, level = below, level - 1
         item = span_lg2(t, leaf_level)
         first = table + (index(t, leaf_level, iova) << 3)
         entries = range(first, first + (8 << lg2 - item), 8)
-        if any(formats.load(t, leaf_level, memory.load(at))[0] != EMPTY for at in entries):
+        if any(formats.load(t, leaf_level, memory.read_u64(at))[0] != EMPTY for at in entries):
             return ALREADY_MAPPED
         # Entries of an Arm contiguous run hold their own addresses; other formats repeat one entry.
         step = 1 << item if t.fmt == ARM64 else 0
         for number, at in enumerate(entries):
-            memory.store(at, formats.leaf(t, leaf_level, oa + number * step, lg2, prot))
+            memory.write_u64(at, formats.leaf(t, leaf_level, oa + number * step, lg2, prot))
         return OK
 
     # Unmapping
@@ -105,7 +104,7 @@ class PageTable:
         for leaf in leaves:
             count = 1 << leaf.lg2 - span_lg2(self.table, leaf.level)
             for at in range(leaf.at, leaf.at + 8 * count, 8):
-                self.memory.store(at, 0)
+                self.memory.write_u64(at, 0)
         if leaves:
             last = leaves[-1].iova + (1 << leaves[-1].lg2) - 1
             self._prune(self.root, self.table.top, (leaves[0].iova, last), 0, tables)
@@ -121,29 +120,29 @@ class PageTable:
             last = min(window[1] - base >> span, (1 << width) - 1)
             for number in range(first, last + 1):
                 at = table + (number << 3)
-                kind, below, _, next_level = formats.load(t, level, memory.load(at))
+                kind, below, _, next_level = formats.load(t, level, memory.read_u64(at))
                 if kind == TABLE and self._prune(below, next_level, window, base + (number << span), tables):
-                    memory.store(at, 0)
+                    memory.write_u64(at, 0)
                     tables.append(below)
         return not any(memory.read(table, 8 << width))
 
     def free_tables(self, tables: list[int]) -> None:
         """Give unlinked tables back, once nothing can walk them any more."""
         for table in tables:
-            self.memory.free(table, 8 << self.table.bits)
+            self.memory.free(table)
 
     def destroy(self) -> None:
         """Give every table back."""
         tables = [below for _, _, below in self._tables(self.root, self.table.top)]
         self.free_tables(tables)
-        self.memory.free(self.root, self._root_bytes)
+        self.memory.free(self.root)
 
     def _tables(self, table: int, level: int) -> Iterator[tuple[int, int, int]]:
         """Every link below `table`: the entry's address, its level, and the table it leads to."""
         t = self.table
         width = t.top_bits if level == t.top else t.bits
         for at in range(table, table + (8 << width), 8):
-            kind, below, _, next_level = formats.load(t, level, self.memory.load(at))
+            kind, below, _, next_level = formats.load(t, level, self.memory.read_u64(at))
             if kind == TABLE:
                 yield from self._tables(below, next_level)
                 yield at, level, below
@@ -168,7 +167,7 @@ class PageTable:
         last = min(window[1] - base >> span, (1 << width) - 1)
         while number <= last:
             at = table + (number << 3)
-            pte = memory.load(at)
+            pte = memory.read_u64(at)
             kind, oa, lg2, below = formats.load(t, level, pte)
             count = 1
             if kind == TABLE and not (below < level - 1 and skipped(t, level, below, base + (number << span))):
@@ -188,10 +187,10 @@ class PageTable:
         for leaf in self.leaves(first, last):
             count = 1 << leaf.lg2 - span_lg2(t, leaf.level)
             entries = range(leaf.at, leaf.at + 8 * count, 8)
-            marked = [at for at in entries if formats.dirty(t, self.memory.load(at))]
+            marked = [at for at in entries if formats.dirty(t, self.memory.read_u64(at))]
             if marked:
                 written.append(leaf)
             if clear:
                 for at in marked:
-                    self.memory.store(at, formats.clean(t, self.memory.load(at)))
+                    self.memory.write_u64(at, formats.clean(t, self.memory.read_u64(at)))
         return written

@@ -48,7 +48,7 @@ def nested_walk(first: Stage, second: Stage, memory: PhysicalMemory, iova: int, 
         if result.status != OK:
             failed.append(_Stage2FaultError(ipa, result))
             raise failed[-1]
-        return memory.load(result.oa)
+        return memory.read_u64(result.oa)
 
     stage1 = walk_by(first.table, fetch, first.root, iova, want)
     if failed:

@@ -69,7 +69,7 @@ def skipped(t: Table, level: int, below: int, iova: int) -> int:
 
 def walk(t: Table, memory: PhysicalMemory, root: int, iova: int, want: int = 0) -> Walk:
     """Translate one address for an access that wants the rights `want` (0 asks for none)."""
-    return walk_by(t, memory.load, root, iova, want)
+    return walk_by(t, memory.read_u64, root, iova, want)
 
 
 def walk_by(t: Table, fetch: Callable[[int], int], root: int, iova: int, want: int = 0) -> Walk:
