@@ -24,8 +24,8 @@ class Rig:
         self.memory = PhysicalMemory(64 << 20)
         self.interrupts = []
         self.unit = model.Unit(self.memory, cap, ecap, interrupt=lambda *msi: self.interrupts.append(msi))
-        self.root = self.memory.allocate(4096)
-        self.queue = self.memory.allocate(4096)
+        self.root = self.memory.alloc(4096)
+        self.queue = self.memory.alloc(4096)
         self.tail = 0
         self.unit.write(IQA, 8, self.queue)
         self.unit.write(RTADDR, 8, self.root | ttm << 10)
@@ -41,29 +41,29 @@ class Rig:
         assert self.unit.read(0x1C, 4) >> 31
 
     def submit(self, low, high=0):
-        self.memory.store(self.queue + self.tail, low)
-        self.memory.store(self.queue + self.tail + 8, high)
+        self.memory.write_u64(self.queue + self.tail, low)
+        self.memory.write_u64(self.queue + self.tail + 8, high)
         self.tail = (self.tail + 16) % 4096
         self.unit.write(IQT, 8, self.tail)
 
     def legacy(self, pages, **fields):
-        contexts = self.memory.allocate(4096)
-        self.memory.store(self.root + 16 * (SID >> 8), contexts | 1)
+        contexts = self.memory.alloc(4096)
+        self.memory.write_u64(self.root + 16 * (SID >> 8), contexts | 1)
         self.context = contexts + 16 * (SID & 255)
         low = tables.ContextLow.of(P=1, SSPTPTR=pages.root >> 12).replace(**fields)
-        self.memory.store(self.context, low)
-        self.memory.store(self.context + 8, tables.ContextHigh.of(AW=2, DID=DID))
+        self.memory.write_u64(self.context, low)
+        self.memory.write_u64(self.context + 8, tables.ContextHigh.of(AW=2, DID=DID))
 
     def scalable(self, entry, pasid=0, pdts=0):
-        contexts, directory, leaf = (self.memory.allocate(4096) for _ in range(3))
-        self.memory.store(self.root + 16 * (SID >> 8) + 8 * (SID >> 7 & 1), contexts | 1)
+        contexts, directory, leaf = (self.memory.alloc(4096) for _ in range(3))
+        self.memory.write_u64(self.root + 16 * (SID >> 8) + 8 * (SID >> 7 & 1), contexts | 1)
         self.context = contexts + 32 * (SID & 0x7F)
         word = tables.ScalableContext0.of(P=1, PASIDE=1, PDTS=pdts, PASIDDIRPTR=directory >> 12)
-        self.memory.store(self.context, word)
-        self.memory.store(directory + 8 * (pasid >> 6), leaf | 1)
+        self.memory.write_u64(self.context, word)
+        self.memory.write_u64(directory + 8 * (pasid >> 6), leaf | 1)
         self.entry = leaf + 64 * (pasid & 63)
         for number, value in enumerate(entry):
-            self.memory.store(self.entry + 8 * number, value)
+            self.memory.write_u64(self.entry + 8 * number, value)
 
     def fault(self):
         low, high = (self.unit.read(0x220 + 8 * n, 8) for n in range(2))
@@ -125,7 +125,7 @@ def test_wider_invalidations_cover_the_page_too(rig, low, high):
 def test_a_changed_context_entry_is_seen_after_its_invalidation(rig):
     rig.pages.map(0x10000, 0x50000, 0x1000, READ)
     rig.unit.translate(SID, 0x10000, READ)
-    rig.memory.store(rig.context, 0)
+    rig.memory.write_u64(rig.context, 0)
     assert rig.unit.translate(SID, 0x10000, READ).pa == 0x50000
     rig.submit(Type.CONTEXT | 3 << 4 | (SID ^ 8) << 32)
     assert rig.unit.translate(SID, 0x10000, READ).pa == 0x50000
@@ -136,7 +136,7 @@ def test_a_changed_context_entry_is_seen_after_its_invalidation(rig):
 def test_function_bits_can_be_masked(rig):
     rig.pages.map(0x10000, 0x50000, 0x1000, READ)
     rig.unit.translate(SID, 0x10000, READ)
-    rig.memory.store(rig.context, 0)
+    rig.memory.write_u64(rig.context, 0)
     rig.submit(Type.CONTEXT | 3 << 4 | (SID ^ 5) << 32 | 3 << 48)
     assert blocked(rig.unit, SID, 0x10000, READ) is Reason.CONTEXT_NOT_PRESENT
 
@@ -145,9 +145,9 @@ def test_structures_that_are_not_there_have_reasons_of_their_own(rig):
     assert blocked(rig.unit, 0x0220, 0, READ) is Reason.ROOT_NOT_PRESENT
     assert blocked(rig.unit, SID ^ 1, 0, READ) is Reason.CONTEXT_NOT_PRESENT
     assert blocked(rig.unit, SID, 0, READ, pasid=3) is Reason.RTA_PASID
-    rig.memory.store(rig.root + 16 * 3, 1 | 1 << 50)
+    rig.memory.write_u64(rig.root + 16 * 3, 1 | 1 << 50)
     assert blocked(rig.unit, 0x0300, 0, READ) is Reason.CONTEXT_ACCESS
-    rig.memory.store(rig.root + 16 * 4, 3)
+    rig.memory.write_u64(rig.root + 16 * 4, 3)
     assert blocked(rig.unit, 0x0400, 0, READ) is Reason.ROOT_RESERVED
 
 
@@ -161,13 +161,13 @@ def test_structures_that_are_not_there_have_reasons_of_their_own(rig):
     ],
 )
 def test_a_wrong_context_entry_blocks(rig, low, high, reason):
-    rig.memory.store(rig.context, tables.ContextLow(rig.memory.load(rig.context)).replace(**low))
-    rig.memory.store(rig.context + 8, tables.ContextHigh(rig.memory.load(rig.context + 8)).replace(**high))
+    rig.memory.write_u64(rig.context, tables.ContextLow(rig.memory.read_u64(rig.context)).replace(**low))
+    rig.memory.write_u64(rig.context + 8, tables.ContextHigh(rig.memory.read_u64(rig.context + 8)).replace(**high))
     assert blocked(rig.unit, SID, 0x1000, READ) is reason
 
 
 def test_pass_through_and_interrupts_are_not_translated(rig):
-    rig.memory.store(rig.context, tables.ContextLow.of(P=1, TT=2))
+    rig.memory.write_u64(rig.context, tables.ContextLow.of(P=1, TT=2))
     assert rig.unit.translate(SID, 0x1234, READ).pa == 0x1234
     assert rig.unit.translate(0x999, 0xFEE01000, WRITE).pa == 0xFEE01000
 
@@ -212,18 +212,18 @@ def test_a_masked_event_waits(rig):
 
 
 def test_fpd_blocks_without_a_record(rig):
-    rig.memory.store(rig.context, rig.memory.load(rig.context) | 2)
+    rig.memory.write_u64(rig.context, rig.memory.read_u64(rig.context) | 2)
     assert blocked(rig.unit, SID, 0x7000, READ) is Reason.NO_READ
     assert rig.unit.read(FSTS, 4) == 0
 
 
 def test_a_wait_stores_its_word_after_what_came_before(rig):
-    status = rig.memory.allocate(4096)
+    status = rig.memory.alloc(4096)
     rig.unit.write(IEADDR, 4, 0xFEE00000)
     rig.unit.write(IEDATA, 4, 0x41)
     rig.unit.write(IECTL, 4, 0)
     rig.submit(Type.WAIT | 1 << 4 | 1 << 5 | 0xABCD << 32, status)
-    assert rig.memory.load(status) == 0xABCD
+    assert rig.memory.read_u64(status) == 0xABCD
     assert (rig.unit.read(IQH, 8), rig.unit.read(ICS, 4)) == (16, 1)
     assert rig.interrupts == [(0xFEE00000, 0x41)]
 
@@ -235,7 +235,7 @@ def test_a_wrong_descriptor_stops_the_queue_on_itself(rig, low):
     rig.submit(low)
     assert registers.Fsts(rig.unit.read(FSTS, 4)).IQE == 1
     assert rig.unit.read(IQH, 8) == 0
-    rig.memory.store(rig.queue, Type.IOTLB | 1 << 4)
+    rig.memory.write_u64(rig.queue, Type.IOTLB | 1 << 4)
     rig.unit.write(FSTS, 4, registers.Fsts.IQE.mask)
     assert rig.unit.read(IQH, 8) == 16
 
@@ -307,7 +307,7 @@ def test_first_stage_rights_and_shape():
     assert blocked(rig.unit, SID, 1 << 47, READ) is Reason.NOT_CANONICAL
     assert blocked(rig.unit, SID, 0x7000, EXECUTE) is Reason.EXECUTE_REQUESTS_DISABLED
     (leaf,) = rig.first.leaves(0, 1 << 40)
-    rig.memory.store(leaf.at, leaf.pte & ~4)
+    rig.memory.write_u64(leaf.at, leaf.pte & ~4)
     rig.submit(Type.IOTLB | 1 << 4)
     assert blocked(rig.unit, SID, 0x7000, READ) is Reason.USER
 
@@ -324,7 +324,7 @@ def test_first_stage_rights_and_shape():
 def test_a_wrong_pasid_entry_blocks(word, bits, reason):
     rig = scalable_rig()
     rig.scalable(pasid_entry(rig, 1))
-    rig.memory.store(rig.entry + 8 * word, rig.memory.load(rig.entry + 8 * word) | bits)
+    rig.memory.write_u64(rig.entry + 8 * word, rig.memory.read_u64(rig.entry + 8 * word) | bits)
     assert blocked(rig.unit, SID, 0, READ) is reason
 
 
@@ -344,7 +344,7 @@ def test_whatever_the_tables_hold_a_request_ends(data):
     """Hostile structures: random words that lead back into this memory."""
     scalable = data.draw(st.booleans())
     rig = scalable_rig() if scalable else _started(Rig())
-    pages = [rig.memory.allocate(4096) for _ in range(4)]
+    pages = [rig.memory.alloc(4096) for _ in range(4)]
     targets = st.sampled_from([*pages, rig.root])
     for page in [rig.root, *pages]:
         for number in data.draw(st.lists(st.integers(0, 511), max_size=12)):
@@ -353,7 +353,7 @@ def test_whatever_the_tables_hold_a_request_ends(data):
                 | data.draw(st.integers(0, 0xFFF))
                 | data.draw(st.sampled_from([0, 1 << 63, 1 << 52]))
             )
-            rig.memory.store(page + 8 * number, word)
+            rig.memory.write_u64(page + 8 * number, word)
     for sid in data.draw(st.lists(st.integers(0, 0x1FF), min_size=1, max_size=4)):
         pasid = data.draw(st.one_of(st.none(), st.integers(0, 200))) if scalable else None
         assert outcome(rig.unit, sid, data.draw(st.integers(0, 2**49)), data.draw(st.integers(1, 3)), pasid)

@@ -73,7 +73,7 @@ class Queue:
         """Carry the descriptor at `head` out; whether it was a right one."""
         base = self._unit.registers.IQA.IQA << 12
         try:
-            words = [self._memory.load(base + head + 8 * n) for n in range(step // 8)]
+            words = [self._memory.read_u64(base + head + 8 * n) for n in range(step // 8)]
         except BadAddressError:
             return False
         kind = words[0] & 0xF | words[0] >> 5 & 0x70

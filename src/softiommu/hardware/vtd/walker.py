@@ -77,7 +77,7 @@ class Walker:
 
     def _load(self, pa: int, words: int, reason: Reason, request: Request) -> list[int]:
         try:
-            return [self._memory.load(pa + 8 * n) for n in range(words)]
+            return [self._memory.read_u64(pa + 8 * n) for n in range(words)]
         except BadAddressError as error:
             raise TranslationFaultError(reason, request) from error
 

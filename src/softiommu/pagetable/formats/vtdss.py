@@ -32,6 +32,8 @@ VARIANTS = {
     "vtdss-48": Table(VTDSS, 3, 12, 9, 9, 2, 48, 52),
     "vtdss-57": Table(VTDSS, 4, 12, 9, 9, 2, 57, 52),
 }
+#: A wish of a map beside its rights: DMA through the leaf is coherent whatever the device asks for.
+SNOOP = 8
 SIZES = 1 << 12 | 1 << 21 | 1 << 30
 
 
@@ -67,6 +69,8 @@ def leaf(t: Table, level: int, oa: int, lg2: int, prot: int) -> int:
         pte |= R
     if prot & WRITE:
         pte |= W
+    if prot & SNOOP:
+        pte |= SNP
     if level:
         pte |= PS
     return pte

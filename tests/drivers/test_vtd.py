@@ -1,0 +1,213 @@
+"""The VT-d driver over the VT-d model: what is mapped is reached, what is unmapped is not, and nothing is left."""
+
+import contextlib
+
+import pytest
+from hypothesis import HealthCheck, settings, strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from softiommu.drivers.driver import DomainFlags, Prot
+from softiommu.drivers.vtd import VtdDriver
+from softiommu.drivers.vtd_domain import VtdDomain, _power_of_two
+from softiommu.errors import UapiError
+from softiommu.hardware.iommu import TranslationFaultError
+from softiommu.hardware.vtd.events import Reason
+from softiommu.hardware.vtd.model import LEGACY_CAP, Unit
+from softiommu.memory.physical import PhysicalMemory
+from softiommu.pagetable.formats import vtdss
+from softiommu.pagetable.kinds import READ, WRITE
+
+RAM = 32 << 20
+RW = Prot.READ | Prot.WRITE
+
+
+def rig(cap=LEGACY_CAP, ram=RAM):
+    memory = PhysicalMemory(ram)
+    unit = Unit(memory, cap)
+    return unit, VtdDriver(memory, unit)
+
+
+def reach(unit, sid, iova, want=READ):
+    try:
+        return unit.translate(sid, iova, want).pa
+    except TranslationFaultError as fault:
+        return Reason(fault.reason)
+
+
+def test_a_device_reaches_what_its_domain_maps_and_is_blocked_without_one():
+    unit, driver = rig()
+    device = driver.device("0000:00:04.0", 0x20)
+    assert reach(unit, 0x20, 0x1000) is Reason.ROOT_NOT_PRESENT
+    domain = device.alloc_paging(DomainFlags.NONE, None)
+    domain.map(0x10000, 0x800000, 0x3000, RW)
+    device.attach(domain, None)
+    assert reach(unit, 0x20, 0x12004, WRITE) == 0x802004
+    assert reach(unit, 0x20, 0x13000) is Reason.NO_READ
+    device.detach(None)
+    assert reach(unit, 0x20, 0x10000) is Reason.CONTEXT_NOT_PRESENT
+    domain.free()
+
+
+def test_replacing_a_domain_forgets_the_old_one():
+    unit, driver = rig()
+    device = driver.device("edu", 0x20)
+    first, second = (device.alloc_paging(DomainFlags.NONE, None) for _ in range(2))
+    first.map(0x10000, 0x800000, 0x1000, RW)
+    second.map(0x10000, 0x900000, 0x1000, RW)
+    device.attach(first, None)
+    assert reach(unit, 0x20, 0x10000) == 0x800000
+    device.attach(second, None)
+    assert reach(unit, 0x20, 0x10000) == 0x900000
+
+
+def test_an_unmap_takes_effect_at_its_flush():
+    unit, driver = rig()
+    device = driver.device("edu", 0x20)
+    domain = device.alloc_paging(DomainFlags.NONE, None)
+    device.attach(domain, None)
+    domain.map(0x200000, 0x800000, 0x400000, RW)
+    assert reach(unit, 0x20, 0x200000) == 0x800000
+    assert domain.unmap(0x200000, 0x400000) == 0x400000
+    assert reach(unit, 0x20, 0x200000) == 0x800000
+    domain.flush()
+    assert reach(unit, 0x20, 0x200000) is Reason.NO_READ
+
+
+def test_two_devices_share_a_domain_and_two_domains_keep_apart():
+    unit, driver = rig()
+    one, two, other = (driver.device(name, sid) for name, sid in (("a", 0x20), ("b", 0x28), ("c", 0x130)))
+    shared, own = (one.alloc_paging(DomainFlags.NONE, None) for _ in range(2))
+    shared.map(0x10000, 0x800000, 0x1000, RW)
+    for device in (one, two):
+        device.attach(shared, None)
+    other.attach(own, None)
+    assert [reach(unit, sid, 0x10000) for sid in (0x20, 0x28)] == [0x800000, 0x800000]
+    assert reach(unit, 0x130, 0x10000) is Reason.NO_READ
+    assert shared.did != own.did
+
+
+def test_coherency_sets_snoop_on_old_and_new_leaves():
+    _, driver = rig()
+    domain = VtdDomain(driver)
+    domain.map(0x10000, 0x800000, 0x1000, RW)
+    assert domain.enforce_cache_coherency()
+    domain.map(0x20000, 0x900000, 0x1000, RW)
+    assert all(leaf.pte & vtdss.SNP for leaf in domain.pages.leaves(0, domain.aperture.last))
+
+
+def test_a_unit_of_39_bits_has_a_smaller_aperture():
+    unit, driver = rig(LEGACY_CAP.replace(SAGAW=2, MGAW=38))
+    domain = VtdDomain(driver)
+    assert domain.aperture.last == (1 << 39) - 1
+    driver.device("edu", 0x20).attach(domain, None)
+    assert reach(unit, 0x20, 1 << 39) is Reason.ADDRESS_BEYOND_WIDTH
+
+
+def test_a_map_without_memory_for_tables_leaves_nothing():
+    _, driver = rig()
+    domain = VtdDomain(driver)
+    driver.memory.alloc(RAM // 2)
+    with contextlib.suppress(MemoryError):
+        while True:
+            driver.memory.alloc(4096)
+    with pytest.raises(UapiError, match="no memory for a page table"):
+        domain.map(0, 0x800000, 0x1000, RW)
+    assert domain.iova_to_pa(0) is None
+    with pytest.raises(UapiError, match="no memory for a page table"):
+        VtdDomain(driver)
+    with pytest.raises(UapiError, match="no memory for a context table"):
+        driver.context(0x500)
+
+
+def test_what_legacy_mode_has_not_is_refused():
+    _, driver = rig()
+    device = driver.device("edu", 0x20)
+    for flags in (DomainFlags.NEST_PARENT, DomainFlags.DIRTY_TRACKING, DomainFlags.PASID):
+        with pytest.raises(UapiError):
+            device.alloc_paging(flags, None)
+    with pytest.raises(UapiError, match="no PASIDs"):
+        device.attach(VtdDomain(driver), 3)
+    _, stranger = rig()
+    with pytest.raises(UapiError, match="not of the IOMMU"):
+        device.attach(VtdDomain(stranger), None)
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "expected"),
+    [(0x1000, 0x1FFF, (0x1000, 0)), (0x1000, 0x2FFF, (0, 2)), (0x4000, 0x7FFF, (0x4000, 2)), (0, 2**48 - 1, (0, 36))],
+)
+def test_a_range_is_covered_by_one_power_of_two(first, last, expected):
+    assert _power_of_two(first, last) == expected
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Maps, unmaps, attaches and requests in any order: a device reaches exactly what its domain holds."""
+
+    @initialize()
+    def start(self):
+        self.unit, self.driver = rig()
+        self.devices = {sid: self.driver.device(f"dev{sid:x}", sid) for sid in (0x20, 0x28, 0x300)}
+        self.domains = [VtdDomain(self.driver) for _ in range(2)]
+        self.held = [{}, {}]
+        self.attached = dict.fromkeys(self.devices)
+
+    places = st.sampled_from([0x10000, 0x11000, 0x1FF000, 0x200000, 0x3FF000, 1 << 30, (1 << 30) + 0x1000])
+    sids = st.sampled_from([0x20, 0x28, 0x300])
+
+    @rule(which=st.integers(0, 1), iova=places, pages=st.sampled_from([1, 2, 3, 512, 513]))
+    def map(self, which, iova, pages):
+        held = self.held[which]
+        wanted = [iova + 0x1000 * n for n in range(pages)]
+        if any(page in held for page in wanted):
+            return
+        pa = (1 << 32) + iova
+        self.domains[which].map(iova, pa, 0x1000 * pages, RW)
+        held.update({page: (pa + page - iova, iova, pages) for page in wanted})
+
+    @precondition(lambda self: any(self.held))
+    @rule(data=st.data())
+    def unmap(self, data):
+        which = data.draw(st.sampled_from([n for n in (0, 1) if self.held[n]]))
+        held = self.held[which]
+        _, iova, pages = held[data.draw(st.sampled_from(sorted(held)))]
+        assert self.domains[which].unmap(iova, 0x1000 * pages) == 0x1000 * pages
+        self.domains[which].flush()
+        for n in range(pages):
+            del held[iova + 0x1000 * n]
+
+    @rule(sid=sids, which=st.one_of(st.none(), st.integers(0, 1)))
+    def attach(self, sid, which):
+        if which is None:
+            self.devices[sid].detach(None)
+        else:
+            self.devices[sid].attach(self.domains[which], None)
+        self.attached[sid] = which
+
+    @rule(sid=sids, iova=places, offset=st.integers(0, 0xFFF))
+    def request(self, sid, iova, offset):
+        which = self.attached[sid]
+        found = self.held[which].get(iova) if which is not None else None
+        got = reach(self.unit, sid, iova + offset, WRITE)
+        assert got == found[0] + offset if found else isinstance(got, Reason)
+
+    @invariant()
+    def the_queue_is_empty(self):
+        if hasattr(self, "unit"):
+            assert self.unit.registers.IQH == self.unit.registers.IQT
+
+    def teardown(self):
+        if not hasattr(self, "unit"):
+            return
+        for device in self.devices.values():
+            device.detach(None)
+        for domain in self.domains:
+            domain.unmap(0, 1 << 48)
+            domain.flush()
+            domain.free()
+        assert len(self.unit.iotlb.cache) == 0
+
+
+AnyOrder.TestCase.settings = settings(
+    max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+)
+test_a_device_reaches_exactly_what_its_domain_holds = AnyOrder.TestCase
