@@ -200,7 +200,7 @@ def test_events_have_the_name_with_which_the_device_came_to_its_viommu() -> None
     device = MockDriver().device(0)
     guest = viommu(device, host)
     one, two = (guest.alloc_nested(device, 0, hwpt_data()) for _ in range(2))
-    guest.add_vdevice(device, 0x1_0000_0005)
+    guest.add_vdevice(device, 0x1_0800_0005)
     device.attach(one, None)
     guest.remove_vdevice(device)
     guest.report(device.event_id)
@@ -210,7 +210,7 @@ def test_events_have_the_name_with_which_the_device_came_to_its_viommu() -> None
     device.detach(None)
     device.attach(two, None)
     guest.report(device.event_id)
-    assert [data for _, data in host.events] == [bytes([n, 0, 0, 0]) for n in (5, 5, 7)]
+    assert [data for _, data in host.events] == [n.to_bytes(4, "little") for n in (0x800_0005, 0x800_0005, 7)]
     assert {kind for kind, _ in host.events} == {test.VEVENTQ_TYPE_SELFTEST}
     with refused(ENOENT):
         guest.report(0)

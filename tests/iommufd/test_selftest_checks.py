@@ -81,7 +81,7 @@ def test_a_page_is_pinned_once_for_each_page_set(soft: Soft) -> None:
     ioas = mapped(soft)
     assert check_refs(soft, 0) == 0
     made = soft.mock(ioas)
-    assert (check_refs(soft, 1), check_refs(soft, 0)) == (0, EIO)
+    assert (check_refs(soft, 1), check_refs(soft, 0), check_refs(soft, 2)) == (0, EIO, EIO)
     flags, length, target = 7, 2 * PAGE, APERTURE + 8 * PAGE
     soft.call(abi.IoasCopy(64, flags, ioas, ioas, length, target, APERTURE))
     assert check_refs(soft, 1) == 0
