@@ -71,8 +71,7 @@ class Values:
     def field(self, kind: type[UserStruct], name: str) -> int | bytes | None:
         """A value for a field; None leaves it as the structure has it."""
         width = kind.FIELDS[name][1]
-        default = getattr(kind, name)
-        if isinstance(default, bytes):
+        if kind.CODES[name].endswith("s"):
             return self._random.randbytes(width) if self._random.random() < self.malice / 8 else None
         if name in ("reserved", "reserved2", "padding") and self._random.random() > self.malice / 4:
             return 0
