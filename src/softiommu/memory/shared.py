@@ -11,8 +11,10 @@ from collections.abc import Hashable
 from errno import EFAULT, EINVAL
 
 from softiommu.errors import UapiError
+from softiommu.memory.client import PAGE_SIZE
 
 _F_GET_SEALS = 1034
+_LARGE_FILE = 512 << 20
 
 
 def _has_seals(fd: int) -> bool:
@@ -49,8 +51,12 @@ class SharedMemory:
         return os.fstat(self.fd).st_size
 
     def contiguous(self, offset: int, length: int) -> bool:
-        """A file's pages lie together, so that they can be mapped as one window."""
-        return True
+        """Pages of hugetlbfs lie together, and those of a file as large as a guest's RAM, as large folios do.
+
+        Smaller files have small pages, which lie apart on a machine that has been up for a while.
+        """
+        stat = os.fstat(self.fd)
+        return stat.st_blksize > PAGE_SIZE or stat.st_size >= _LARGE_FILE
 
     def read(self, offset: int, length: int) -> bytes:
         """The bytes at file offset `offset`; EFAULT past the end."""
