@@ -122,6 +122,23 @@ while True: signal.pause()
         assert started.wait(20) == 9
 
 
+def test_a_signal_to_the_supervisor_ends_what_the_program_left_behind(supervise: Runner) -> None:
+    code = """
+import os, time
+first = os.getpid()
+if os.fork(): os._exit(3)
+os.open("/dev/iommu", os.O_RDWR)
+while os.getppid() == first: pass
+print("alone", flush=True)
+time.sleep(60)
+"""
+    with subprocess.Popen(supervise.command([sys.executable, "-c", code]), stdout=subprocess.PIPE) as started:
+        assert started.stdout is not None
+        assert started.stdout.readline() == b"alone\n"
+        started.send_signal(signal.SIGTERM)
+        assert started.wait(20) == 3
+
+
 def test_a_program_whose_supervisor_is_killed_does_not_hang(supervise: Runner) -> None:
     code = """
 import fcntl, os, time, errno

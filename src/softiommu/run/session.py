@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from softiommu.errors import UapiError
 from softiommu.memory.local import withheld_capabilities
 from softiommu.memory.process import ProcessCopier
+from softiommu.run.descendants import descendants
 from softiommu.run.descriptors import Descriptors, OpenFile
 from softiommu.run.seccomp import TaskGoneError
 from softiommu.run.spaces import AddressSpaces
@@ -111,19 +112,7 @@ class Session:
 
     def processes(self) -> Iterator[int]:
         """Every process below the supervisor, with or without a call of its own so far."""
-        waiting = [os.getpid()]
-        if not os.path.exists("/proc/thread-self/children"):
-            # A kernel without CONFIG_PROC_CHILDREN: look at all, those of others show nothing of ours.
-            yield from (int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != waiting[0])
-            return
-        while waiting:
-            parent = waiting.pop()
-            with suppress(OSError):
-                for tid in os.listdir(f"/proc/{parent}/task"):
-                    with open(f"/proc/{parent}/task/{tid}/children") as children:
-                        found = [int(child) for child in children.read().split()]
-                    waiting += found
-                    yield from found
+        return descendants(os.getpid())
 
     def _duplicates(self, record: OpenFile) -> Iterator[int]:
         """Duplicates of the descriptors that supervised processes have of a file."""

@@ -14,7 +14,7 @@ import os
 import select
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -38,8 +38,8 @@ class Signals:
         if self.fd < 0:
             raise OSError(ctypes.get_errno(), "signalfd: " + os.strerror(ctypes.get_errno()))
 
-    def take(self, pid: int, reap: Callable[[], None]) -> None:
-        """Take what came: children that ended are reaped, signals sent by a process go to the program."""
+    def take(self, targets: Callable[[], Iterable[int]], reap: Callable[[], None]) -> None:
+        """Take what came: children that ended are reaped, signals sent by a process go to the targets."""
         with suppress(BlockingIOError):
             while True:
                 info = os.read(self.fd, _INFO_SIZE)
@@ -48,8 +48,9 @@ class Signals:
                 if number == signal.SIGCHLD:
                     reap()
                 elif code <= 0:  # SI_USER and its like; the terminal's and the kernel's are positive
-                    with suppress(ProcessLookupError, PermissionError):
-                        os.kill(pid, number)
+                    for pid in targets():
+                        with suppress(ProcessLookupError, PermissionError):
+                            os.kill(pid, number)
 
     def restore(self) -> None:
         """The mask as it was."""

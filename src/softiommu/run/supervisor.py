@@ -91,8 +91,8 @@ class Supervisor:
         """Answer every call; returns when nobody is left who could make one, and all files are released."""
         closers, listener = self._closers, self._listener
         receive, closed, answer = listener.receive, closers.poll, self._answer
-        pid, signals = self._program.pid, self._signals
-        watcher = Watcher(signals, listener.fd, closers.fileno(), lambda: signals.take(pid, self._reap))
+        signals = self._signals
+        watcher = Watcher(signals, listener.fd, closers.fileno(), lambda: signals.take(self._targets, self._reap))
         try:
             while True:
                 call = receive()
@@ -107,6 +107,11 @@ class Supervisor:
             watcher.stop()
         self._reap(wait=True)
         self._guarded(self._session.descriptors.drain, "closing files")
+
+    def _targets(self) -> list[int]:
+        """Who gets a signal that was sent to us: the program; once it has ended, all it left behind."""
+        self._reap()
+        return [self._program.pid] if self._status is None else list(self._session.processes())
 
     def _answer(self, call: Notification) -> None:
         try:
