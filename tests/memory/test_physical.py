@@ -60,6 +60,15 @@ def test_given_memory_is_zero_aligned_and_given_again():
     assert memory.given == 0x5000
 
 
+@pytest.mark.parametrize("size", [4096, 1 << 20])
+def test_memory_written_before_it_was_given_is_zero(size):
+    memory = PhysicalMemory(4 << 20)
+    memory.write(0, b"x" * (4 << 20))
+    pa = memory.alloc(size)
+    assert memory.read(pa, size) == bytes(size)
+    assert memory.read(pa + size, 1) == b"x"
+
+
 def test_memory_that_was_not_given_cannot_come_back():
     memory = PhysicalMemory(1 << 20)
     pa = memory.alloc(4096)

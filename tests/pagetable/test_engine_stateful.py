@@ -5,7 +5,6 @@ from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
-    invariant,
     precondition,
     rule,
     run_state_machine_as_test,
@@ -14,25 +13,26 @@ from hypothesis.stateful import (
 from softiommu.memory.physical import PhysicalMemory
 from softiommu.pagetable import formats
 from softiommu.pagetable.engine import PageTable
-from softiommu.pagetable.kinds import ALREADY_MAPPED, NOT_MAPPED, OK, READ, WRITE
+from softiommu.pagetable.kinds import ALREADY_MAPPED, FORBIDDEN, HW_ACCESSED, HW_DIRTY, NOT_MAPPED, OK, READ, WRITE
 
 RAM = 64 << 20
 
 
-def machine_for(name):
-    """A state machine for one variant."""
-    table = formats.VARIANTS[name]
+def machine_for(name, compiled):
+    """A state machine for one variant, on one engine."""
+    table = VARIANTS[name]
     granule = 1 << table.granule_lg2
     places = st.sampled_from([0, 1, 2, 3, 15, 16, 17, 31, 32, 511, 512, 513, 1 << 18, (1 << 18) + 7])
     highest = (1 << table.input_bits - table.granule_lg2) - 1
-    numbers = st.one_of(places, places.map(lambda n: highest - n), st.integers(0, highest)).map(lambda n: max(n, 0))
+    numbers = st.one_of(places, places.map(lambda n: highest - n), st.integers(0, highest))
+    numbers = numbers.map(lambda n: min(max(n, 0), highest))
     lengths = st.one_of(st.integers(1, 40), st.sampled_from([64, 128, 512, 513, 1024]))
 
     class Machine(RuleBasedStateMachine):
         @initialize()
         def start(self):
             self.memory = PhysicalMemory(RAM)
-            self.pages = PageTable(self.memory, table)
+            self.pages = PageTable(self.memory, table, compiled=compiled)
             #: Granule number -> (output granule, rights, first granule and count of the leaf).
             self.model = {}
 
@@ -62,11 +62,33 @@ def machine_for(name):
             hit = {self.model[n][2:] for n in range(start, start + count) if n in self.model}
             removed = self.pages.unmap(start * granule, count * granule)
             assert removed.length == sum(size for _, size in hit) * granule
-            assert {(leaf.iova // granule, (1 << leaf.lg2) // granule) for leaf in removed.leaves} == hit
+            assert leaves_of(removed.ranges, granule) == hit
+            # A table that went away translated only what is no longer there.
+            for gone in removed.tables:
+                assert not any(gone.iova <= n * granule <= gone.last for n in self.model if n not in self.dropped(hit))
             for first, size in hit:
                 for n in range(first, first + size):
                     del self.model[n]
             self.pages.free_tables(removed.tables)
+
+        @staticmethod
+        def dropped(hit):
+            return {n for first, size in hit for n in range(first, first + size)}
+
+        @precondition(lambda self: self.model)
+        @rule(data=st.data(), count=lengths, clear=st.booleans())
+        def write_and_harvest(self, data, count, clear):
+            """What is written is harvested, until it is cleared; nothing else is."""
+            if not table.option & HW_DIRTY:
+                return
+            start = data.draw(st.sampled_from(sorted(self.model)))
+            window = start * granule, min(start + count, highest + 1) * granule - 1
+            self.pages.harvest(*window, clear=True)
+            walk = self.pages.translate(start * granule, WRITE)
+            expected = {self.model[start][2:]} if self.model[start][1] & WRITE else set()
+            assert walk.status == (OK if expected else FORBIDDEN)
+            assert leaves_of(self.pages.harvest(*window, clear=clear), granule) == expected
+            assert leaves_of(self.pages.harvest(*window, clear=True), granule) == (set() if clear else expected)
 
         @precondition(lambda self: self.model)
         @rule(data=st.data())
@@ -81,25 +103,38 @@ def machine_for(name):
             else:
                 assert walk.status == NOT_MAPPED
 
-        @invariant()
-        def the_table_holds_exactly_what_was_mapped(self):
+        def teardown(self):
             if not hasattr(self, "pages"):
                 return
             leaves = list(self.pages.leaves(0, (1 << table.input_bits) - 1))
             found = {(leaf.iova // granule, (1 << leaf.lg2) // granule) for leaf in leaves}
             assert found == {entry[2:] for entry in self.model.values()}
-
-        def teardown(self):
-            if hasattr(self, "pages"):
-                self.pages.unmap(0, 1 << table.input_bits)
-                assert not any(self.memory.read(self.pages.root, 8 << table.top_bits))
+            self.pages.free_tables(self.pages.unmap(0, 1 << table.input_bits).tables)
+            assert not any(self.memory.read(self.pages.root, 8 << table.top_bits))
+            self.pages.destroy()
+            assert self.memory.given == 0
 
     return Machine
 
 
-@pytest.mark.parametrize("name", sorted(formats.VARIANTS))
-def test_a_table_holds_what_was_mapped_and_nothing_else(name):
+def leaves_of(ranges, granule):
+    """Ranges of leaves as (first granule, granules of it)."""
+    return {
+        (at // granule, (1 << run.lg2) // granule) for run in ranges for at in range(run.iova, run.last, 1 << run.lg2)
+    }
+
+
+#: Every variant as hardware is told to leave it alone, and those in which it sets accessed and dirty flags.
+VARIANTS = formats.VARIANTS | {
+    f"{name}-flags": formats.VARIANTS[name]._replace(option=formats.VARIANTS[name].option | HW_ACCESSED | HW_DIRTY)
+    for name in ("vtdss-48", "amdv1-4level", "riscv-sv48", "riscv-sv39x4", "arm64-4k-48-s1", "arm64-16k-40-s2")
+}
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
+@pytest.mark.parametrize("name", sorted(VARIANTS))
+def test_a_table_holds_what_was_mapped_and_nothing_else(name, compiled):
     quick = settings(
-        max_examples=6, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck), database=None
+        max_examples=8, stateful_step_count=14, deadline=None, suppress_health_check=list(HealthCheck), database=None
     )
-    run_state_machine_as_test(machine_for(name), settings=quick)
+    run_state_machine_as_test(machine_for(name, compiled), settings=quick)

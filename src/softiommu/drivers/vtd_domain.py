@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from softiommu.drivers.driver import DirtyReport, DomainFlags, Prot, Range, unsupported
 from softiommu.errors import ModelError, UapiError
 from softiommu.hardware.vtd.tables import WIDTHS
-from softiommu.pagetable.engine import PageTable
+from softiommu.pagetable.engine import PageTable, TableRange
 from softiommu.pagetable.formats import VARIANTS, vtdss
 from softiommu.pagetable.kinds import NO_MEMORY, OK
 
@@ -40,7 +40,7 @@ class VtdDomain:
         self.cache_coherent = bool(driver.ecap.SC)
         self._snoop = 0
         self._removed: list[tuple[int, int]] = []
-        self._tables: list[int] = []
+        self._tables: list[TableRange] = []
 
     def map(self, iova: int, pa: int, length: int, prot: Prot) -> None:
         """Fill the table. ENOMEM: none of it is mapped then."""
@@ -60,8 +60,8 @@ class VtdDomain:
     def unmap(self, iova: int, length: int) -> int:
         """Empty the table; `flush` completes it."""
         removed = self.pages.unmap(iova, length)
-        for leaf in removed.leaves:
-            self._gather(leaf.iova, 1 << leaf.lg2)
+        for run in removed.ranges:
+            self._gather(run.iova, run.length)
         self._tables += removed.tables
         return removed.length
 

@@ -14,6 +14,7 @@ from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from mmap import MADV_DONTNEED
 from typing import Any, NamedTuple, Protocol
 
 from softiommu.errors import ModelError
@@ -25,6 +26,9 @@ CHUNK = 1 << CHUNK_LG2
 
 #: What a chunk of the map is to a kernel: nothing; all of it may be indexed; the owner of the memory knows.
 ABSENT, DIRECT, INDIRECT = 0, 1, 2
+
+#: Zeroed by a store rather than by giving the pages back.
+_SMALL = 64 << 10
 
 #: Addresses that kernels can index, unless RAM is larger.
 REACH = 2 << 40
@@ -115,12 +119,16 @@ class PhysicalMemory:
         fitting = self._free[size]
         if fitting and fitting[-1] & align - 1 == 0:
             pa = fitting.pop()
-            self._bytes[pa : pa + size] = bytes(size)
         else:
             pa = -(-self._next // align) * align
             if pa + size > self.size:
                 raise MemoryError(f"{size:#x} bytes of {self.size:#x} bytes of RAM are not free")
             self._next = pa + size
+        # Also what was never given may have been written: by a device that is not translated.
+        if size <= _SMALL:
+            self._bytes[pa : pa + size] = bytes(size)
+        else:
+            self._arena.madvise(MADV_DONTNEED, pa, size)
         self._given[pa] = size
         return pa
 

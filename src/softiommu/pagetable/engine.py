@@ -1,16 +1,24 @@
-"""A page table that software fills: map, unmap, translate, and harvest dirty leaves, in any format."""
+"""A page table that software fills: map, unmap, translate, and harvest dirty leaves, in any format.
+
+Small changes run as plain Python; those of many pages load the compiled kernels. Both do the same.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from softiommu.pagetable import formats
-from softiommu.pagetable.kinds import ALREADY_MAPPED, ARM64, EMPTY, LEAF, NO_MEMORY, OK, OUT_OF_RANGE, TABLE, Table
-from softiommu.pagetable.walk import Walk, index, skipped, span_lg2, walk
+from softiommu.pagetable import formats, mapper
+from softiommu.pagetable.kinds import LEAF, NEED_TABLES, NO_MEMORY, OUT_OF_RANGE, TABLE, Table
+from softiommu.pagetable.walk import Walk, signed, skipped, span_lg2, walk
 
 if TYPE_CHECKING:
-    from softiommu.memory.physical import PhysicalMemory
+    from softiommu.memory.physical import PhysicalMemory, Space
+
+#: A change of more pages than this is worth loading the compiled kernels (5 ms of plain Python).
+PLAIN_PAGES = 4096
+#: Triples that a kernel reports at once, plain and compiled.
+_FEW, _MANY = 64, 4096
 
 
 class Leaf(NamedTuple):
@@ -24,23 +32,75 @@ class Leaf(NamedTuple):
     pte: int
 
 
+class Run(NamedTuple):
+    """`length` bytes from `iova`, in leaves of 2**lg2 bytes each."""
+
+    iova: int
+    length: int
+    lg2: int
+
+    @property
+    def last(self) -> int:
+        """The last address."""
+        return self.iova + self.length - 1
+
+
+class TableRange(NamedTuple):
+    """A table at `pa` that is no longer linked; it translated `iova`..`last`, and held entries of `level`."""
+
+    iova: int
+    last: int
+    level: int
+    pa: int
+
+
 class Removed(NamedTuple):
     """What an unmap took away, and so what must be flushed before it is used again."""
 
     length: int
-    leaves: list[Leaf]
-    #: Addresses of tables that are no longer linked: to be freed after the flush.
-    tables: list[int]
+    ranges: list[Run]
+    #: Tables that are no longer linked: to be freed after the flush.
+    tables: list[TableRange]
+
+
+class _Kernels(NamedTuple):
+    """The kernels as plain Python or compiled, the memory they index, and how they are given arrays."""
+
+    code: Any
+    space: Space
+    array: Any
+    triples: int
+
+    def report(self) -> Any:
+        """An empty array of triples."""
+        return self.array([0] * (3 * self.triples + 1))
 
 
 class PageTable:
-    """A table of one variant in physical memory, from its root down."""
+    """A table of one variant in physical memory, from its root down. Nobody else writes it, but for flags.
 
-    def __init__(self, memory: PhysicalMemory, table: Table, root: int | None = None) -> None:
-        self.memory, self.table = memory, table
+    `compiled` chooses the kernels; None: by the size of the change.
+    """
+
+    def __init__(
+        self, memory: PhysicalMemory, table: Table, root: int | None = None, compiled: bool | None = None
+    ) -> None:
+        self.memory, self.table, self.compiled = memory, table, compiled
         self.sizes = formats.sizes(table)
-        self._root_bytes = 8 << table.top_bits
-        self.root = memory.alloc(self._root_bytes, max(self._root_bytes, 4096)) if root is None else root
+        root_bytes = 8 << table.top_bits
+        self._owns_root = root is None
+        self.root = memory.alloc(root_bytes, max(root_bytes, 4096)) if root is None else root
+        self._tables: set[int] = set()
+        self._pages = 0
+
+    def _kernels(self, pages: int) -> _Kernels:
+        if self.compiled if self.compiled is not None else pages > PLAIN_PAGES:
+            import numpy as np
+
+            from softiommu.pagetable import jit
+
+            return _Kernels(jit, self.memory.arrays, lambda items: np.array(items, np.int64), _MANY)
+        return _Kernels(mapper, self.memory.space, list, _FEW)
 
     # Mapping
 
@@ -49,103 +109,86 @@ class PageTable:
         t = self.table
         if (iova + length - 1) >> t.input_bits or (oa + length - 1) >> t.output_bits:
             return OUT_OF_RANGE, 0
-        done = 0
-        while done < length:
-            lg2 = self.best_size(iova + done, oa + done, length - done)
-            status = self._map_leaf(iova + done, oa + done, lg2, prot)
-            if status != OK:
-                return status, done
-            done += 1 << lg2
-        return OK, done
+        kernels = self._kernels(length >> t.granule_lg2)
+        done, tables = 0, 0
+        while True:
+            fresh = self._stock(tables)
+            if tables and not fresh:
+                status = NO_MEMORY
+                break
+            stock = kernels.array([1, *fresh])
+            start = signed(iova + done), oa + done
+            status, more = kernels.code.map_range(
+                t, kernels.space, self.root, stock, start, length - done, prot, self.sizes
+            )
+            self._keep(fresh, int(stock[0]) - 1)
+            done += more
+            if status != NEED_TABLES:
+                break
+            tables = min(max(t.top, 8 * tables), 4096)
+        self._pages += done >> t.granule_lg2
+        return status, done
 
-    def best_size(self, iova: int, oa: int, length: int) -> int:
-        """lg2 of the largest leaf that fits the alignment of both addresses and the length."""
-        fitting = self.sizes & (1 << length.bit_length()) - 1
-        low = iova | oa
-        if low:
-            fitting &= ((low & -low) << 1) - 1
-        return fitting.bit_length() - 1
+    def _stock(self, count: int) -> list[int]:
+        """Up to `count` new tables: as many as there is memory for."""
+        size = 8 << self.table.bits
+        fresh: list[int] = []
+        try:
+            while len(fresh) < count:
+                fresh.append(self.memory.alloc(size, size))
+        except MemoryError:
+            pass  # the kernel goes on with what there is
+        return fresh
 
-    def _map_leaf(self, iova: int, oa: int, lg2: int, prot: int) -> int:
-        t, memory = self.table, self.memory
-        leaf_level = min((lg2 - t.granule_lg2) // t.bits, t.leaf_top)
-        table, level = self.root, t.top
-        while level > leaf_level:
-            at = table + (index(t, level, iova) << 3)
-            kind, below, _, next_level = formats.load(t, level, memory.read_u64(at))
-            if kind == TABLE and next_level == level - 1:
-                table, level = below, next_level
-                continue
-            if kind != EMPTY:
-                return ALREADY_MAPPED
-            try:
-                below = memory.alloc(8 << t.bits, 8 << t.bits)
-            except MemoryError:
-                return NO_MEMORY
-            memory.write_u64(at, formats.link(t, level, below))
-            table, level = below, level - 1
-        item = span_lg2(t, leaf_level)
-        first = table + (index(t, leaf_level, iova) << 3)
-        entries = range(first, first + (8 << lg2 - item), 8)
-        if any(formats.load(t, leaf_level, memory.read_u64(at))[0] != EMPTY for at in entries):
-            return ALREADY_MAPPED
-        # Entries of an Arm contiguous run hold their own addresses; other formats repeat one entry.
-        step = 1 << item if t.fmt == ARM64 else 0
-        for number, at in enumerate(entries):
-            memory.write_u64(at, formats.leaf(t, leaf_level, oa + number * step, lg2, prot))
-        return OK
+    def _keep(self, fresh: list[int], used: int) -> None:
+        self._tables.update(fresh[:used])
+        for pa in fresh[used:]:
+            self.memory.free(pa)
 
     # Unmapping
 
     def unmap(self, iova: int, length: int) -> Removed:
         """Remove every leaf that the range meets. A leaf that is cut goes whole, as the kernel's drivers do it."""
-        leaves = list(self.leaves(iova, iova + length - 1))
-        tables: list[int] = []
-        for leaf in leaves:
-            count = 1 << leaf.lg2 - span_lg2(self.table, leaf.level)
-            for at in range(leaf.at, leaf.at + 8 * count, 8):
-                self.memory.write_u64(at, 0)
-        if leaves:
-            last = leaves[-1].iova + (1 << leaves[-1].lg2) - 1
-            self._prune(self.root, self.table.top, (leaves[0].iova, last), 0, tables)
-        return Removed(sum(1 << leaf.lg2 for leaf in leaves), leaves, tables)
+        t = self.table
+        page, last = self._window(iova, iova + length - 1)
+        kernels = self._kernels(min(last - page + 1, self._pages))
+        path, ranges, tables = kernels.array([0] * (t.top + 1)), [], []
+        while page <= last:
+            leaves, gone = kernels.report(), kernels.report()
+            page = kernels.code.unmap_range(t, kernels.space, self.root, page, last, path, leaves, gone)
+            ranges += self._runs(leaves)
+            tables += [self._table_range(*triple) for triple in _triples(gone)]
+        removed = sum(run.length for run in ranges)
+        self._pages -= removed >> t.granule_lg2
+        self._tables.difference_update(table.pa for table in tables)
+        return Removed(removed, ranges, tables)
 
-    def _prune(self, table: int, level: int, window: tuple[int, int], base: int, tables: list[int]) -> bool:
-        """Unlink the empty tables below `table` that the window meets; whether it is empty itself."""
-        t, memory = self.table, self.memory
-        span = span_lg2(t, level)
-        width = t.top_bits if level == t.top else t.bits
-        if level:
-            first = max(window[0] - base, 0) >> span
-            last = min(window[1] - base >> span, (1 << width) - 1)
-            for number in range(first, last + 1):
-                at = table + (number << 3)
-                kind, below, _, next_level = formats.load(t, level, memory.read_u64(at))
-                if kind == TABLE and self._prune(below, next_level, window, base + (number << span), tables):
-                    memory.write_u64(at, 0)
-                    tables.append(below)
-        return not any(memory.read(table, 8 << width))
+    def _window(self, first: int, last: int) -> tuple[int, int]:
+        """A range of addresses as granules, as far as the table goes."""
+        t = self.table
+        return first >> t.granule_lg2, min(last, (1 << t.input_bits) - 1) >> t.granule_lg2
 
-    def free_tables(self, tables: list[int]) -> None:
+    def _runs(self, found: Any) -> list[Run]:
+        lg2 = self.table.granule_lg2
+        return [Run(page << lg2, count << lg2, size) for page, count, size in _triples(found)]
+
+    def _table_range(self, page: int, level: int, pa: int) -> TableRange:
+        span = span_lg2(self.table, level + 1)
+        first = page << self.table.granule_lg2 >> span << span
+        return TableRange(first, first + (1 << span) - 1, level, pa)
+
+    def free_tables(self, tables: list[TableRange]) -> None:
         """Give unlinked tables back, once nothing can walk them any more."""
         for table in tables:
-            self.memory.free(table)
+            self.memory.free(table.pa)
 
     def destroy(self) -> None:
         """Give every table back."""
-        tables = [below for _, _, below in self._tables(self.root, self.table.top)]
-        self.free_tables(tables)
-        self.memory.free(self.root)
-
-    def _tables(self, table: int, level: int) -> Iterator[tuple[int, int, int]]:
-        """Every link below `table`: the entry's address, its level, and the table it leads to."""
-        t = self.table
-        width = t.top_bits if level == t.top else t.bits
-        for at in range(table, table + (8 << width), 8):
-            kind, below, _, next_level = formats.load(t, level, self.memory.read_u64(at))
-            if kind == TABLE:
-                yield from self._tables(below, next_level)
-                yield at, level, below
+        for pa in self._tables:
+            self.memory.free(pa)
+        self._tables.clear()
+        if self._owns_root:
+            self.memory.free(self.root)
 
     # Looking
 
@@ -168,7 +211,7 @@ class PageTable:
         while number <= last:
             at = table + (number << 3)
             pte = memory.read_u64(at)
-            kind, oa, lg2, below = formats.load(t, level, pte)
+            kind, oa, lg2, below = formats.load(t, level, signed(pte))
             count = 1
             if kind == TABLE and not (below < level - 1 and skipped(t, level, below, base + (number << span))):
                 yield from self._leaves(oa, below, window, base + (number << span))
@@ -181,16 +224,19 @@ class PageTable:
 
     # Dirty tracking
 
-    def harvest(self, first: int, last: int, clear: bool) -> list[Leaf]:
+    def harvest(self, first: int, last: int, clear: bool) -> list[Run]:
         """The leaves in the range that were written since they were cleared; a TLB flush must follow a clear."""
-        t, written = self.table, []
-        for leaf in self.leaves(first, last):
-            count = 1 << leaf.lg2 - span_lg2(t, leaf.level)
-            entries = range(leaf.at, leaf.at + 8 * count, 8)
-            marked = [at for at in entries if formats.dirty(t, self.memory.read_u64(at))]
-            if marked:
-                written.append(leaf)
-            if clear:
-                for at in marked:
-                    self.memory.write_u64(at, formats.clean(t, self.memory.read_u64(at)))
+        t = self.table
+        page, end = self._window(first, last)
+        kernels = self._kernels(min(end - page + 1, self._pages))
+        path, written = kernels.array([0] * (t.top + 1)), []
+        while page <= end:
+            found = kernels.report()
+            page = kernels.code.harvest_range(t, kernels.space, self.root, page, end, int(clear), path, found)
+            written += self._runs(found)
         return written
+
+
+def _triples(found: Any) -> Iterator[tuple[int, int, int]]:
+    for end in range(0, 3 * int(found[0]), 3):
+        yield int(found[end + 1]), int(found[end + 2]), int(found[end + 3])

@@ -1,15 +1,33 @@
-"""Two stages: the tables of the first lie at addresses that the second translates."""
+"""Two stages: the tables of the first lie at addresses that the second translates, and so does its output."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from softiommu.memory.physical import BadAddressError
-from softiommu.pagetable.kinds import OK, READ, Table
-from softiommu.pagetable.walk import Walk, walk, walk_by
+from softiommu.memory.physical import Space
+from softiommu.pagetable.kinds import (
+    ASK,
+    DESCEND,
+    FORBIDDEN,
+    GLOBAL,
+    HW_ACCESSED,
+    NOT_ACCESSED,
+    OK,
+    OUT_OF_RANGE,
+    READ,
+    RIGHTS,
+    WRITE,
+    Table,
+)
+from softiommu.pagetable.walk import MASK, Result, Walk, after, entry, grant, index, one_stage, outside, reach, signed
 
 if TYPE_CHECKING:
     from softiommu.memory.physical import PhysicalMemory
+
+#: Which walk decided: the first stage's; the second's of the output; the second's of a table entry, read or written.
+STAGE1, STAGE2, FETCH_READ, FETCH_WRITE = 1, 2, 3, 4
+
+NO_WALK = (0, 0, 0, 0, 0, 0, 0)
 
 
 class Stage(NamedTuple):
@@ -29,33 +47,87 @@ class NestedWalk(NamedTuple):
     allowed: int
     stage1: Walk | None
     stage2: Walk | None
-    #: Set when a fetch of a first-stage table failed in the second stage: the address of the table entry.
+    #: Set when a first-stage table entry failed in the second stage: the address of the entry.
     fetch_ipa: int | None = None
-
-
-class _Stage2FaultError(BadAddressError):
-    def __init__(self, ipa: int, result: Walk) -> None:
-        super().__init__(ipa, 8)
-        self.ipa, self.result = ipa, result
+    #: What was done to that entry: READ, or WRITE when its flags were to be set.
+    fetch_want: int = READ
 
 
 def nested_walk(first: Stage, second: Stage, memory: PhysicalMemory, iova: int, want: int = 0) -> NestedWalk:
     """Translate `iova` by the first stage, its tables and its output by the second."""
-    failed: list[_Stage2FaultError] = []
-
-    def fetch(ipa: int) -> int:
-        result = walk(second.table, memory, second.root, ipa, READ)
-        if result.status != OK:
-            failed.append(_Stage2FaultError(ipa, result))
-            raise failed[-1]
-        return memory.read_u64(result.oa)
-
-    stage1 = walk_by(first.table, fetch, first.root, iova, want)
-    if failed:
-        fault = failed[-1]
-        return NestedWalk(fault.result.status, 0, 0, 0, None, fault.result, fault.ipa)
-    if stage1.status != OK:
+    where, raw1, raw2 = two_stages(first.table, second.table, memory.space, first.root, second.root, signed(iova), want)
+    if ASK in (raw1[0], raw2[0]):
+        anywhere = memory.anywhere
+        where, raw1, raw2 = two_stages(first.table, second.table, anywhere, first.root, second.root, signed(iova), want)
+    stage1, stage2 = (Walk(*raw[:6], raw[6] & MASK) for raw in (raw1, raw2))
+    if where == STAGE1:
         return NestedWalk(stage1.status, 0, 0, stage1.allowed, stage1, None)
-    stage2 = walk(second.table, memory, second.root, stage1.oa, want)
-    allowed = stage1.allowed & stage2.allowed
+    if where != STAGE2:
+        fetch_want = READ if where == FETCH_READ else WRITE
+        return NestedWalk(stage2.status, 0, 0, 0, None, stage2, stage1.at, fetch_want)
+    allowed = stage1.allowed & (stage2.allowed | GLOBAL)
     return NestedWalk(stage2.status, stage2.oa, min(stage1.lg2, stage2.lg2), allowed, stage1, stage2)
+
+
+# Kernels
+
+
+def two_stages(
+    t1: Table, t2: Table, mem: Space, root1: int, root2: int, iova: int, want: int
+) -> tuple[int, Result, Result]:
+    """Translate one address -> which walk decided, the first stage's, the second stage's last."""
+    if outside(t1, iova):
+        return STAGE1, (OUT_OF_RANGE, 0, 0, 0, t1.top, 0, 0), NO_WALK
+    table, level, allowed, every, some = root1, t1.top, 0, -1, 0
+    while True:
+        ipa = table + (index(t1, level, iova) << 3)
+        where, outer = _fetch(t2, mem, root2, ipa, want, READ)
+        if outer[0] != OK:
+            return where, (outer[0], 0, 0, 0, level, ipa, 0), outer
+        at = outer[1] >> 3
+        pte = mem.words[at]
+        status, oa, lg2, below = entry(t1, level, iova, pte)
+        if status == OK:
+            status, allowed = grant(t1, pte, every, some, want)
+        new = after(t1, status, pte, want, allowed)
+        if new != pte:
+            if t1.option & HW_ACCESSED == 0:
+                return STAGE1, (NOT_ACCESSED, oa, lg2, allowed, level, ipa, pte), NO_WALK
+            where, outer = _fetch(t2, mem, root2, ipa, want, WRITE)
+            if outer[0] != OK:
+                return where, (outer[0], 0, 0, 0, level, ipa, 0), outer
+            mem.words[at] = new
+        if status == OK:
+            return STAGE2, (OK, oa, lg2, allowed, level, ipa, new), one_stage(t2, mem, root2, oa, want)
+        if status != DESCEND:
+            return STAGE1, (status, oa, lg2, allowed, level, ipa, new), NO_WALK
+        table, level, every, some = oa, below, every & pte, some | pte
+
+
+def _fetch(t2: Table, mem: Space, root2: int, ipa: int, want: int, use: int) -> tuple[int, Result]:
+    """The second stage's walk for a first-stage table entry that is read or written. Where it leads can be reached."""
+    where = FETCH_READ if use == READ else FETCH_WRITE
+    # A walk that only looks leaves no trace here either, but the right is needed.
+    found = one_stage(t2, mem, root2, ipa, use if want & RIGHTS else 0)
+    if found[0] != OK:
+        return where, found
+    if found[3] & use == 0:
+        return where, (FORBIDDEN, found[1], found[2], found[3], found[4], found[5], found[6])
+    status = reach(mem, found[1])
+    if status != OK:
+        return STAGE1, (status, found[1], found[2], found[3], found[4], found[5], found[6])
+    return where, found
+
+
+def nested_many(
+    t1: Table, t2: Table, mem: Space, root1: int, root2: int, iovas: Any, want: int, oas: Any, ends: Any
+) -> int:
+    """`two_stages` for each of `iovas`: physical addresses and statuses into arrays; -> how many are OK."""
+    good = 0
+    for number in range(len(iovas)):
+        where, first, second = two_stages(t1, t2, mem, root1, root2, iovas[number], want)
+        status = first[0] if where == STAGE1 else second[0]
+        oas[number] = second[1] if where == STAGE2 else 0
+        ends[number] = status
+        good += status == OK
+    return good

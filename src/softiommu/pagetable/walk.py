@@ -1,34 +1,48 @@
 """One walker for every format: from a root and an input address to an output address, or why there is none.
 
-The levels, the index and the order of checks are here; what an entry means is its format's business.
+The levels, the index and the order of checks are here; what an entry means is its format's business. The kernels take
+and give plain numbers and run as plain Python or compiled: addresses and entries are signed 64-bit in them.
+
+Flags are stored after the entry was read: a program that changes its table at that very moment may lose its change.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from softiommu.memory.physical import BadAddressError
-from softiommu.pagetable.formats import load, rights, table_rights
+from softiommu.memory.physical import ABSENT, DIRECT, Space
+from softiommu.pagetable.formats import load, rights, used
 from softiommu.pagetable.kinds import (
+    ADDRESS_SIZE,
+    ASK,
+    BAD,
     BAD_TABLE,
+    DESCEND,
     EMPTY,
-    EXECUTE,
     FORBIDDEN,
+    GLOBAL,
+    HW_ACCESSED,
     LEAF,
+    LENIENT,
     MALFORMED,
+    NOT_ACCESSED,
     NOT_MAPPED,
     OK,
     OUT_OF_RANGE,
-    READ,
+    PRIVILEGED,
+    PRIVILEGED_LOW,
+    RIGHTS,
     TABLE,
-    WRITE,
     Table,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from softiommu.memory.physical import PhysicalMemory
+
+#: status, output address, lg2, allowed, level, address of the last entry, the entry: the fields of Walk.
+Result = tuple[int, int, int, int, int, int, int]
+
+MASK = (1 << 64) - 1
 
 
 class Walk(NamedTuple):
@@ -38,7 +52,7 @@ class Walk(NamedTuple):
     oa: int
     #: lg2 of the leaf; 0 when there is none.
     lg2: int
-    #: What the entries on the way allow together.
+    #: What the entries on the way allow together (for a privileged access if it was one), and GLOBAL.
     allowed: int
     #: Level and address of the last entry read, and the entry.
     level: int
@@ -46,7 +60,20 @@ class Walk(NamedTuple):
     pte: int
 
 
-ALL = READ | WRITE | EXECUTE
+def walk(t: Table, memory: PhysicalMemory, root: int, iova: int, want: int = 0) -> Walk:
+    """Translate one address for an access that wants the rights `want` (0 only looks)."""
+    found = one_stage(t, memory.space, root, signed(iova), want)
+    if found[0] == ASK:
+        found = one_stage(t, memory.anywhere, root, signed(iova), want)
+    return Walk(*found[:6], found[6] & MASK)
+
+
+def signed(word: int) -> int:
+    """A 64-bit number as kernels know it."""
+    return word - (word >> 63 << 64)
+
+
+# Kernels
 
 
 def index(t: Table, level: int, iova: int) -> int:
@@ -67,31 +94,89 @@ def skipped(t: Table, level: int, below: int, iova: int) -> int:
     return iova >> low & (1 << high - low) - 1
 
 
-def walk(t: Table, memory: PhysicalMemory, root: int, iova: int, want: int = 0) -> Walk:
-    """Translate one address for an access that wants the rights `want` (0 asks for none)."""
-    return walk_by(t, memory.read_u64, root, iova, want)
+def reach(mem: Space, at: int) -> int:
+    """Whether there is a word at an address: OK, BAD_TABLE, or ASK its owner."""
+    if at < 0 or at >= mem.limit:
+        return ASK
+    present = mem.present[at >> mem.shift]
+    if present == DIRECT:
+        return OK
+    return BAD_TABLE if present == ABSENT else ASK
 
 
-def walk_by(t: Table, fetch: Callable[[int], int], root: int, iova: int, want: int = 0) -> Walk:
-    """The same with entries that `fetch` reads by address; it raises BadAddressError where there are none."""
-    if iova >> t.input_bits:
-        return Walk(OUT_OF_RANGE, 0, 0, 0, t.top, 0, 0)
-    table, level, allowed = root, t.top, ALL
+def outside(t: Table, iova: int) -> bool:
+    """Whether an address has more bits than the table translates."""
+    return t.input_bits < 64 and iova >> t.input_bits != 0
+
+
+def entry(t: Table, level: int, iova: int, pte: int) -> tuple[int, int, int, int]:
+    """What one entry says -> status (DESCEND to go on, OK at a leaf), output address, lg2 of the leaf, level below."""
+    kind, oa, lg2, below = load(t, level, pte)
+    if kind == EMPTY:
+        return NOT_MAPPED, 0, 0, 0
+    if kind == BAD:
+        return MALFORMED, 0, 0, 0
+    if oa >> t.output_bits:
+        return ADDRESS_SIZE, oa, lg2, 0
+    if kind == LEAF:
+        return OK, oa | iova & (1 << lg2) - 1, lg2, 0
+    if below < level - 1 and skipped(t, level, below, iova):
+        return NOT_MAPPED, 0, 0, 0
+    return DESCEND, oa, 0, below
+
+
+def grant(t: Table, pte: int, every: int, some: int, want: int) -> tuple[int, int]:
+    """Whether an access gets what it wants of a leaf -> OK or FORBIDDEN, and what it may do, with GLOBAL.
+
+    `every` has the bits that all tables on the way have, `some` those that any has.
+    """
+    both = rights(t, pte, every, some)
+    allowed = (both >> PRIVILEGED_LOW if want & PRIVILEGED else both) & RIGHTS
+    lacking = want & RIGHTS & ~allowed
+    if lacking and want & LENIENT == 0:
+        return FORBIDDEN, allowed | both & GLOBAL
+    return OK, allowed | both & GLOBAL
+
+
+def one_stage(t: Table, mem: Space, root: int, iova: int, want: int) -> Result:
+    """Translate one address. ASK: an entry lies where this kernel may not look."""
+    if outside(t, iova):
+        return OUT_OF_RANGE, 0, 0, 0, t.top, 0, 0
+    table, level, allowed, every, some = root, t.top, 0, -1, 0
     while True:
         at = table + (index(t, level, iova) << 3)
-        try:
-            pte = fetch(at)
-        except BadAddressError:
-            return Walk(BAD_TABLE, 0, 0, allowed, level, at, 0)
-        kind, oa, lg2, below = load(t, level, pte)
-        if kind == TABLE:
-            if below < level - 1 and skipped(t, level, below, iova):
-                return Walk(NOT_MAPPED, 0, 0, allowed, level, at, pte)
-            allowed &= table_rights(t, pte)
-            table, level = oa, below
-            continue
-        if kind == LEAF:
-            allowed &= rights(t, pte)
-            status = FORBIDDEN if want & ~allowed else OK
-            return Walk(status, oa | iova & (1 << lg2) - 1, lg2, allowed, level, at, pte)
-        return Walk(NOT_MAPPED if kind == EMPTY else MALFORMED, 0, 0, allowed, level, at, pte)
+        status = reach(mem, at)
+        if status != OK:
+            return status, 0, 0, 0, level, at, 0
+        pte = mem.words[at >> 3]
+        status, oa, lg2, below = entry(t, level, iova, pte)
+        if status == OK:
+            status, allowed = grant(t, pte, every, some, want)
+        new = after(t, status, pte, want, allowed)
+        if new != pte:
+            if t.option & HW_ACCESSED == 0:
+                return NOT_ACCESSED, oa, lg2, allowed, level, at, pte
+            mem.words[at >> 3] = new
+        if status != DESCEND:
+            return status, oa, lg2, allowed, level, at, new
+        table, level, every, some = oa, below, every & pte, some | pte
+
+
+def after(t: Table, status: int, pte: int, want: int, allowed: int) -> int:
+    """The entry as an access leaves it: one that only looks, or is refused, leaves no trace."""
+    if status == DESCEND:
+        return used(t, TABLE, pte, want) if want & RIGHTS else pte
+    if status == OK and want & allowed & RIGHTS:
+        return used(t, LEAF, pte, want & allowed)
+    return pte
+
+
+def walk_many(t: Table, mem: Space, root: int, iovas: Any, want: int, oas: Any, ends: Any) -> int:
+    """`one_stage` for each of `iovas`: output addresses and statuses into arrays; -> how many are OK."""
+    good = 0
+    for number in range(len(iovas)):
+        found = one_stage(t, mem, root, iovas[number], want)
+        oas[number] = found[1]
+        ends[number] = found[0]
+        good += found[0] == OK
+    return good

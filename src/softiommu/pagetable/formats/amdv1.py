@@ -6,7 +6,20 @@ than the specification's (its level 1 holds 4 KiB pages); a link's NextLevel is 
 
 from __future__ import annotations
 
-from softiommu.pagetable.kinds import AMDV1, BAD, EMPTY, EXECUTE, LEAF, READ, TABLE, WRITE, Table
+from softiommu.pagetable.kinds import (
+    AMDV1,
+    BAD,
+    EMPTY,
+    EXECUTE,
+    HW_ACCESSED,
+    HW_DIRTY,
+    LEAF,
+    PRIVILEGED_LOW,
+    READ,
+    TABLE,
+    WRITE,
+    Table,
+)
 from softiommu.words import Word, bit, bits
 
 
@@ -24,13 +37,22 @@ class Pte(Word):
     IW = bit(62)
 
 
-PR, D, FC, IR, IW = Pte.PR.mask, Pte.D.mask, Pte.FC.mask, Pte.IR.mask, Pte.IW.mask
+PR, A, D, FC, IR, IW = Pte.PR.mask, Pte.A.mask, Pte.D.mask, Pte.FC.mask, Pte.IR.mask, Pte.IW.mask
 ADDR, NEXT_LEVEL_LOW = Pte.ADDR.mask, Pte.NEXT_LEVEL.low
 SIZED = 7 << NEXT_LEVEL_LOW
+#: Reserved bits of a leaf, and of a link (of which 59 and 60 are also reserved).
+RESERVED, RESERVED_LINK = 0x7F << 52, 0x1FF << 52
 
-VARIANTS = {f"amdv1-{mode}level": Table(AMDV1, mode - 1, 12, 9, 9, mode - 1, 12 + 9 * mode, 52) for mode in (3, 4, 5)}
-VARIANTS["amdv1-6level"] = Table(AMDV1, 5, 12, 9, 10, 5, 64, 52)
-#: Every power of two from 4 KiB; the largest leaf a map makes covers half of the largest level's items.
+
+def _mode(levels: int) -> Table:
+    """DTE.Mode: the root is 4 KiB. Level 6 takes the seven bits that are left, and has no leaves."""
+    return Table(
+        AMDV1, levels - 1, 12, 9, min(9, 64 - 3 - 9 * levels), min(levels - 1, 4), min(12 + 9 * levels, 64), 52
+    )
+
+
+VARIANTS = {f"amdv1-{levels}level": _mode(levels) for levels in range(1, 7)}
+#: Every power of two from 4 KiB.
 SIZES = (1 << 52) - (1 << 12)
 
 
@@ -40,30 +62,41 @@ def load(t: Table, level: int, pte: int) -> tuple[int, int, int, int]:
         return EMPTY, 0, 0, 0
     below = pte >> NEXT_LEVEL_LOW & 7
     oa = pte & ADDR
-    if below == 0:
-        lg2 = 12 + 9 * level
-        return LEAF, oa & ~((1 << lg2) - 1), lg2, 0
-    if below != 7:
-        if below > level:
+    if below and below != 7:
+        if below > level or pte & RESERVED_LINK:
             return BAD, 0, 0, 0
         return TABLE, oa, 0, below - 1
-    lg2 = 13
-    while oa >> (lg2 - 1) & 1:
-        # The lowest zero above bit 12 tells the size.
-        lg2 += 1
-    if lg2 < 12 + 9 * level or lg2 >= 12 + 9 * (level + 1):
+    if level > t.leaf_top or pte & RESERVED:
         return BAD, 0, 0, 0
-    return LEAF, oa & ~((1 << lg2) - 1), lg2, 0
+    lg2 = 12 + 9 * level
+    if below == 0:
+        return LEAF, oa & ~((1 << lg2) - 1), lg2, 0
+    sized = 13
+    while oa >> (sized - 1) & 1:
+        # The lowest zero above bit 12 tells the size.
+        sized += 1
+    if sized < lg2 or sized >= lg2 + 9:
+        return BAD, 0, 0, 0
+    return LEAF, oa & ~((1 << sized) - 1), sized, 0
 
 
-def rights(t: Table, pte: int) -> int:
-    """What the entry allows; those of tables and leaf are combined by and."""
+def rights(t: Table, pte: int, every: int, some: int) -> int:
+    """What a leaf allows below tables that all have the bits `every`."""
     allowed = EXECUTE
-    if pte & IR:
+    if pte & every & IR:
         allowed |= READ
-    if pte & IW:
+    if pte & every & IW:
         allowed |= WRITE
-    return allowed
+    return allowed | allowed << PRIVILEGED_LOW
+
+
+def used(t: Table, kind: int, pte: int, want: int) -> int:
+    """The entry after an access by it (DTE.HAD)."""
+    if t.option & HW_ACCESSED:
+        pte |= A
+    if t.option & HW_DIRTY and kind == LEAF and want & WRITE:
+        pte |= D
+    return pte
 
 
 def leaf(t: Table, level: int, oa: int, lg2: int, prot: int) -> int:
@@ -84,7 +117,7 @@ def link(t: Table, level: int, table: int) -> int:
 
 
 def dirty(t: Table, pte: int) -> int:
-    """Whether a leaf was written."""
+    """Not 0: the leaf was written."""
     return pte & D
 
 

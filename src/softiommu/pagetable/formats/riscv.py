@@ -1,12 +1,27 @@
 """RISC-V tables: Sv39, Sv48, Sv57 and their x4 forms for the second stage; Svnapot 64 KiB; Svpbmt.
 
 RISC-V privileged architecture, 12.3 to 12.6 "Sv39".."Sv57", 18.5 "Two-stage address translation" (x4), chapters
-"Svnapot" and "Svpbmt". Level is `i` of the algorithm. The x4 forms take two bits more at the root (16 KiB).
+"Svnapot" and "Svpbmt". Level is `i` of the algorithm. The x4 forms take two bits more at the root (16 KiB). Whether an
+input is sign-extended is the IOMMU's business. HW_ACCESSED with HW_DIRTY is SADE or GADE: without, a clear flag faults.
 """
 
 from __future__ import annotations
 
-from softiommu.pagetable.kinds import BAD, EMPTY, EXECUTE, LEAF, READ, RISCV, TABLE, WRITE, Table
+from softiommu.pagetable.kinds import (
+    BAD,
+    EMPTY,
+    EXECUTE,
+    GLOBAL,
+    HW_DIRTY,
+    LEAF,
+    PRIVILEGED,
+    PRIVILEGED_LOW,
+    READ,
+    RISCV,
+    TABLE,
+    WRITE,
+    Table,
+)
 from softiommu.words import Word, bit, bits
 
 
@@ -27,18 +42,21 @@ class Pte(Word):
     N = bit(63)
 
 
-V, R, W, X, U, A, D = (f.mask for f in (Pte.V, Pte.R, Pte.W, Pte.X, Pte.U, Pte.A, Pte.D))
+V, R, W, X, U, G, A, D = (f.mask for f in (Pte.V, Pte.R, Pte.W, Pte.X, Pte.U, Pte.G, Pte.A, Pte.D))
 RWX, PPN, RESERVED, PBMT_LOW, N_LOW = R | W | X, Pte.PPN.mask, 0x7F << 54, Pte.PBMT.low, Pte.N.low
 NAPOT_64K = 1 << 13  # ppn[3:0] is 0b1000
-N = Pte.N.mask
+N = -1 << 63  # entries are signed in a kernel
+
+#: Options: the second stage, where every access is a user's; privileged data accesses may use user pages; no Svpbmt.
+STAGE2, SUM, NO_PBMT = 16, 32, 64
 
 VARIANTS = {
     "riscv-sv39": Table(RISCV, 2, 12, 9, 9, 2, 39, 56),
     "riscv-sv48": Table(RISCV, 3, 12, 9, 9, 3, 48, 56),
     "riscv-sv57": Table(RISCV, 4, 12, 9, 9, 4, 57, 56),
-    "riscv-sv39x4": Table(RISCV, 2, 12, 9, 11, 2, 41, 56),
-    "riscv-sv48x4": Table(RISCV, 3, 12, 9, 11, 3, 50, 56),
-    "riscv-sv57x4": Table(RISCV, 4, 12, 9, 11, 4, 59, 56),
+    "riscv-sv39x4": Table(RISCV, 2, 12, 9, 11, 2, 41, 56, STAGE2),
+    "riscv-sv48x4": Table(RISCV, 3, 12, 9, 11, 3, 50, 56, STAGE2),
+    "riscv-sv57x4": Table(RISCV, 4, 12, 9, 11, 4, 59, 56, STAGE2),
 }
 SIZES = 1 << 12 | 1 << 16 | 1 << 21 | 1 << 30 | 1 << 39 | 1 << 48
 
@@ -47,12 +65,13 @@ def load(t: Table, level: int, pte: int) -> tuple[int, int, int, int]:
     """-> kind, output address, lg2 of the leaf, level of the next table"""
     if pte & V == 0:
         return EMPTY, 0, 0, 0
-    if pte & RESERVED or pte >> PBMT_LOW & 3 == 3 or pte & (R | W) == W:
-        return BAD, 0, 0, 0
     oa = (pte & PPN) << 2
+    pbmt = pte >> PBMT_LOW & 3
     napot = pte >> N_LOW & 1
+    if pte & RESERVED or pte & (R | W) == W or pbmt == 3 or (pbmt and t.option & NO_PBMT):
+        return BAD, 0, 0, 0
     if pte & RWX == 0:
-        if pte & (A | D | U) or napot or pte >> PBMT_LOW & 3:
+        if level == 0 or pte & (A | D | U) or napot or pbmt:
             return BAD, 0, 0, 0
         return TABLE, oa, 0, level - 1
     lg2 = 12 + 9 * level
@@ -65,10 +84,8 @@ def load(t: Table, level: int, pte: int) -> tuple[int, int, int, int]:
     return LEAF, oa, lg2, 0
 
 
-def rights(t: Table, pte: int) -> int:
-    """What the entry allows: a leaf what it says, a table everything."""
-    if pte & RWX == 0:
-        return READ | WRITE | EXECUTE
+def rights(t: Table, pte: int, every: int, some: int) -> int:
+    """What a leaf allows: tables set no limits. G of any entry on the way makes the mapping global."""
     allowed = 0
     if pte & R:
         allowed |= READ
@@ -76,14 +93,37 @@ def rights(t: Table, pte: int) -> int:
         allowed |= WRITE
     if pte & X:
         allowed |= EXECUTE
-    return allowed
+    if t.option & STAGE2:
+        return allowed | allowed << PRIVILEGED_LOW if pte & U else 0
+    if pte & U == 0:
+        both = allowed << PRIVILEGED_LOW
+    elif t.option & SUM:
+        both = allowed | (allowed & (READ | WRITE)) << PRIVILEGED_LOW
+    else:
+        both = allowed
+    return both | GLOBAL if (pte | some) & G else both
+
+
+def used(t: Table, kind: int, pte: int, want: int) -> int:
+    """The entry after an access by it: only leaves have flags."""
+    if kind == TABLE:
+        return pte
+    if want & WRITE:
+        return pte | A | D
+    return pte | A
 
 
 def leaf(t: Table, level: int, oa: int, lg2: int, prot: int) -> int:
-    """The entry of a leaf for user-mode access; accessed and dirty are set ahead. There is no write without read."""
-    pte = oa >> 2 | V | R | U | A
+    """The entry of a leaf. There is no write without read. Dirty is set ahead where hardware does not set it."""
+    pte = oa >> 2 | V | R | A
+    if prot & PRIVILEGED == 0:
+        pte |= U
+    if prot & EXECUTE:
+        pte |= X
     if prot & WRITE:
-        pte |= W | D
+        pte |= W
+        if t.option & HW_DIRTY == 0:
+            pte |= D
     if lg2 == 16:
         pte |= NAPOT_64K | N
     return pte
@@ -95,7 +135,7 @@ def link(t: Table, level: int, table: int) -> int:
 
 
 def dirty(t: Table, pte: int) -> int:
-    """Whether a leaf was written."""
+    """Not 0: the leaf was written."""
     return pte & D
 
 

@@ -1,11 +1,24 @@
 """VT-d second-stage tables: 3, 4 or 5 levels (39, 48, 57 bits), leaves of 4 KiB, 2 MiB and 1 GiB.
 
 VT-d 3.7 "Second-stage translation", 9.8 "Second-stage paging entries". Level 0 is SS-PTE, 1 SS-PDE, 2 SS-PDPE, ...
+Hardware sets accessed and dirty flags where the PASID entry says so (SSADE): HW_ACCESSED with HW_DIRTY.
 """
 
 from __future__ import annotations
 
-from softiommu.pagetable.kinds import BAD, EMPTY, EXECUTE, LEAF, READ, TABLE, VTDSS, WRITE, Table
+from softiommu.pagetable.kinds import (
+    BAD,
+    EMPTY,
+    EXECUTE,
+    HW_ACCESSED,
+    LEAF,
+    PRIVILEGED_LOW,
+    READ,
+    TABLE,
+    VTDSS,
+    WRITE,
+    Table,
+)
 from softiommu.words import Word, bit, bits
 
 
@@ -22,10 +35,14 @@ class Pte(Word):
     D = bit(9)
     SNP = bit(11)
     ADDR = bits(51, 12)
+    TM = bit(62)
 
 
 R, W, PS, A, D, SNP = Pte.R.mask, Pte.W.mask, Pte.PS.mask, Pte.A.mask, Pte.D.mask, Pte.SNP.mask
 ADDR = Pte.ADDR.mask
+
+#: Option: SNP is reserved (no snoop control, ECAP.SC).
+NO_SNOOP_CONTROL = 16
 
 VARIANTS = {
     "vtdss-39": Table(VTDSS, 2, 12, 9, 9, 2, 39, 52),
@@ -41,25 +58,31 @@ def load(t: Table, level: int, pte: int) -> tuple[int, int, int, int]:
     """-> kind, output address, lg2 of the leaf, level of the next table"""
     if pte & (R | W) == 0:
         return EMPTY, 0, 0, 0
-    if level == 0:
-        return LEAF, pte & ADDR, 12, 0
-    if pte & PS == 0:
+    if level and pte & PS == 0:
         return TABLE, pte & ADDR, 0, level - 1
     lg2 = 12 + 9 * level
-    low = (1 << lg2) - 1
-    if level > t.leaf_top or pte & ADDR & low:
+    if level > t.leaf_top or pte & ADDR & (1 << lg2) - 1 or (t.option & NO_SNOOP_CONTROL and pte & SNP):
         return BAD, 0, 0, 0
     return LEAF, pte & ADDR, lg2, 0
 
 
-def rights(t: Table, pte: int) -> int:
-    """What the entry allows; those of tables and leaf are combined by and."""
+def rights(t: Table, pte: int, every: int, some: int) -> int:
+    """What a leaf allows below tables that all have the bits `every`."""
     allowed = EXECUTE
-    if pte & R:
+    if pte & every & R:
         allowed |= READ
-    if pte & W:
+    if pte & every & W:
         allowed |= WRITE
-    return allowed
+    return allowed | allowed << PRIVILEGED_LOW
+
+
+def used(t: Table, kind: int, pte: int, want: int) -> int:
+    """The entry after an access by it."""
+    if t.option & HW_ACCESSED == 0:
+        return pte
+    if kind == LEAF and want & WRITE:
+        return pte | A | D
+    return pte | A
 
 
 def leaf(t: Table, level: int, oa: int, lg2: int, prot: int) -> int:
@@ -82,7 +105,7 @@ def link(t: Table, level: int, table: int) -> int:
 
 
 def dirty(t: Table, pte: int) -> int:
-    """Whether a leaf was written."""
+    """Not 0: the leaf was written."""
     return pte & D
 
 
