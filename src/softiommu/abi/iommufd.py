@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from softiommu.abi.ioctl import io
+from softiommu.abi.ioctl import TYPE as TYPE, io
 from softiommu.abi.iommufd_enums import (
     GetDirtyBitmapFlags as GetDirtyBitmapFlags,
     HwCapabilities as HwCapabilities,
@@ -72,7 +72,6 @@ from softiommu.abi.iommufd_structs import (
 )
 from softiommu.abi.struct import UserStruct
 
-TYPE = 0x3B
 CMD_BASE = 0x80
 
 DESTROY = io(TYPE, 0x80)
@@ -99,13 +98,25 @@ HW_QUEUE_ALLOC = io(TYPE, 0x94)
 IOAS_NOIOMMU_GET_PA = io(TYPE, 0x95)
 
 
+#: The kernel releases whose commands are known here: 6.12, 7.2.13 and 7.3-rc7 were read.
+RELEASES = ((6, 12), (7, 2), (7, 3))
+
+
 class Ioctl(NamedTuple):
-    """A command: its number, its structure, and the first kernel release that has it."""
+    """A command: its number, its structure, and the first of the releases that has it.
+
+    SIZE and MIN_SIZE of the structure are the same in each of these releases: they differ in commands only.
+    """
 
     name: str
     cmd: int
     struct: type[UserStruct]
     since: tuple[int, int]
+
+    @property
+    def present_in(self) -> tuple[str, ...]:
+        """The releases that have the command: "7.2", "7.3"."""
+        return tuple(f"{major}.{minor}" for major, minor in RELEASES if (major, minor) >= self.since)
 
 
 IOCTLS = (

@@ -7,7 +7,7 @@ from enum import IntEnum, IntFlag
 from softiommu.abi.ioctl import io
 from softiommu.abi.struct import UserStruct, bytes4, bytes48, s32, u32, u64
 
-TEST_CMD = io(0x3B, 0xA0)
+TEST_CMD = io(ord(";"), 0xA0)
 
 
 class TestCmd(UserStruct, last="last"):

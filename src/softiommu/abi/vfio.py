@@ -1,10 +1,14 @@
-"""VFIO: structures, numbers and flags of containers, groups, PCI devices and iommufd (include/uapi/linux/vfio.h)."""
+"""VFIO: structures, numbers and flags of containers, groups, PCI devices and iommufd (include/uapi/linux/vfio.h).
+
+A name is the header's without VFIO_; a member of an enumeration stands for the star in the name its class gives.
+What other buses and machines have, and what is deprecated, is in vfio_other.py.
+"""
 
 from __future__ import annotations
 
 from enum import IntEnum, IntFlag
 
-from softiommu.abi.ioctl import io
+from softiommu.abi.ioctl import TYPE as TYPE, io
 from softiommu.abi.vfio_structs import (
     Bitmap as Bitmap,
     DeviceAttachIommufdPt as DeviceAttachIommufdPt,
@@ -48,7 +52,6 @@ from softiommu.abi.vfio_structs import (
     RegionSparseMmapArea as RegionSparseMmapArea,
 )
 
-TYPE = 0x3B
 BASE = 100
 API_VERSION = 0
 
@@ -81,7 +84,7 @@ IOMMU_DIRTY_PAGES = io(TYPE, 117)
 
 
 class Extension(IntEnum):
-    """VFIO_CHECK_EXTENSION and VFIO_SET_IOMMU arguments: VFIO_*."""
+    """VFIO_*: what VFIO_CHECK_EXTENSION and VFIO_SET_IOMMU take. Type 6 is __VFIO_RESERVED_TYPE1_NESTING_IOMMU."""
 
     TYPE1_IOMMU = 1
     SPAPR_TCE_IOMMU = 2
@@ -116,6 +119,24 @@ class DeviceFlags(IntFlag):
     CDX = 0x100
 
 
+class DeviceCap(IntEnum):
+    """VFIO_DEVICE_INFO_CAP_*: capabilities of a device."""
+
+    ZPCI_BASE = 1
+    ZPCI_GROUP = 2
+    ZPCI_UTIL = 3
+    ZPCI_PFIP = 4
+    PCI_ATOMIC_COMP = 5
+
+
+class PciAtomicFlags(IntFlag):
+    """VFIO_PCI_ATOMIC_*: atomic operations that the root port completes."""
+
+    COMP32 = 1
+    COMP64 = 2
+    COMP128 = 4
+
+
 class RegionFlags(IntFlag):
     """VFIO_REGION_INFO_FLAG_*."""
 
@@ -131,6 +152,8 @@ class RegionCap(IntEnum):
     SPARSE_MMAP = 1
     TYPE = 2
     MSIX_MAPPABLE = 3
+    NVLINK2_SSATGT = 4
+    NVLINK2_LNKSPD = 5
 
 
 class IrqFlags(IntFlag):
@@ -163,7 +186,7 @@ class HotResetFlags(IntFlag):
 
 
 class IoeventfdFlags(IntFlag):
-    """VFIO_DEVICE_IOEVENTFD_*."""
+    """VFIO_DEVICE_IOEVENTFD_*: SIZE_8 is VFIO_DEVICE_IOEVENTFD_8, for a name cannot be 8."""
 
     SIZE_8 = 1
     SIZE_16 = 2
@@ -197,6 +220,7 @@ class Feature(IntEnum):
     BUS_MASTER = 0xA
     DMA_BUF = 0xB
     MIG_PRECOPY_INFOv2 = 0xC
+    ZPCI_ERROR = 0xD
 
 
 class MigrationFlags(IntFlag):
@@ -208,7 +232,7 @@ class MigrationFlags(IntFlag):
 
 
 class MigState(IntEnum):
-    """enum vfio_device_mig_state: VFIO_DEVICE_STATE_*."""
+    """VFIO_DEVICE_STATE_*: enum vfio_device_mig_state."""
 
     ERROR = 0
     STOP = 1
@@ -229,7 +253,7 @@ class IommuInfoFlags(IntFlag):
 
 
 class Type1Cap(IntEnum):
-    """VFIO_IOMMU_TYPE1_INFO_*: capabilities of a container."""
+    """VFIO_IOMMU_TYPE1_INFO_CAP_* or VFIO_IOMMU_TYPE1_INFO_*: capabilities of a container."""
 
     IOVA_RANGE = 1
     MIGRATION = 2
@@ -261,7 +285,7 @@ class DirtyPagesFlags(IntFlag):
 
 
 class PciRegion(IntEnum):
-    """VFIO_PCI_*: the regions of a PCI device."""
+    """VFIO_PCI_*_REGION_INDEX."""
 
     BAR0 = 0
     BAR1 = 1
@@ -272,20 +296,26 @@ class PciRegion(IntEnum):
     ROM = 6
     CONFIG = 7
     VGA = 8
-    COUNT = 9
 
 
 class PciIrq(IntEnum):
-    """VFIO_PCI_*: the interrupts of a PCI device."""
+    """VFIO_PCI_*_IRQ_INDEX."""
 
     INTX = 0
     MSI = 1
     MSIX = 2
     ERR = 3
     REQ = 4
-    COUNT = 5
 
 
+PCI_NUM_REGIONS = 9
+PCI_NUM_IRQS = 5
+DEVICE_API_PCI_STRING = "vfio-pci"
+DEVICE_API_PLATFORM_STRING = "vfio-platform"
+DEVICE_API_AMBA_STRING = "vfio-amba"
+DEVICE_API_CCW_STRING = "vfio-ccw"
+DEVICE_API_AP_STRING = "vfio-ap"
+PRECOPY_INFO_REINIT = 1
 DEVICE_BIND_FLAG_TOKEN = 1
 DEVICE_ATTACH_PASID = 1
 DEVICE_DETACH_PASID = 1

@@ -1,7 +1,12 @@
 """VFIO's structures: the parts of include/uapi/linux/vfio.h for containers, groups, PCI devices and iommufd.
 
-A class is a struct without its vfio_ prefix. Trailing arrays are not part of it: the caller's size tells their length.
-Left out: sPAPR, EEH, NVLink, graphics planes and zPCI.
+A class is a struct without its vfio_ prefix. A struct within a struct is inlined, its name before its fields' names.
+A word with two names has the first. MIN_SIZE is the smallest argsz that a kernel's handler takes.
+
+Trailing arrays are not part of a class; argsz or a count tells their length. They hold:
+RegionInfoCapSparseMmap RegionSparseMmapArea, PciHotResetInfo PciDependentDevice, PciHotReset s32 descriptors,
+DeviceFeatureDmaBuf RegionDmaRange, IommuType1InfoCapIovaRange IovaRange; IrqSet bytes or s32 eventfds by its flags;
+DeviceFeature the structure of the feature; IommuType1DmaUnmap Bitmap, IommuType1DirtyBitmap IommuType1DirtyBitmapGet.
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ class GroupStatus(UserStruct):
     flags: u32 = 0
 
 
-class DeviceInfo(UserStruct):
+class DeviceInfo(UserStruct, last="num_irqs"):
     """struct vfio_device_info."""
 
     argsz: u32 = 0
@@ -137,7 +142,7 @@ class PciHotReset(UserStruct):
     count: u32 = 0
 
 
-class DeviceIoeventfd(UserStruct):
+class DeviceIoeventfd(UserStruct, last="fd"):
     """struct vfio_device_ioeventfd."""
 
     argsz: u32 = 0
@@ -165,7 +170,7 @@ class DeviceBindIommufd(UserStruct, last="out_devid"):
     token_uuid_ptr: u64 = 0
 
 
-class DeviceAttachIommufdPt(UserStruct):
+class DeviceAttachIommufdPt(UserStruct, last="pt_id"):
     """struct vfio_device_attach_iommufd_pt."""
 
     argsz: u32 = 0
@@ -174,7 +179,7 @@ class DeviceAttachIommufdPt(UserStruct):
     pasid: u32 = 0
 
 
-class DeviceDetachIommufdPt(UserStruct):
+class DeviceDetachIommufdPt(UserStruct, last="flags"):
     """struct vfio_device_detach_iommufd_pt."""
 
     argsz: u32 = 0
@@ -264,7 +269,7 @@ class DeviceFeatureDmaBuf(UserStruct):
     nr_ranges: u32 = 0
 
 
-class IommuType1Info(UserStruct):
+class IommuType1Info(UserStruct, last="iova_pgsizes"):
     """struct vfio_iommu_type1_info."""
 
     argsz: u32 = 0
