@@ -15,6 +15,7 @@ from softiommu.pagetable import batch, formats, jit, nested, walk
 from softiommu.pagetable.engine import PageTable
 from softiommu.pagetable.kinds import ASK, HW_ACCESSED, HW_DIRTY, OK, READ, WRITE
 from softiommu.pagetable.nested import Stage
+from softiommu.pagetable.walk import Tree
 
 RAM = CHUNK
 FLAGS = HW_ACCESSED | HW_DIRTY
@@ -55,9 +56,9 @@ def test_walks_over_hostile_tables_are_the_same_in_every_bit(name, want):
     def run(memory, compiled):
         if not compiled:
             oas, ends = [0] * len(iovas), [0] * len(iovas)
-            return walk.walk_many(table, memory.space, 0x1000, signed.tolist(), want, oas, ends), oas, ends
+            return walk.walk_many(Tree(table, memory.space, 0x1000), signed.tolist(), want, oas, ends), oas, ends
         oas, ends = np.zeros(len(iovas), np.int64), np.zeros(len(iovas), np.uint8)
-        good = jit.walk_many(table, memory.arrays, 0x1000, signed, want, oas, ends)
+        good = jit.walk_many(Tree(table, memory.arrays, 0x1000), signed, want, oas, ends)
         return good, oas.tolist(), ends.tolist()
 
     plain, compiled = both(hostile(len(name)), run)
@@ -82,11 +83,12 @@ def test_nested_walks_are_the_same_in_every_bit(first, second):
         host.map(0, 0, RAM // 2, READ | WRITE)
         signed = np.array(iovas, np.uint64).view(np.int64)
         oas, ends = np.zeros(len(iovas), np.int64), np.zeros(len(iovas), np.uint8)
-        roots = (0x80000, host.root)
+        space = memory.arrays if compiled else memory.space
+        trees = Tree(t1, space, 0x80000), Tree(t2, space, host.root)
         if compiled:
-            jit.nested_many(t1, t2, memory.arrays, *roots, signed, READ, oas, ends)
+            jit.nested_many(*trees, signed, READ, oas, ends)
         else:
-            nested.nested_many(t1, t2, memory.space, *roots, signed.tolist(), READ, oas, ends)
+            nested.nested_many(*trees, signed.tolist(), READ, oas, ends)
         return oas.tolist(), ends.tolist()
 
     plain, compiled = both(words, run)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from softiommu.memory.physical import CHUNK, Mmio, PhysicalMemory
-from softiommu.pagetable import formats, nested
+from softiommu.pagetable import formats
 from softiommu.pagetable.engine import PageTable
 from softiommu.pagetable.formats import amdv1, arm64, riscv, vtdss, x86_64
 from softiommu.pagetable.kinds import (
@@ -192,7 +192,8 @@ def test_the_second_stage_may_be_out_of_memory_below_a_fetch():
     stages = Stage(x86_64.VARIANTS["x86-64-4level"], 0x1000), Stage(host.table, host.root)
     found = nested_walk(*stages, memory, 0x5000, READ)
     assert (found.status, found.stage1.at) == (BAD_TABLE, 0x1000)
-    assert nested.two_stages(stages[0].table, host.table, memory.space, 1 << 49, host.root, 0, 0)[1][0] == OUT_OF_RANGE
+    outside = nested_walk(stages[0]._replace(root=1 << 49), stages[1], memory, 0)
+    assert (outside.status, outside.fetch_ipa) == (OUT_OF_RANGE, 1 << 49)
 
 
 @pytest.mark.parametrize("name", sorted(formats.VARIANTS))

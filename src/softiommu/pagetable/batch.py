@@ -23,7 +23,7 @@ def translate_many(
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
     """The output address of each input address, and how its walk ended (kinds.OK where it was translated)."""
     code, space, inputs, oas, ends = _arrays(walk, memory, iovas)
-    code.walk_many(t, space, root, inputs, want, oas, ends)
+    code.walk_many(walk.Tree(t, space, root), inputs, want, oas, ends)
     for number in _asked(ends):
         found = walk.walk(t, memory, root, int(iovas[number]), want)
         oas[number], ends[number] = walk.signed(found.oa), found.status
@@ -35,7 +35,8 @@ def translate_nested(
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
     """The physical address of each input address by two stages, and how its walk ended."""
     code, space, inputs, oas, ends = _arrays(nested, memory, iovas)
-    code.nested_many(first.table, second.table, space, first.root, second.root, inputs, want, oas, ends)
+    trees = (walk.Tree(stage.table, space, stage.root) for stage in (first, second))
+    code.nested_many(*trees, inputs, want, oas, ends)
     for number in _asked(ends):
         found = nested_walk(first, second, memory, int(iovas[number]), want)
         oas[number], ends[number] = walk.signed(found.pa), found.status

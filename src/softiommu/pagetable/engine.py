@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from softiommu.pagetable import formats, mapper
 from softiommu.pagetable.kinds import LEAF, NEED_TABLES, NO_MEMORY, OUT_OF_RANGE, TABLE, Table
-from softiommu.pagetable.walk import Walk, signed, skipped, span_lg2, walk
+from softiommu.pagetable.walk import Tree, Walk, signed, skipped, span_lg2, walk
 
 if TYPE_CHECKING:
-    from softiommu.memory.physical import PhysicalMemory, Space
+    from softiommu.memory.physical import PhysicalMemory
 
 #: A change of more pages than this is worth loading the compiled kernels (5 ms of plain Python).
 PLAIN_PAGES = 4096
@@ -64,10 +64,10 @@ class Removed(NamedTuple):
 
 
 class _Kernels(NamedTuple):
-    """The kernels as plain Python or compiled, the memory they index, and how they are given arrays."""
+    """The kernels as plain Python or compiled, what they work on, and how they are given arrays."""
 
     code: Any
-    space: Space
+    tree: Tree
     array: Any
     triples: int
 
@@ -99,8 +99,10 @@ class PageTable:
 
             from softiommu.pagetable import jit
 
-            return _Kernels(jit, self.memory.arrays, lambda items: np.array(items, np.int64), _MANY)
-        return _Kernels(mapper, self.memory.space, list, _FEW)
+            return _Kernels(
+                jit, Tree(self.table, self.memory.arrays, self.root), lambda items: np.array(items, np.int64), _MANY
+            )
+        return _Kernels(mapper, Tree(self.table, self.memory.space, self.root), list, _FEW)
 
     # Mapping
 
@@ -118,9 +120,7 @@ class PageTable:
                 break
             stock = kernels.array([1, *fresh])
             start = signed(iova + done), oa + done
-            status, more = kernels.code.map_range(
-                t, kernels.space, self.root, stock, start, length - done, prot, self.sizes
-            )
+            status, more = kernels.code.map_range(kernels.tree, stock, start, length - done, prot, self.sizes)
             self._keep(fresh, int(stock[0]) - 1)
             done += more
             if status != NEED_TABLES:
@@ -155,7 +155,7 @@ class PageTable:
         path, ranges, tables = kernels.array([0] * (t.top + 1)), [], []
         while page <= last:
             leaves, gone = kernels.report(), kernels.report()
-            page = kernels.code.unmap_range(t, kernels.space, self.root, page, last, path, leaves, gone)
+            page = kernels.code.unmap_range(kernels.tree, page, last, path, leaves, gone)
             ranges += self._runs(leaves)
             tables += [self._table_range(*triple) for triple in _triples(gone)]
         removed = sum(run.length for run in ranges)
@@ -232,7 +232,7 @@ class PageTable:
         path, written = kernels.array([0] * (t.top + 1)), []
         while page <= end:
             found = kernels.report()
-            page = kernels.code.harvest_range(t, kernels.space, self.root, page, end, int(clear), path, found)
+            page = kernels.code.harvest_range(kernels.tree, page, end, int(clear), path, found)
             written += self._runs(found)
         return written
 

@@ -12,7 +12,7 @@ from typing import Any
 from softiommu.memory.physical import Space
 from softiommu.pagetable.formats import clean, dirty, leaf, link, load, run_step
 from softiommu.pagetable.kinds import ALREADY_MAPPED, EMPTY, LEAF, NEED_TABLES, OK, TABLE, Table
-from softiommu.pagetable.walk import index, span_lg2
+from softiommu.pagetable.walk import Tree, index, span_lg2
 
 #: Longer than any run of leaves.
 _ENDLESS = 1 << 60
@@ -39,33 +39,33 @@ def until_larger(iova: int, lg2: int, sizes: int) -> int:
     return size - (iova & size - 1)
 
 
-def map_range(
-    t: Table, mem: Space, root: int, stock: Any, start: tuple[int, int], length: int, prot: int, sizes: int
-) -> tuple[int, int]:
+def map_range(tree: Tree, stock: Any, start: tuple[int, int], length: int, prot: int, sizes: int) -> tuple[int, int]:
     """Map a run from `start` (iova, oa) with the largest leaves that fit -> a status, and the bytes mapped.
 
     New tables are taken from `stock`, whose first element is the position of the next.
     """
+    t = tree.table
     done = 0
     while done < length:
         iova, oa = start[0] + done, start[1] + done
         lg2 = best_size(t, iova, oa, length - done, sizes)
         level = min((lg2 - t.granule_lg2) // t.bits, t.leaf_top)
-        status, table = table_for(t, mem, root, stock, iova, level)
+        status, table = table_for(tree, stock, iova, level)
         if status != OK:
             return status, done
         run = min(length - done, until_larger(iova, lg2, sizes)) >> lg2
-        status, filled = fill(t, mem, table, level, lg2, (iova, oa), run, prot)
+        status, filled = fill(tree, (table, level), lg2, (iova, oa), run, prot)
         done += filled
         if status != OK:
             return status, done
     return OK, done
 
 
-def table_for(t: Table, mem: Space, root: int, stock: Any, iova: int, leaf_level: int) -> tuple[int, int]:
+def table_for(tree: Tree, stock: Any, iova: int, leaf_level: int) -> tuple[int, int]:
     """The table of `leaf_level` on the way to `iova`, made where there was none."""
-    words = mem.words
-    table, level = root, t.top
+    t = tree.table
+    words = tree.mem.words
+    table, level = tree.root, t.top
     while level > leaf_level:
         at = table + (index(t, level, iova) << 3) >> 3
         kind, below, _, _ = load(t, level, words[at])
@@ -81,11 +81,10 @@ def table_for(t: Table, mem: Space, root: int, stock: Any, iova: int, leaf_level
     return OK, table
 
 
-def fill(
-    t: Table, mem: Space, table: int, level: int, lg2: int, start: tuple[int, int], run: int, prot: int
-) -> tuple[int, int]:
+def fill(tree: Tree, place: tuple[int, int], lg2: int, start: tuple[int, int], run: int, prot: int) -> tuple[int, int]:
     """Write up to `run` leaves of 2**lg2 bytes, as far as the table goes -> a status, and the bytes mapped."""
-    words = mem.words
+    t, (table, level) = tree.table, place
+    words = tree.mem.words
     iova, oa = start
     span = span_lg2(t, level)
     copies, apart = 1 << lg2 - span, run_step(t, span)
@@ -104,9 +103,10 @@ def fill(
     return OK, run << lg2
 
 
-def lowest(t: Table, mem: Space, root: int, page: int, path: Any) -> tuple[int, int]:
+def lowest(tree: Tree, page: int, path: Any) -> tuple[int, int]:
     """The lowest table on the way to `page`, and its level; path[level] is the entry that leads to a level's table."""
-    table, level = root, t.top
+    t, mem = tree.table, tree.mem
+    table, level = tree.root, t.top
     while level:
         at = table + (index(t, level, page << t.granule_lg2) << 3)
         kind, below, _, _ = load(t, level, mem.words[at >> 3])
@@ -131,25 +131,27 @@ def record(found: Any, page: int, count: int, third: int) -> bool:
     return True
 
 
-def unmap_range(t: Table, mem: Space, root: int, page: int, last: int, path: Any, leaves: Any, tables: Any) -> int:
+def unmap_range(tree: Tree, page: int, last: int, path: Any, leaves: Any, tables: Any) -> int:
     """Clear every leaf that meets `page`..`last` -> the page to go on from.
 
     Triples in `leaves`: first page, pages, lg2 of each leaf. In `tables` those that became empty and are no longer
     linked: first page, level, address.
     """
+    t = tree.table
     while page <= last:
         if 3 * leaves[0] + 4 > len(leaves) or 3 * (tables[0] + t.top) + 4 > len(tables):
             return page
-        table, level = lowest(t, mem, root, page, path)
+        place = lowest(tree, page, path)
         first = page
-        page = clear(t, mem, table, level, page, last, leaves)
-        prune(t, mem, path, table, level, first, tables)
+        page = clear(tree, place, page, last, leaves)
+        prune(tree, path, place, first, tables)
     return page
 
 
-def clear(t: Table, mem: Space, table: int, level: int, page: int, last: int, leaves: Any) -> int:
+def clear(tree: Tree, place: tuple[int, int], page: int, last: int, leaves: Any) -> int:
     """Clear the leaves of one table, up to its end, a link, or `last` -> the page to go on from."""
-    words = mem.words
+    t, (table, level) = tree.table, place
+    words = tree.mem.words
     span = t.bits * level
     width = t.top_bits if level == t.top else t.bits
     number = page >> span & (1 << width) - 1
@@ -175,14 +177,15 @@ def clear(t: Table, mem: Space, table: int, level: int, page: int, last: int, le
     return page
 
 
-def prune(t: Table, mem: Space, path: Any, table: int, level: int, page: int, tables: Any) -> None:
+def prune(tree: Tree, path: Any, place: tuple[int, int], page: int, tables: Any) -> None:
     """Unlink a table that is empty, then the one above it if that became empty, and so on."""
-    while level < t.top and is_empty(mem, table, 1 << t.bits):
+    t, (table, level) = tree.table, place
+    while level < t.top and is_empty(tree.mem, table, 1 << t.bits):
         end = 3 * tables[0]
         tables[end + 1], tables[end + 2], tables[end + 3] = page, level, table
         tables[0] += 1
         at = path[level]
-        mem.words[at >> 3] = 0
+        tree.mem.words[at >> 3] = 0
         level += 1
         table = at & ~((8 << t.bits) - 1)
 
@@ -193,21 +196,20 @@ def is_empty(mem: Space, table: int, entries: int) -> bool:
     return empty
 
 
-def harvest_range(t: Table, mem: Space, root: int, page: int, last: int, clear_them: int, path: Any, found: Any) -> int:
+def harvest_range(tree: Tree, page: int, last: int, clear_them: int, path: Any, found: Any) -> int:
     """Find the leaves of `page`..`last` that were written, and clean them if told -> the page to go on from."""
     while page <= last:
         if 3 * found[0] + 4 > len(found):
             return page
-        table, level = lowest(t, mem, root, page, path)
-        page = harvest_table(t, mem, table, level, page, last, clear_them, found)
+        place = lowest(tree, page, path)
+        page = harvest_table(tree, place, page, last, clear_them, found)
     return page
 
 
-def harvest_table(
-    t: Table, mem: Space, table: int, level: int, page: int, last: int, clear_them: int, found: Any
-) -> int:
+def harvest_table(tree: Tree, place: tuple[int, int], page: int, last: int, clear_them: int, found: Any) -> int:
     """The same for one table, up to its end, a link, or `last`."""
-    words = mem.words
+    t, (table, level) = tree.table, place
+    words = tree.mem.words
     span = t.bits * level
     width = t.top_bits if level == t.top else t.bits
     number = page >> span & (1 << width) - 1
@@ -219,7 +221,7 @@ def harvest_table(
         copies = 1 << size - span
         page = page >> size << size
         number &= ~(copies - 1)
-        if kind == LEAF and any_dirty(t, mem, (table >> 3) + number, copies):
+        if kind == LEAF and any_dirty(tree, (table >> 3) + number, copies):
             if not record(found, page, 1 << size, lg2):
                 return page
             if clear_them:
@@ -230,9 +232,9 @@ def harvest_table(
     return page
 
 
-def any_dirty(t: Table, mem: Space, first: int, copies: int) -> bool:
+def any_dirty(tree: Tree, first: int, copies: int) -> bool:
     """Whether any entry of one leaf says that it was written."""
     for at in range(first, first + copies):  # noqa: SIM110 - compiled code knows no generators
-        if dirty(t, mem.words[at]):
+        if dirty(tree.table, tree.mem.words[at]):
             return True
     return False

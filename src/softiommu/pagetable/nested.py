@@ -19,7 +19,20 @@ from softiommu.pagetable.kinds import (
     WRITE,
     Table,
 )
-from softiommu.pagetable.walk import MASK, Result, Walk, after, entry, grant, index, one_stage, outside, reach, signed
+from softiommu.pagetable.walk import (
+    MASK,
+    Result,
+    Tree,
+    Walk,
+    after,
+    entry,
+    grant,
+    index,
+    one_stage,
+    outside,
+    reach,
+    signed,
+)
 
 if TYPE_CHECKING:
     from softiommu.memory.physical import PhysicalMemory
@@ -55,10 +68,9 @@ class NestedWalk(NamedTuple):
 
 def nested_walk(first: Stage, second: Stage, memory: PhysicalMemory, iova: int, want: int = 0) -> NestedWalk:
     """Translate `iova` by the first stage, its tables and its output by the second."""
-    where, raw1, raw2 = two_stages(first.table, second.table, memory.space, first.root, second.root, signed(iova), want)
+    where, raw1, raw2 = two_stages(*_trees(first, second, memory.space), signed(iova), want)
     if ASK in (raw1[0], raw2[0]):
-        anywhere = memory.anywhere
-        where, raw1, raw2 = two_stages(first.table, second.table, anywhere, first.root, second.root, signed(iova), want)
+        where, raw1, raw2 = two_stages(*_trees(first, second, memory.anywhere), signed(iova), want)
     stage1, stage2 = (Walk(*raw[:6], raw[6] & MASK) for raw in (raw1, raw2))
     if where == STAGE1:
         return NestedWalk(stage1.status, 0, 0, stage1.allowed, stage1, None)
@@ -69,19 +81,22 @@ def nested_walk(first: Stage, second: Stage, memory: PhysicalMemory, iova: int, 
     return NestedWalk(stage2.status, stage2.oa, min(stage1.lg2, stage2.lg2), allowed, stage1, stage2)
 
 
+def _trees(first: Stage, second: Stage, space: Space) -> tuple[Tree, Tree]:
+    return Tree(first.table, space, first.root), Tree(second.table, space, second.root)
+
+
 # Kernels
 
 
-def two_stages(
-    t1: Table, t2: Table, mem: Space, root1: int, root2: int, iova: int, want: int
-) -> tuple[int, Result, Result]:
+def two_stages(tree1: Tree, tree2: Tree, iova: int, want: int) -> tuple[int, Result, Result]:
     """Translate one address -> which walk decided, the first stage's, the second stage's last."""
+    t1, mem = tree1.table, tree1.mem
     if outside(t1, iova):
         return STAGE1, (OUT_OF_RANGE, 0, 0, 0, t1.top, 0, 0), NO_WALK
-    table, level, allowed, every, some = root1, t1.top, 0, -1, 0
+    table, level, allowed, every, some = tree1.root, t1.top, 0, -1, 0
     while True:
         ipa = table + (index(t1, level, iova) << 3)
-        where, outer = _fetch(t2, mem, root2, ipa, want, READ)
+        where, outer = _fetch(tree2, ipa, want, READ)
         if outer[0] != OK:
             return where, (outer[0], 0, 0, 0, level, ipa, 0), outer
         at = outer[1] >> 3
@@ -93,39 +108,37 @@ def two_stages(
         if new != pte:
             if t1.option & HW_ACCESSED == 0:
                 return STAGE1, (NOT_ACCESSED, oa, lg2, allowed, level, ipa, pte), NO_WALK
-            where, outer = _fetch(t2, mem, root2, ipa, want, WRITE)
+            where, outer = _fetch(tree2, ipa, want, WRITE)
             if outer[0] != OK:
                 return where, (outer[0], 0, 0, 0, level, ipa, 0), outer
             mem.words[at] = new
         if status == OK:
-            return STAGE2, (OK, oa, lg2, allowed, level, ipa, new), one_stage(t2, mem, root2, oa, want)
+            return STAGE2, (OK, oa, lg2, allowed, level, ipa, new), one_stage(tree2, oa, want)
         if status != DESCEND:
             return STAGE1, (status, oa, lg2, allowed, level, ipa, new), NO_WALK
         table, level, every, some = oa, below, every & pte, some | pte
 
 
-def _fetch(t2: Table, mem: Space, root2: int, ipa: int, want: int, use: int) -> tuple[int, Result]:
+def _fetch(tree2: Tree, ipa: int, want: int, use: int) -> tuple[int, Result]:
     """The second stage's walk for a first-stage table entry that is read or written. Where it leads can be reached."""
     where = FETCH_READ if use == READ else FETCH_WRITE
     # A walk that only looks leaves no trace here either, but the right is needed.
-    found = one_stage(t2, mem, root2, ipa, use if want & RIGHTS else 0)
+    found = one_stage(tree2, ipa, use if want & RIGHTS else 0)
     if found[0] != OK:
         return where, found
     if found[3] & use == 0:
         return where, (FORBIDDEN, found[1], found[2], found[3], found[4], found[5], found[6])
-    status = reach(mem, found[1])
+    status = reach(tree2.mem, found[1])
     if status != OK:
         return STAGE1, (status, found[1], found[2], found[3], found[4], found[5], found[6])
     return where, found
 
 
-def nested_many(
-    t1: Table, t2: Table, mem: Space, root1: int, root2: int, iovas: Any, want: int, oas: Any, ends: Any
-) -> int:
+def nested_many(tree1: Tree, tree2: Tree, iovas: Any, want: int, oas: Any, ends: Any) -> int:
     """`two_stages` for each of `iovas`: physical addresses and statuses into arrays; -> how many are OK."""
     good = 0
     for number in range(len(iovas)):
-        where, first, second = two_stages(t1, t2, mem, root1, root2, iovas[number], want)
+        where, first, second = two_stages(tree1, tree2, iovas[number], want)
         status = first[0] if where == STAGE1 else second[0]
         oas[number] = second[1] if where == STAGE2 else 0
         ends[number] = status

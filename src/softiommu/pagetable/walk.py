@@ -45,6 +45,14 @@ Result = tuple[int, int, int, int, int, int, int]
 MASK = (1 << 64) - 1
 
 
+class Tree(NamedTuple):
+    """A table with the memory that it lies in, from its root: what kernels work on."""
+
+    table: Table
+    mem: Space
+    root: int
+
+
 class Walk(NamedTuple):
     """How a walk ended: the output address and the leaf's size, or the entry that stopped it."""
 
@@ -62,9 +70,9 @@ class Walk(NamedTuple):
 
 def walk(t: Table, memory: PhysicalMemory, root: int, iova: int, want: int = 0) -> Walk:
     """Translate one address for an access that wants the rights `want` (0 only looks)."""
-    found = one_stage(t, memory.space, root, signed(iova), want)
+    found = one_stage(Tree(t, memory.space, root), signed(iova), want)
     if found[0] == ASK:
-        found = one_stage(t, memory.anywhere, root, signed(iova), want)
+        found = one_stage(Tree(t, memory.anywhere, root), signed(iova), want)
     return Walk(*found[:6], found[6] & MASK)
 
 
@@ -138,11 +146,12 @@ def grant(t: Table, pte: int, every: int, some: int, want: int) -> tuple[int, in
     return OK, allowed | both & GLOBAL
 
 
-def one_stage(t: Table, mem: Space, root: int, iova: int, want: int) -> Result:
+def one_stage(tree: Tree, iova: int, want: int) -> Result:
     """Translate one address. ASK: an entry lies where this kernel may not look."""
+    t, mem = tree.table, tree.mem
     if outside(t, iova):
         return OUT_OF_RANGE, 0, 0, 0, t.top, 0, 0
-    table, level, allowed, every, some = root, t.top, 0, -1, 0
+    table, level, allowed, every, some = tree.root, t.top, 0, -1, 0
     while True:
         at = table + (index(t, level, iova) << 3)
         status = reach(mem, at)
@@ -164,18 +173,18 @@ def one_stage(t: Table, mem: Space, root: int, iova: int, want: int) -> Result:
 
 def after(t: Table, status: int, pte: int, want: int, allowed: int) -> int:
     """The entry as an access leaves it: one that only looks, or is refused, leaves no trace."""
-    if status == DESCEND:
-        return used(t, TABLE, pte, want) if want & RIGHTS else pte
     if status == OK and want & allowed & RIGHTS:
         return used(t, LEAF, pte, want & allowed)
+    if status == DESCEND and t.option & HW_ACCESSED and want & RIGHTS:
+        return used(t, TABLE, pte, want)
     return pte
 
 
-def walk_many(t: Table, mem: Space, root: int, iovas: Any, want: int, oas: Any, ends: Any) -> int:
+def walk_many(tree: Tree, iovas: Any, want: int, oas: Any, ends: Any) -> int:
     """`one_stage` for each of `iovas`: output addresses and statuses into arrays; -> how many are OK."""
     good = 0
     for number in range(len(iovas)):
-        found = one_stage(t, mem, root, iovas[number], want)
+        found = one_stage(tree, iovas[number], want)
         oas[number] = found[1]
         ends[number] = found[0]
         good += found[0] == OK
