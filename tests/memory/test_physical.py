@@ -219,6 +219,16 @@ def test_a_file_too_short_or_read_only_is_asked_instead(size, seals):
         memory.write(HIGH + CHUNK - 2, b"abc")
 
 
+def test_without_room_for_the_arena_windows_are_asked():
+    memory = PhysicalMemory(CHUNK + 0x1000, reach=1 << 60)
+    memory.map_window(HIGH, shared(CHUNK, SEAL_SHRINK), 0, CHUNK)
+    memory.write_u64(HIGH, 3)
+    assert memory.read_u64(HIGH) == 3
+    memory.write_u64(CHUNK + 0xFF8, 4)
+    assert memory.arrays.present[1] == INDIRECT
+    assert memory.anywhere.words[(CHUNK + 0xFF8) >> 3] == 4
+
+
 def test_windows_past_the_reach_of_kernels_are_asked():
     memory = PhysicalMemory(CHUNK, reach=1 << 30)
     memory.map_window(1 << 50, shared(CHUNK, SEAL_SHRINK), 0, CHUNK)

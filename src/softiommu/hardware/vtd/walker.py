@@ -28,7 +28,7 @@ from softiommu.hardware.vtd.tables import (
 )
 from softiommu.memory.physical import BadAddressError
 from softiommu.pagetable.formats import vtdss, x86_64
-from softiommu.pagetable.kinds import BAD_TABLE, EXECUTE, MALFORMED, NOT_MAPPED, OUT_OF_RANGE, READ, WRITE
+from softiommu.pagetable.kinds import BAD_TABLE, EXECUTE, MALFORMED, NOT_MAPPED, OUT_OF_RANGE, PRIVILEGED, READ, WRITE
 from softiommu.pagetable.nested import Stage, nested_walk
 from softiommu.pagetable.walk import Walk, walk
 
@@ -230,11 +230,12 @@ class Walker:
         if request.iova >> width - 1 not in (0, (1 << 65 - width) - 1):
             raise fault(Reason.NOT_CANONICAL, request)
         iova = request.iova & (1 << width) - 1
+        who = PRIVILEGED if request.privileged else 0
         if route.second is None:
-            found = walk(first.table, self._memory, first.root, iova)
+            found = walk(first.table, self._memory, first.root, iova, who)
             self._check_first(found, route, request, fault)
             return Translation(found.oa, found.lg2, found.allowed)
-        both = nested_walk(first, route.second, self._memory, iova)
+        both = nested_walk(first, route.second, self._memory, iova, who)
         if both.stage1 is not None:
             self._check_first(both.stage1, route, request, fault)
         if both.stage2 is not None:
