@@ -192,6 +192,14 @@ def test_kernels_stay_inside_their_arrays():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_kernels_compile_where_nothing_can_be_kept(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    double = jit.kernel(lambda number: number * 2)
+    assert double(21) == 42
+    assert not (tmp_path / "file").is_dir()
+
+
 def test_the_cache_folder_is_named_by_the_sources_and_by_whether_bounds_are_checked(monkeypatch):
     plain = jit.cache_folder()
     monkeypatch.setenv("NUMBA_BOUNDSCHECK", "1" if not os.environ.get("NUMBA_BOUNDSCHECK") else "")

