@@ -135,6 +135,6 @@ VARIANTS = formats.VARIANTS | {
 @pytest.mark.parametrize("name", sorted(VARIANTS))
 def test_a_table_holds_what_was_mapped_and_nothing_else(name, compiled):
     quick = settings(
-        max_examples=8, stateful_step_count=14, deadline=None, suppress_health_check=list(HealthCheck), database=None
+        max_examples=4, stateful_step_count=14, deadline=None, suppress_health_check=list(HealthCheck), database=None
     )
     run_state_machine_as_test(machine_for(name, compiled), settings=quick)

@@ -1,7 +1,7 @@
 """Formats: what their entries say, by the tables in the manuals."""
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from softiommu.memory.physical import PhysicalMemory
 from softiommu.pagetable import formats
@@ -38,6 +38,7 @@ def both(t, pte, every=ALL, some=NONE):
 
 @pytest.mark.parametrize("name", sorted(formats.VARIANTS))
 @given(data=st.data())
+@settings(max_examples=40)
 def test_a_leaf_and_a_link_are_loaded_as_they_were_made(name, data):
     t = formats.VARIANTS[name]
     lg2 = data.draw(st.sampled_from([n for n in range(64) if formats.sizes(t) >> n & 1]))
@@ -57,6 +58,7 @@ def test_a_leaf_and_a_link_are_loaded_as_they_were_made(name, data):
 
 @pytest.mark.parametrize("name", sorted(formats.VARIANTS))
 @given(pte=st.integers(-(1 << 63), (1 << 63) - 1), want=st.integers(0, 63))
+@settings(max_examples=60)
 def test_any_entry_is_told_within_the_rules_of_a_walk(name, pte, want):
     """Whatever memory holds: kinds are known, leaves are aligned and have a size, links lead strictly down."""
     t = formats.VARIANTS[name]
