@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from errno import EINVAL, ENOMEM
-from typing import Protocol
 
 from softiommu.abi.iommufd import HwInfoType, HwInfoVtd, HwInfoVtdFlags
 from softiommu.drivers.driver import (
@@ -28,6 +27,7 @@ from softiommu.drivers.driver import (
     ViommuHost,
     unsupported,
 )
+from softiommu.drivers.function import Bus
 from softiommu.drivers.vtd_domain import VtdDomain
 from softiommu.errors import ModelError, UapiError
 from softiommu.hardware.vtd.commands import Context, Iotlb0, Range, Type, Wait0, Wait1
@@ -38,18 +38,6 @@ from softiommu.memory.physical import PhysicalMemory
 _QUEUE_LG2 = 0  # one page: 256 descriptors
 _MSI = (0xFEE00000, 0xFEEFFFFF)
 _GLOBAL, _DOMAIN, _DEVICE_OR_PAGE = 1, 2, 3
-
-
-class Bus(Protocol):
-    """How a driver reaches the registers of a device."""
-
-    def read(self, offset: int, width: int) -> int:
-        """Read `width` bytes at `offset`."""
-        ...
-
-    def write(self, offset: int, width: int, value: int) -> None:
-        """Write `width` bytes at `offset`."""
-        ...
 
 
 class VtdDriver:

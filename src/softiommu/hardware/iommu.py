@@ -1,11 +1,13 @@
-"""What all IOMMUs share: a request comes in, a translation or a fault comes out."""
+"""What all IOMMUs share: a request comes in, a translation or a fault comes out; and ATS between them and devices."""
 
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from softiommu.pagetable.kinds import EXECUTE, READ, WRITE
+
+ALL = READ | WRITE | EXECUTE
 
 
 class Request(NamedTuple):
@@ -35,4 +37,75 @@ class TranslationFaultError(Exception):
         self.reason, self.request = reason, request
 
 
-ALL = READ | WRITE | EXECUTE
+class PageRequest(NamedTuple):
+    """A device asks software for a page (PCIe PRI). `group` is answered when its `last` request has come."""
+
+    sid: int
+    iova: int
+    want: int
+    group: int
+    last: bool
+    pasid: int | None = None
+    privileged: bool = False
+
+
+class ResponseCode(IntEnum):
+    """How software answered a group of page requests (PCIe 10.4.2)."""
+
+    SUCCESS = 0
+    INVALID = 1
+    FAILURE = 15
+
+
+class Endpoint(Protocol):
+    """The device's side of ATS and PRI: what an IOMMU tells a function."""
+
+    def invalidate(self, pasid: int | None, first: int, last: int) -> bool:
+        """Drop cached translations of `first`..`last`; False: no completion came (the IOMMU's time-out)."""
+        ...
+
+    def page_response(self, pasid: int | None, group: int, code: ResponseCode) -> None:
+        """A group of page requests is answered."""
+        ...
+
+
+class Iommu(Protocol):
+    """What every model offers: registers to software, translations to devices."""
+
+    def read(self, offset: int, width: int) -> int:
+        """Software reads a register."""
+        ...
+
+    def write(self, offset: int, width: int, value: int) -> None:
+        """Software writes a register."""
+        ...
+
+    def translate(
+        self, sid: int, iova: int, want: int, pasid: int | None = None, privileged: bool = False
+    ) -> Translation:
+        """Where an untranslated request goes. TranslationFaultError: it is blocked, and recorded as the hardware
+        records it."""
+        ...
+
+
+class AtsIommu(Iommu, Protocol):
+    """An IOMMU that serves address translation and page requests of devices."""
+
+    def connect(self, sid: int, endpoint: Endpoint) -> None:
+        """From now on this function hears of invalidations and responses."""
+        ...
+
+    def ats_translate(
+        self, sid: int, iova: int, want: int, pasid: int | None = None, privileged: bool = False
+    ) -> Translation:
+        """Answer a translation request; `allowed` without READ and WRITE: nothing is there (no fault is recorded).
+        TranslationFaultError: the completion is UR or CA."""
+        ...
+
+    def admit_translated(self, sid: int, pa: int, want: int, pasid: int | None = None) -> Translation:
+        """Where a request with a translated address goes. TranslationFaultError: the device may not send such."""
+        ...
+
+    def page_request(self, request: PageRequest) -> None:
+        """Queue a page request for software; what cannot be queued is answered as the architecture says."""
+        ...
