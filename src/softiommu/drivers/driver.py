@@ -245,7 +245,10 @@ class HwInfo(NamedTuple):
 class DeviceFeatures(NamedTuple):
     """What a device and its IOMMU can do together."""
 
+    #: DMA that asks for it is coherent with the caches (IOMMU_CAP_CACHE_COHERENCY).
     cache_coherent: bool = True
+    #: The IOMMU can make all DMA coherent, whatever the device asks for (IOMMU_CAP_ENFORCE_CACHE_COHERENCY).
+    enforces_coherency: bool = False
     dirty_tracking: bool = False
     nesting: bool = False
     page_faults: bool = False

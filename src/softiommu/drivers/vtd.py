@@ -156,7 +156,7 @@ class VtdDevice:
         self.driver: object = driver
         self.iommu: object = driver
         self.group: object = self if group is None else group
-        self.features = DeviceFeatures(cache_coherent=bool(driver.ecap.SC))
+        self.features = DeviceFeatures(enforces_coherency=bool(driver.ecap.SC))
         self._vtd = driver
 
     def reserved_regions(self) -> Sequence[Reserved]:

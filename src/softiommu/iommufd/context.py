@@ -55,6 +55,8 @@ class Services:
         #: Whether the kernel is built with CONFIG_VFIO_NOIOMMU.
         self.no_iommu = False
         self.contexts = 0
+        #: Who uses a group of devices that cannot be isolated from one another: one file at a time.
+        self.owners: dict[object, Context] = {}
 
 
 class Context:

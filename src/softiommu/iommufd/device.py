@@ -5,7 +5,7 @@ All devices of a group share one HWPT for each PASID. A PASID that is None is th
 
 from __future__ import annotations
 
-from errno import EBUSY, EINVAL, EOPNOTSUPP
+from errno import EBUSY, EINVAL, EOPNOTSUPP, EPERM
 from typing import TYPE_CHECKING
 
 from softiommu.abi import iommufd as abi
@@ -56,8 +56,9 @@ class DeviceObject(Object):
         self.ctx = ctx
         self.group = ctx.groups.setdefault(device.group, Group())
         self.group.members += 1
-        #: Its DMA must be cache coherent: the manager asks the domain for it (VFIO devices).
-        self.enforce_cache_coherency = False
+        ctx.services.owners[device.group] = ctx
+        #: Its DMA must be cache coherent: the manager asks the domain for it, where the IOMMU can.
+        self.enforce_cache_coherency = device.features.enforces_coherency
         #: Set while the device has a vdevice: takes it away before the device goes.
         self.vdevice: Object | None = None
         #: Page faults whose group is not complete, by group.
@@ -78,13 +79,32 @@ class DeviceObject(Object):
         """The driver lets go of the device."""
         self.device.on_fault = None
         self.group.members -= 1
-        if not self.group.members and not self.group.attachments:
-            ctx.groups.pop(self.device.group, None)
+        if not self.group.members:
+            ctx.services.owners.pop(self.device.group, None)
+            if not self.group.attachments:
+                ctx.groups.pop(self.device.group, None)
 
 
 def bind(ctx: Context, device: Device) -> DeviceObject:
-    """A device's driver gives it to this file (iommufd_device_bind)."""
+    """A device's driver gives it to this file (iommufd_device_bind).
+
+    EINVAL: its DMA is not coherent; EPERM: it could forge interrupts, or another file uses its group.
+    """
+    features, services = device.features, ctx.services
+    if not features.cache_coherent:
+        raise UapiError(EINVAL, f"the DMA of {device.name} is not coherent with the caches")
+    if not features.isolated_msi and not services.unsafe_interrupts:
+        raise UapiError(EPERM, f"writes of {device.name} can be any interrupt: nothing remaps interrupts")
+    if services.owners.get(device.group, ctx) is not ctx:
+        raise UapiError(EPERM, f"another iommufd uses the group of {device.name}")
     return ctx.new(DeviceObject(ctx, device))
+
+
+def unbind(device: DeviceObject) -> None:
+    """The driver takes its device back, which is attached to nothing (iommufd_device_unbind)."""
+    if device.vdevice is not None:
+        device.ctx.discard(device.vdevice, tombstone=True)
+    device.ctx.discard(device)
 
 
 def find_target(ctx: Context, pt_id: int) -> Ioas | Hwpt:

@@ -26,6 +26,10 @@ class Kernel:
     hw_info_input_type: bool = True
     #: HWPT_ALLOC knows the PASID flag, and takes a fault queue on an IOAS too.
     hwpt_pasid: bool = True
+    #: VFIO_DEVICE_BIND_IOMMUFD takes a token, and its structure may be longer than known.
+    vfio_bind_token: bool = True
+    #: VFIO_DEVICE_ATTACH_IOMMUFD_PT and its opposite take a PASID.
+    vfio_pasid: bool = True
 
 
 KERNELS = {
@@ -39,6 +43,8 @@ KERNELS = {
             dirty_bitmap_empty_overflows=False,
             hw_info_input_type=False,
             hwpt_pasid=False,
+            vfio_bind_token=False,
+            vfio_pasid=False,
         ),
         Kernel("7.2"),
         Kernel("7.3"),
