@@ -6,13 +6,16 @@ import pytest
 from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from softiommu.abi.iommufd import HwInfoVtd
 from softiommu.drivers.driver import DomainFlags, Prot
-from softiommu.drivers.vtd import VtdDriver
+from softiommu.drivers.function import Function
+from softiommu.drivers.vtd import LINUX_6_12, LINUX_7_2, VtdDriver
 from softiommu.drivers.vtd_domain import VtdDomain, _power_of_two
 from softiommu.errors import UapiError
 from softiommu.hardware.iommu import TranslationFaultError
 from softiommu.hardware.vtd.events import Reason
-from softiommu.hardware.vtd.model import LEGACY_CAP, Unit
+from softiommu.hardware.vtd.model import LEGACY_CAP, LEGACY_ECAP, Unit
+from softiommu.hardware.vtd.presets import FULL, QEMU
 from softiommu.memory.physical import PhysicalMemory
 from softiommu.pagetable.formats import vtdss
 from softiommu.pagetable.kinds import READ, WRITE
@@ -21,22 +24,22 @@ RAM = 32 << 20
 RW = Prot.READ | Prot.WRITE
 
 
-def rig(cap=LEGACY_CAP, ram=RAM):
-    memory = PhysicalMemory(ram)
-    unit = Unit(memory, cap)
-    return unit, VtdDriver(memory, unit)
+def rig(cap=LEGACY_CAP, ecap=LEGACY_ECAP, quirks=LINUX_7_2):
+    memory = PhysicalMemory(RAM)
+    unit = Unit(memory, cap, ecap)
+    return unit, VtdDriver(memory, unit, quirks)
 
 
-def reach(unit, sid, iova, want=READ):
+def reach(unit, sid, iova, want=READ, pasid=None):
     try:
-        return unit.translate(sid, iova, want).pa
+        return unit.translate(sid, iova, want, pasid).pa
     except TranslationFaultError as fault:
         return Reason(fault.reason)
 
 
 def test_a_device_reaches_what_its_domain_maps_and_is_blocked_without_one():
     unit, driver = rig()
-    device = driver.device("0000:00:04.0", 0x20)
+    device = driver.device(Function("0000:00:04.0", (0x20,)))
     assert reach(unit, 0x20, 0x1000) is Reason.ROOT_NOT_PRESENT
     domain = device.alloc_paging(DomainFlags.NONE, None)
     domain.map(0x10000, 0x800000, 0x3000, RW)
@@ -50,7 +53,7 @@ def test_a_device_reaches_what_its_domain_maps_and_is_blocked_without_one():
 
 def test_replacing_a_domain_forgets_the_old_one():
     unit, driver = rig()
-    device = driver.device("edu", 0x20)
+    device = driver.device(Function("edu", (0x20,)))
     first, second = (device.alloc_paging(DomainFlags.NONE, None) for _ in range(2))
     first.map(0x10000, 0x800000, 0x1000, RW)
     second.map(0x10000, 0x900000, 0x1000, RW)
@@ -62,7 +65,7 @@ def test_replacing_a_domain_forgets_the_old_one():
 
 def test_an_unmap_takes_effect_at_its_flush():
     unit, driver = rig()
-    device = driver.device("edu", 0x20)
+    device = driver.device(Function("edu", (0x20,)))
     domain = device.alloc_paging(DomainFlags.NONE, None)
     device.attach(domain, None)
     domain.map(0x200000, 0x800000, 0x400000, RW)
@@ -75,7 +78,7 @@ def test_an_unmap_takes_effect_at_its_flush():
 
 def test_two_devices_share_a_domain_and_two_domains_keep_apart():
     unit, driver = rig()
-    one, two, other = (driver.device(name, sid) for name, sid in (("a", 0x20), ("b", 0x28), ("c", 0x130)))
+    one, two, other = (driver.device(Function(name, (sid,))) for name, sid in (("a", 0x20), ("b", 0x28), ("c", 0x130)))
     shared, own = (one.alloc_paging(DomainFlags.NONE, None) for _ in range(2))
     shared.map(0x10000, 0x800000, 0x1000, RW)
     for device in (one, two):
@@ -86,20 +89,25 @@ def test_two_devices_share_a_domain_and_two_domains_keep_apart():
     assert shared.did != own.did
 
 
-def test_coherency_sets_snoop_on_old_and_new_leaves():
+def test_coherency_sets_snoop_on_new_leaves_of_a_domain_that_was_never_mapped():
     _, driver = rig()
     domain = VtdDomain(driver)
-    domain.map(0x10000, 0x800000, 0x1000, RW)
     assert domain.enforce_cache_coherency()
     domain.map(0x20000, 0x900000, 0x1000, RW)
     assert all(leaf.pte & vtdss.SNP for leaf in domain.pages.leaves(0, domain.aperture.last))
+    assert domain.enforce_cache_coherency()
+    mapped = VtdDomain(driver)
+    mapped.map(0x10000, 0x800000, 0x1000, RW)
+    assert not mapped.enforce_cache_coherency()
+    _, other = rig(*QEMU["vtd"])
+    assert not VtdDomain(other).enforce_cache_coherency()
 
 
 def test_a_unit_of_39_bits_has_a_smaller_aperture():
     unit, driver = rig(LEGACY_CAP.replace(SAGAW=2, MGAW=38))
     domain = VtdDomain(driver)
     assert domain.aperture.last == (1 << 39) - 1
-    driver.device("edu", 0x20).attach(domain, None)
+    driver.device(Function("edu", (0x20,))).attach(domain, None)
     assert reach(unit, 0x20, 1 << 39) is Reason.ADDRESS_BEYOND_WIDTH
 
 
@@ -116,13 +124,13 @@ def test_a_map_without_memory_for_tables_leaves_nothing():
     with pytest.raises(UapiError, match="no memory for a page table"):
         VtdDomain(driver)
     with pytest.raises(UapiError, match="no memory for a context table"):
-        driver.context(0x500)
+        driver.routes.reserve(0x500, None)
 
 
 def test_what_legacy_mode_has_not_is_refused():
     _, driver = rig()
-    device = driver.device("edu", 0x20)
-    for flags in (DomainFlags.NEST_PARENT, DomainFlags.DIRTY_TRACKING, DomainFlags.PASID):
+    device = driver.device(Function("edu", (0x20,)))
+    for flags in (DomainFlags.NEST_PARENT, DomainFlags.DIRTY_TRACKING):
         with pytest.raises(UapiError):
             device.alloc_paging(flags, None)
     with pytest.raises(UapiError, match="no PASIDs"):
@@ -130,6 +138,69 @@ def test_what_legacy_mode_has_not_is_refused():
     _, stranger = rig()
     with pytest.raises(UapiError, match="not of the IOMMU"):
         device.attach(VtdDomain(stranger), None)
+    with pytest.raises(UapiError, match="without any right"):
+        VtdDomain(driver).map(0, 0x800000, 0x1000, Prot.NONE)
+
+
+EDU = Function("edu0", (0x20,))
+
+
+@pytest.mark.parametrize("name", QEMU)
+@pytest.mark.parametrize("quirks", [LINUX_6_12, LINUX_7_2], ids=["6.12", "7.2"])
+def test_a_machine_of_qemu_does_what_its_kernel_does(name, quirks):
+    unit, driver = rig(*QEMU[name], quirks)
+    device = driver.device(EDU)
+    domain = device.alloc_paging(DomainFlags.NONE, None)
+    width = 39 if name == "vtd-39" else 47 if domain.first else 48
+    assert domain.aperture == (0, (1 << width) - 1)
+    assert domain.page_sizes == 0x40201000
+    assert device.hw_info(0).data == HwInfoVtd(1, 0, *map(int, QEMU[name])).to_bytes()
+    assert device.features.isolated_msi == (name != "vtd-noir")
+    assert domain.enforce_cache_coherency() == (name == "vtd-sc")
+    domain.map(0x10000, 0x800000, 0x1000, Prot.WRITE)
+    if name == "vtd-flts" and quirks is LINUX_6_12:
+        with pytest.raises(UapiError, match="no second stage"):
+            device.attach(domain, None)
+        return
+    device.attach(domain, None)
+    assert reach(unit, 0x20, 0x10000, WRITE) == 0x800000
+    readable = quirks is LINUX_6_12 or domain.first
+    assert (reach(unit, 0x20, 0x10000, READ) == 0x800000) == readable
+
+
+@pytest.mark.parametrize("flags", [DomainFlags.PASID, DomainFlags.DIRTY_TRACKING], ids=["first", "second"])
+def test_every_stream_of_a_function_is_routed(flags):
+    unit, driver = rig(*FULL)
+    device = driver.device(Function("edu2", (0x208, 0x200, 0x210)))
+    domain = device.alloc_paging(flags, None)
+    domain.map(0x10000, 0x800000, 0x1000, RW)
+    device.attach(domain, None)
+    assert [reach(unit, sid, 0x10000) for sid in device.function.sids] == [0x800000] * 3
+    device.detach(None)
+    assert [reach(unit, sid, 0x10000) for sid in device.function.sids] == [Reason.PASID_ENTRY_NOT_PRESENT] * 3
+
+
+def test_pasids_have_domains_of_their_own():
+    unit, driver = rig(*FULL)
+    device = driver.device(Function("gpu", (0x20,), pasid_bits=16))
+    assert device.features.max_pasids == 1 << 16
+    base, other = (device.alloc_paging(DomainFlags.PASID, None) for _ in range(2))
+    for domain, pa in ((base, 0x800000), (other, 0x900000)):
+        domain.map(0x10000, pa, 0x2000, RW)
+    device.attach(base, None)
+    device.attach(base, 5)
+    device.attach(other, 65535)
+    assert [reach(unit, 0x20, 0x10000, pasid=pasid) for pasid in (None, 5, 65535)] == [0x800000, 0x800000, 0x900000]
+    assert base.unmap(0x10000, 0x1000) == 0x1000
+    base.flush()
+    assert [reach(unit, 0x20, 0x10000, pasid=pasid) for pasid in (None, 5)] == [Reason.FIRST_NOT_PRESENT] * 2
+    device.attach(other, 5)
+    device.detach(65535)
+    assert reach(unit, 0x20, 0x10000, pasid=5) == 0x900000
+    assert reach(unit, 0x20, 0x10000, pasid=65535) is Reason.PASID_ENTRY_NOT_PRESENT
+    for bad in (0, 1 << 16):
+        with pytest.raises(UapiError, match="has no PASID"):
+            device.attach(other, bad)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +217,7 @@ class AnyOrder(RuleBasedStateMachine):
     @initialize()
     def start(self):
         self.unit, self.driver = rig()
-        self.devices = {sid: self.driver.device(f"dev{sid:x}", sid) for sid in (0x20, 0x28, 0x300)}
+        self.devices = {sid: self.driver.device(Function(f"dev{sid:x}", (sid,))) for sid in (0x20, 0x28, 0x300)}
         self.domains = [VtdDomain(self.driver) for _ in range(2)]
         self.held = [{}, {}]
         self.attached = dict.fromkeys(self.devices)

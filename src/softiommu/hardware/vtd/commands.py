@@ -19,6 +19,7 @@ class Type(IntEnum):
     PASID_IOTLB = 6
     PASID_CACHE = 7
     PASID_DEVICE_TLB = 8
+    PAGE_GROUP_RESPONSE = 9
 
 
 class Context(Word):
@@ -110,6 +111,42 @@ class PasidCache0(Word):
     PASID = bits(51, 32)
 
 
+class PasidDeviceTlb0(Word):
+    """PASID-based device-TLB invalidate, word 0 (6.5.2.6)."""
+
+    TYPE = bits(3, 0)
+    MIP = bits(8, 4)
+    PFSID_LOW = bits(15, 12)
+    SID = bits(31, 16)
+    PASID = bits(51, 32)
+    PFSID_HIGH = bits(63, 52)
+
+
+class PasidDeviceTlb1(Word):
+    """PASID-based device-TLB invalidate, word 1: G is for all PASIDs; with S the run of ones tells the size."""
+
+    G = bit(0)
+    S = bit(11)
+    ADDR = bits(63, 12)
+
+
+class PageGroupResponse0(Word):
+    """Page group response, word 0 (7.7.1)."""
+
+    TYPE = bits(3, 0)
+    PP = bit(4)
+    CODE = bits(15, 12)
+    RID = bits(31, 16)
+    PASID = bits(51, 32)
+
+
+class PageGroupResponse1(Word):
+    """Page group response, word 1."""
+
+    LPIG = bit(2)
+    PRGI = bits(11, 3)
+
+
 class Layout(NamedTuple):
     """The words of a descriptor; bits that neither names are reserved."""
 
@@ -125,4 +162,5 @@ LAYOUTS = {
     Type.WAIT: Layout(Wait0, Wait1),
     Type.PASID_IOTLB: Layout(PasidIotlb0, Range),
     Type.PASID_CACHE: Layout(PasidCache0, None),
+    Type.PASID_DEVICE_TLB: Layout(PasidDeviceTlb0, PasidDeviceTlb1),
 }

@@ -1,0 +1,130 @@
+"""A function behind a VT-d unit, as the unit's driver shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from errno import EINVAL
+from typing import TYPE_CHECKING
+
+from softiommu.abi.iommufd import HwInfoType, HwInfoVtd, HwInfoVtdFlags
+from softiommu.drivers.driver import (
+    Device,
+    DeviceFeatures,
+    Domain,
+    DomainFlags,
+    HwInfo,
+    NestedDomain,
+    PageFault,
+    PageResponse,
+    PagingDomain,
+    Reserved,
+    ReservedKind,
+    UserData,
+    Viommu,
+    ViommuHost,
+    unsupported,
+)
+from softiommu.drivers.vtd_domain import Route, VtdDomain
+from softiommu.errors import UapiError
+
+if TYPE_CHECKING:
+    from softiommu.drivers.function import Function
+    from softiommu.drivers.vtd import VtdDriver
+
+_MSI = (0xFEE00000, 0xFEEFFFFF)
+#: What a second stage can be made for.
+_KNOWN = DomainFlags.NEST_PARENT | DomainFlags.DIRTY_TRACKING | DomainFlags.PASID
+
+
+class VtdDevice:
+    """A function, with everything that cannot be told from it (`function.sids`)."""
+
+    def __init__(self, driver: VtdDriver, function: Function) -> None:
+        self.name, self.function = function.name, function
+        self.on_fault: Callable[[PageFault], None] | None = None
+        self.driver: object = driver
+        self.iommu: object = driver
+        self.group: object = self if function.group is None else function.group
+        ecap, pasids = driver.ecap, driver.scalable and bool(driver.ecap.PASID)
+        self.features = DeviceFeatures(
+            cache_coherent=bool(ecap.SC),
+            dirty_tracking=driver.scalable and bool(ecap.SSADS and ecap.SSTS),
+            ats=driver.routes.uses_ats(function.sids[0]),
+            max_pasids=1 << min(function.pasid_bits, ecap.PSS + 1) if pasids and function.pasid_bits else 0,
+            isolated_msi=bool(ecap.IR),
+        )
+        self._vtd = driver
+
+    def reserved_regions(self) -> Sequence[Reserved]:
+        """Writes to the interrupt range are interrupts."""
+        return (Reserved(*_MSI, ReservedKind.MSI),)
+
+    def hw_info(self, type: int) -> HwInfo | None:
+        """The raw capability registers."""
+        if type not in (HwInfoType.DEFAULT, HwInfoType.INTEL_VTD):
+            return None
+        # The kernel's driver sets the erratum bit whatever the hardware is.
+        flags = int(HwInfoVtdFlags.ERRATA_772415_SPR17)
+        data = HwInfoVtd(flags, 0, int(self._vtd.cap), int(self._vtd.ecap))
+        return HwInfo(HwInfoType.INTEL_VTD, data.to_bytes())
+
+    def alloc_paging(self, flags: DomainFlags, data: UserData | None) -> PagingDomain:
+        """A domain as wide as the hardware. EOPNOTSUPP: flags or data."""
+        if data is not None:
+            raise unsupported("a paging domain takes no data")
+        vtd = self._vtd
+        if not flags & ~DomainFlags.PASID and vtd.prefers_first_stage:
+            return VtdDomain(vtd, flags, first=True)
+        if flags & ~_KNOWN or DomainFlags.NEST_PARENT in flags:
+            raise unsupported(f"no domain is made for {flags & ~_KNOWN or DomainFlags.NEST_PARENT}")
+        if DomainFlags.DIRTY_TRACKING in flags and not self.features.dirty_tracking:
+            raise unsupported("the hardware sets no dirty flags")
+        return VtdDomain(vtd, flags)
+
+    def alloc_nested(self, parent: PagingDomain, flags: int, data: UserData) -> NestedDomain:
+        """No domain can be a parent, so none is."""
+        raise unsupported("there is no nesting")
+
+    def viommu_types(self) -> Sequence[int]:
+        """None."""
+        return ()
+
+    def alloc_viommu(self, type: int, parent: PagingDomain, host: ViommuHost, data: UserData | None) -> Viommu:
+        """There is no vIOMMU of this IOMMU."""
+        raise unsupported("VT-d has no vIOMMU")
+
+    def attach(self, domain: Domain, pasid: int | None) -> None:
+        """Route the function through a domain. EINVAL: a domain of another unit, or that cannot serve it; EOPNOTSUPP:
+        a PASID where there are none; ENOMEM."""
+        vtd = self._vtd
+        if pasid is not None:
+            self._check_pasid(pasid)
+        if not isinstance(domain, VtdDomain) or domain.owner is not vtd:
+            raise UapiError(EINVAL, f"the domain is not of the IOMMU of {self.name}")
+        if vtd.scalable and not domain.first and not vtd.ecap.SSTS:
+            raise UapiError(EINVAL, "the hardware has no second stage")
+        if pasid is not None and DomainFlags.DIRTY_TRACKING in domain.flags:
+            raise UapiError(EINVAL, "no PASID attaches to a domain with dirty tracking")
+        for sid in self.function.sids:
+            vtd.routes.reserve(sid, pasid)
+        for sid in self.function.sids:
+            vtd.attach(Route(sid, pasid), domain)
+
+    def _check_pasid(self, pasid: int) -> None:
+        if not self.features.max_pasids:
+            raise unsupported("the device and its IOMMU have no PASIDs together")
+        if not 0 < pasid < self.features.max_pasids:
+            raise UapiError(EINVAL, f"{self.name} has no PASID {pasid}")
+
+    def detach(self, pasid: int | None) -> None:
+        """Block the function, or one of its PASIDs."""
+        if pasid is not None and not 0 < pasid < self.features.max_pasids:
+            return
+        for sid in self.function.sids:
+            self._vtd.attach(Route(sid, pasid), None)
+
+    def page_response(self, faults: Sequence[PageFault], code: PageResponse) -> None:
+        """Never asked: the device reports no faults."""
+
+
+_: type[Device] = VtdDevice
