@@ -47,7 +47,7 @@ class VtdDevice:
         self.group: object = self if function.group is None else function.group
         ecap, pasids = driver.ecap, driver.scalable and bool(driver.ecap.PASID)
         self.features = DeviceFeatures(
-            cache_coherent=bool(ecap.SC),
+            enforces_coherency=bool(ecap.SC),
             dirty_tracking=driver.scalable and bool(ecap.SSADS and ecap.SSTS),
             ats=driver.routes.uses_ats(function.sids[0]),
             max_pasids=1 << min(function.pasid_bits, ecap.PSS + 1) if pasids and function.pasid_bits else 0,

@@ -47,12 +47,16 @@ class VtdDomain:
         # The upper half of a first stage's addresses, beyond the gap, is left alone.
         width = table.input_bits - 1 if first else min(table.input_bits, driver.cap.MGAW + 1)
         self.aperture = Range(0, (1 << width) - 1)
-        self.cache_coherent = bool(driver.ecap.SC)
         self.snoops = self.tracks_dirty = False
         self.routes: list[Route] = []
         self._was_mapped = False
         self._removed: list[tuple[int, int]] = []
         self._tables: list[TableRange] = []
+
+    @property
+    def cache_coherent(self) -> bool:
+        """Whether DMA through it is coherent whatever the device asks for."""
+        return self.snoops
 
     def map(self, iova: int, pa: int, length: int, prot: Prot) -> None:
         """Fill the table. ENOMEM: none of it is mapped then; EINVAL: no right, which a second stage cannot say."""
