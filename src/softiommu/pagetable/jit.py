@@ -17,7 +17,7 @@ import numba
 from numba.extending import overload, register_jitable
 
 from softiommu.memory import physical
-from softiommu.pagetable import formats, mapper, nested, walk
+from softiommu.pagetable import formats, lane, mapper, nested, walk
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -59,7 +59,8 @@ def _register() -> None:
         # LLVM finds these too large for their callers. Told otherwise, a walk takes 28 ns, not 64; nested 310, not 600.
         (formats, _FORMAT, True),
         (walk, _WALK, True),
-        (nested, ("two_stages", "_fetch"), False),
+        (lane, ("lane_walk",), True),
+        (nested, ("two_stages", "first_of_two", "_fetch"), False),
         (mapper, _MAPPER, False),
     ):
         for name in names:
@@ -85,3 +86,5 @@ nested_many = kernel(nested.nested_many)
 map_range = kernel(mapper.map_range)
 unmap_range = kernel(mapper.unmap_range)
 harvest_range = kernel(mapper.harvest_range)
+lane_many = kernel(lane.lane_many)
+lane_nested_many = kernel(lane.lane_nested_many)

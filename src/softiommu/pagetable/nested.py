@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from softiommu.memory.physical import Space
@@ -68,9 +69,25 @@ class NestedWalk(NamedTuple):
 
 def nested_walk(first: Stage, second: Stage, memory: PhysicalMemory, iova: int, want: int = 0) -> NestedWalk:
     """Translate `iova` by the first stage, its tables and its output by the second."""
-    where, raw1, raw2 = two_stages(*_trees(first, second, memory.space), signed(iova), want)
+    return _walk(two_stages, first, second, memory, signed(iova), want)
+
+
+def walk_first(first: Stage, second: Stage, memory: PhysicalMemory, iova: int, want: int = 0) -> NestedWalk:
+    """Translate `iova` by the first stage alone, whose tables the second shows: `stage1` has the output."""
+    return _walk(first_of_two, first, second, memory, signed(iova), want)
+
+
+def _walk(
+    kernel: Callable[[Tree, Tree, int, int], tuple[int, Result, Result]],
+    first: Stage,
+    second: Stage,
+    memory: PhysicalMemory,
+    iova: int,
+    want: int,
+) -> NestedWalk:
+    where, raw1, raw2 = kernel(*_trees(first, second, memory.space), iova, want)
     if ASK in (raw1[0], raw2[0]):
-        where, raw1, raw2 = two_stages(*_trees(first, second, memory.anywhere), signed(iova), want)
+        where, raw1, raw2 = kernel(*_trees(first, second, memory.anywhere), iova, want)
     stage1, stage2 = (Walk(*raw[:6], raw[6] & MASK) for raw in (raw1, raw2))
     if where == STAGE1:
         return NestedWalk(stage1.status, 0, 0, stage1.allowed, stage1, None)
@@ -90,6 +107,14 @@ def _trees(first: Stage, second: Stage, space: Space) -> tuple[Tree, Tree]:
 
 def two_stages(tree1: Tree, tree2: Tree, iova: int, want: int) -> tuple[int, Result, Result]:
     """Translate one address -> which walk decided, the first stage's, the second stage's last."""
+    where, inner, outer = first_of_two(tree1, tree2, iova, want)
+    if where == STAGE2:
+        return where, inner, one_stage(tree2, inner[1], want)
+    return where, inner, outer
+
+
+def first_of_two(tree1: Tree, tree2: Tree, iova: int, want: int) -> tuple[int, Result, Result]:
+    """`two_stages` up to the first stage's output (STAGE2), which the second stage has still to translate."""
     t1, mem = tree1.table, tree1.mem
     if outside(t1, iova):
         return STAGE1, (OUT_OF_RANGE, 0, 0, 0, t1.top, 0, 0), NO_WALK
@@ -112,10 +137,8 @@ def two_stages(tree1: Tree, tree2: Tree, iova: int, want: int) -> tuple[int, Res
             if outer[0] != OK:
                 return where, (outer[0], 0, 0, 0, level, ipa, 0), outer
             mem.words[at] = new
-        if status == OK:
-            return STAGE2, (OK, oa, lg2, allowed, level, ipa, new), one_stage(tree2, oa, want)
         if status != DESCEND:
-            return STAGE1, (status, oa, lg2, allowed, level, ipa, new), NO_WALK
+            return STAGE2 if status == OK else STAGE1, (status, oa, lg2, allowed, level, ipa, new), NO_WALK
         table, level, every, some = oa, below, every & pte, some | pte
 
 
