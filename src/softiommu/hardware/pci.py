@@ -167,8 +167,8 @@ class Function:
         add = self._config.add
         if self.features.power:
             made: dict[str, int] = {
-                "CAPABILITIES": PowerCapabilities.of(VERSION=3),
-                "CONTROL": PowerControl.of(NO_SOFT_RESET=1),
+                "PMC": PowerCapabilities.of(VERSION=3),
+                "PMCSR": PowerControl.of(NO_SOFT_RESET=1),
             }
             add(CapabilityId.POWER, 8, self.power, made)
         if self.msi:
@@ -232,14 +232,14 @@ class Function:
         if new.FLR:
             self.reset()
 
-    def on_write_CONTROL(self, old: int, new: int) -> None:
+    def on_write_PMCSR(self, old: PowerControl, new: PowerControl) -> None:
         """D1 and D2 are not there: a write that asks for them changes nothing (7.5.2.2)."""
-        if self.power.CONTROL.STATE in (1, 2):
-            self.power.CONTROL = self.power.CONTROL.replace(STATE=PowerControl(old).STATE)
+        if new.STATE in (1, 2):
+            self.power.PMCSR = new.replace(STATE=old.STATE)
 
     def _refresh(self) -> None:
         """Let what software set take effect."""
-        self.port.bus_master = bool(self.header.COMMAND.MASTER) and self.power.CONTROL.STATE == _D0
+        self.port.bus_master = bool(self.header.COMMAND.MASTER) and self.power.PMCSR.STATE == _D0
         asserted = self._level and not self.header.COMMAND.INTX_DISABLE and not self.messages
         if asserted != self._asserted:
             self._asserted = asserted
@@ -247,15 +247,15 @@ class Function:
 
     # BARs
 
-    def read_bar(self, index: int, offset: int, width: int) -> int:
+    def read_bar(self, bar: int, offset: int, width: int) -> int:
         """Software reads 1, 2, 4 or 8 bytes of a BAR; all ones when nobody answers."""
-        registers = self._responder(index, offset, width)
+        registers = self._responder(bar, offset, width)
         ones = (1 << 8 * width) - 1
         return ones if registers is None else registers.read(offset, width) & ones
 
-    def write_bar(self, index: int, offset: int, width: int, value: int) -> None:
+    def write_bar(self, bar: int, offset: int, width: int, value: int) -> None:
         """Software writes 1, 2, 4 or 8 bytes of a BAR; lost when nobody answers."""
-        registers = self._responder(index, offset, width)
+        registers = self._responder(bar, offset, width)
         if registers is not None:
             registers.write(offset, width, value & (1 << 8 * width) - 1)
 
@@ -265,7 +265,7 @@ class Function:
         if bar is None or width not in (1, 2, 4, 8) or offset % width or not 0 <= offset <= bar.size - width:
             return None
         command = self.header.COMMAND
-        if not (command.IO if bar.io else command.MEMORY) or self.power.CONTROL.STATE != _D0:
+        if not (command.IO if bar.io else command.MEMORY) or self.power.PMCSR.STATE != _D0:
             return None
         if self.msix is not None and self.msix.bar == index and self.msix.covers(offset):
             return self.msix

@@ -144,8 +144,8 @@ class Power(RegisterFile):
     """The power management capability (7.5.2)."""
 
     HEADER = reg(0x00, CapabilityHeader, ro)
-    CAPABILITIES = reg(0x02, PowerCapabilities, ro)
-    CONTROL = reg(0x04, PowerControl, ro, STATE=rw)
+    PMC = reg(0x02, PowerCapabilities, ro)
+    PMCSR = reg(0x04, PowerControl, ro, STATE=rw)
 
 
 class MsiControl(Word, width=16):
