@@ -29,6 +29,26 @@ def test_every_machine_has_the_nodes_of_iommufd(name):
     assert all(stat.S_ISCHR(entries[path].mode) for path in nodes)
 
 
+def test_devices_behind_an_iommu_have_nodes_and_sysfs():
+    built = machine("vtd")
+    nodes = {path: (entry.major, entry.minor) for path, entry in built.entries.items() if isinstance(entry, Node)}
+    for number, device in enumerate(built.facts()["devices"]):
+        assert device["nodes"] == [f"/dev/vfio/devices/vfio{number}", f"/dev/vfio/{device['group']}"]
+        major, minor = nodes[device["nodes"][0]]
+        folder = f"/sys/devices/pci{device['address'][:7]}/{device['address']}"
+        assert built.entries[f"{folder}/vfio-dev/vfio{number}/dev"].content() == f"{major}:{minor}\n".encode()
+        assert built.entries[f"{folder}/iommu_group"].target == f"../../../kernel/iommu_groups/{device['group']}"
+        config = built.entries[f"{folder}/config"].content()
+        assert len(config) >= 256
+        vendor, product = (int(part, 16).to_bytes(2, "little") for part in device["id"].split(":"))
+        assert config[:4] == vendor + product
+    groups = [device["group"] for device in built.facts()["devices"] if device["address"].startswith("0000:02")]
+    assert len(groups) == 2
+    assert len(set(groups)) == 1
+    regions = built.entries["/sys/kernel/iommu_groups/0/reserved_regions"].content()
+    assert b"0x00000000fee00000 0x00000000feefffff msi\n" in regions
+
+
 @pytest.mark.parametrize("node", ["/dev/iommu", "/dev/vfio/vfio"])
 def test_each_open_is_an_iommufd_of_its_own(node):
     plain = machine("nodev")

@@ -5,14 +5,17 @@ import pytest
 from softiommu.errors import ConfigError
 from softiommu.machine import description
 from softiommu.machine.description import Iommu, builtin_names, load, parse
-from softiommu.machine.pci import PciDevice
+from softiommu.machine.pci import Bridge, PciDevice
 
 HEAD = 'name = "lab"\n'
 DEVICE = '[[device]]\nname = "edu0"\naddress = "00:1e.0"\nvendor = 0x1234\ndevice = 0x11e8\n'
+VTD = '[[iommu]]\nname = "dmar0"\nmodel = "vtd"\n'
+EDU = '[[device]]\nname = "e"\naddress = "00:04.0"\nmodel = "edu"\n'
+BRIDGE = '[[bridge]]\nname = "b"\naddress = "00:06.0"\nbus = 2\n'
 
 
 def test_the_built_in_machines_are_those_of_the_folder():
-    assert builtin_names() == ("mock", "nodev")
+    assert {"mock", "nodev", "vtd", "vtd-39", "vtd-flts", "vtd-noir", "vtd-sc", "vtd-sm"} <= set(builtin_names())
 
 
 @pytest.mark.parametrize("name", builtin_names())
@@ -26,9 +29,12 @@ def test_a_built_in_machine_bears_its_files_name_and_says_what_it_is(name):
 def test_the_example_of_the_documentation_is_a_machine():
     example = (description.__doc__ or "").split("\n\n", 1)[1]
     loaded = parse("\n".join(line.strip() for line in example.splitlines()), "example")
-    assert loaded.kernel == "7.2"
-    assert loaded.has_model("mock")
-    assert loaded.devices == (PciDevice("edu0", "0000:00:1e.0", 0x1234, 0x11E8, 0xFF00, 0x10, 0x1AF4, 0x1100),)
+    assert (loaded.kernel, loaded.memory, loaded.unsafe_interrupts) == ("7.2", 1 << 30, False)
+    assert [(iommu.name, iommu.model) for iommu in loaded.iommus] == [("dmar0", "vtd")]
+    assert loaded.bridges == (Bridge("bridge0", "0000:00:06.0", 2),)
+    edu, card = loaded.devices
+    assert (edu.name, edu.address, edu.model, edu.iommu) == ("edu0", "0000:00:04.0", "edu", "dmar0")
+    assert card == PciDevice("card", "0000:00:1e.0", 0x1234, 0x11E8, 0xFF00, 0x10, 0x1AF4, 0x1100)
 
 
 def test_what_is_left_out_has_a_default():
@@ -46,14 +52,29 @@ def test_what_is_left_out_has_a_default():
         (HEAD + 'kernel = "7.20"', "x.toml:2: unknown kernel '7.20': expected one of 6.12, 7.2, 7.3"),
         (HEAD + "no_iomu = true", "x.toml:2: unknown key 'no_iomu' in the machine: expected one of name"),
         (HEAD + '[[iommu]]\nmodel = "mock"', "x.toml:2: expected a key 'name' in [[iommu]]"),
-        (HEAD + '[[iommu]]\nname = "a"', "x.toml:2: expected a key 'model' in [[iommu]], one of mock"),
-        (HEAD + '[[iommu]]\nname = "a"\nmodel = "mok"', "x.toml:4: unknown model 'mok': expected one of mock (did you"),
+        (HEAD + '[[iommu]]\nname = "a"', "x.toml:2: expected a key 'model' in [[iommu]], one of amd"),
+        (HEAD + '[[iommu]]\nname = "a"\nmodel = "mok"', "x.toml:4: unknown model 'mok': expected one of amd"),
         (HEAD + '[[iommu]]\nname = "a"\nmodel = "mock"\n' * 2, "x.toml:6: name 'a' is taken: expected another"),
         (HEAD + "iommu = 3", "x.toml:2: iommu must be an array, not an integer (3)"),
         (HEAD + DEVICE.replace("1e.0", "1e.9"), "x.toml:4: '00:1e.9' is no PCI address: expected one such as 0000:00"),
         (HEAD + DEVICE + DEVICE.replace("edu0", "edu1"), "x.toml:9: address '0000:00:1e.0' is taken by 'edu0'"),
         (HEAD + DEVICE + "class = 0x1000000", "x.toml:7: class is 0x1000000: expected 0x0..0xffffff"),
-        (HEAD + DEVICE + "pasid = 3", "x.toml:7: unknown key 'pasid' in [[device]]: expected one of address, name"),
+        (HEAD + DEVICE + "pasid = 3", "x.toml:7: unknown key 'pasid' in [[device]]: expected one of name, address"),
+        (HEAD + "memory = 0x1000", "x.toml:2: memory is 0x1000: expected a multiple of 2 MiB, and 16 MiB or more"),
+        (HEAD + VTD + EDU + 'iommu = "x"', "x.toml:9: unknown iommu 'x': expected one of dmar0"),
+        (HEAD + EDU, "x.toml:5: a device of model 'edu' needs an [[iommu]] in front of it"),
+        (HEAD + VTD + VTD.replace("dmar0", "b") + EDU, "x.toml:8: expected a key 'iommu' in [[device]], one of dmar0"),
+        (
+            HEAD + VTD + EDU + "vendor = 3",
+            "x.toml:9: unknown key 'vendor' in [[device]]: expected one of name, address",
+        ),
+        (HEAD + VTD + EDU + "dma_bits = 65", "x.toml:9: dma_bits is 0x41: expected 0x0..0x40"),
+        (HEAD + VTD + "ecap = { PASS = 1 }", "x.toml:5: Ecap has no field 'PASS': expected one of C, QI"),
+        (HEAD + VTD + "cap = { ND = 8 }", "x.toml:5: ND is 8: expected an integer from 0 to 0x7"),
+        (HEAD + VTD + "ecap = { PSS = 19 }", "x.toml:5: PSS gives PASIDs a size, but PASID = 0"),
+        (HEAD + VTD + "ecap = { PASID = 1 }", "x.toml:5: PASID needs scalable mode (SMTS)"),
+        (HEAD + VTD + "cap = { SAGAW = 2 }", "x.toml:5: MGAW is wider than every table width in SAGAW"),
+        (HEAD + BRIDGE * 2, "x.toml:7: name 'b' is taken"),
     ],
 )
 def test_an_error_names_file_line_and_expectation(text, message):
@@ -72,7 +93,7 @@ def test_a_file_is_named_by_its_path(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nodv", r"^unknown machine 'nodv': expected one of mock, nodev \(did you mean nodev\?\)\nhint: "),
+        ("nodv", r"^unknown machine 'nodv': expected one of .*mock, nodev, .* \(did you mean nodev\?\)\nhint: "),
         ("./absent.toml", r"^\./absent\.toml: No such file or directory$"),
         ("./folder/", "Is a directory$"),
         ("./latin.toml", "not UTF-8 text: .* at byte 8$"),

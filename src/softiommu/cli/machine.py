@@ -46,6 +46,8 @@ def show(name: str, kernel: str | None, as_json: bool) -> None:
         print(f"iommu  {iommu['name']} ({iommu['model']})")
     for device in facts["devices"]:
         print(f"device {device['name']} ({device['id']}) in {device['sysfs']}")
+        if "group" in device:
+            print(f"       behind {device['iommu']}, in group {device['group']}: {', '.join(device['nodes'])}")
     if facts["test_command"]:
         print("a program makes devices of its own with the kernel's test command, IOMMU_TEST_CMD")
     elif not facts["devices"]:

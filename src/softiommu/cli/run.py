@@ -32,6 +32,7 @@ def run(machine: str, kernel: str | None, log: str | None, program: tuple[str, .
     from softiommu.run.log import CallLog
 
     world = assemble(machine, kernel)
+    world.on_message = lambda line: print(f"softiommu: kernel: {line}", file=sys.stderr, flush=True)
     call_log = None
     if log is not None:
         call_log = CallLog(_open_log(log))

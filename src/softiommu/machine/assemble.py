@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from softiommu.iommufd import kernels, table
@@ -16,6 +16,8 @@ from softiommu.memory.frames import Frames
 from softiommu.memory.pins import Physical
 
 if TYPE_CHECKING:
+    from softiommu.machine.hardware import Hardware
+    from softiommu.machine.vfio import Vfio
     from softiommu.memory.client import Caller
 
 #: misc devices (10): their minors as Linux gives them.
@@ -28,16 +30,52 @@ class Machine:
     def __init__(self, description: Description, kernel: str | None = None) -> None:
         self.description = description
         self.kernel = kernels.kernel(kernel or description.kernel or kernels.DEFAULT)
-        self.physical = Physical(Frames(), Accounts())
+        #: What the kernel of the machine has printed: faults, above all. `on_message` hears each line.
+        self.messages: list[str] = []
+        self.on_message: Callable[[str], None] | None = None
+        self.hardware = self._hardware()
+        self.physical = Physical(self._frames(), Accounts())
         self.services = table.services(self.kernel, self.physical)
         self.services.no_iommu = description.no_iommu
-        self.entries: Mapping[str, Entry] = {
+        self.services.unsafe_interrupts = description.unsafe_interrupts
+        self.entries: dict[str, Entry] = {
             "/dev/iommu": Node(*_IOMMU_DEV, stat.S_IFCHR | 0o666, self.open_iommu),
             "/dev/vfio/vfio": Node(*_VFIO_DEV, stat.S_IFCHR | 0o666, self.open_iommu),
-            **pci.entries(description.devices),
         }
+        self.vfio = self._vfio()
+        seen = [shown.wired.pci for shown in self.vfio.devices] if self.vfio else []
+        seen += [device for device in description.devices if device.model is None]
+        self.entries |= pci.entries(seen) | (self.vfio.entries if self.vfio else {})
         if description.has_model("mock"):
             self._add_mock()
+
+    def _hardware(self) -> Hardware | None:
+        """The silicon, on a machine that has any: loading the models takes its time."""
+        if all(iommu.model == "mock" for iommu in self.description.iommus):
+            return None
+        from softiommu.machine.hardware import Hardware
+
+        return Hardware(self.description, self.kernel, self._report)
+
+    def _frames(self) -> Frames:
+        if self.hardware is None:
+            return Frames()
+        from softiommu.memory.windows import ClientWindows
+
+        return Frames(on_window=ClientWindows(self.hardware.memory))
+
+    def _vfio(self) -> Vfio | None:
+        if self.hardware is None:
+            return None
+        from softiommu.machine.vfio import Vfio
+
+        self.services.has_devices = True
+        return Vfio(self.hardware, self.services)
+
+    def _report(self, line: str) -> None:
+        self.messages.append(line)
+        if self.on_message is not None:
+            self.on_message(line)
 
     def open_iommu(self, caller: Caller, flags: int) -> IommufdFile:
         """open(2) of /dev/iommu, or of /dev/vfio/vfio where the container is iommufd's."""
@@ -53,17 +91,27 @@ class Machine:
             "kernel": self.kernel.name,
             "nodes": [path for path, entry in self.entries.items() if isinstance(entry, Node)],
             "iommus": [{"name": iommu.name, "model": iommu.model} for iommu in description.iommus],
-            "devices": [
-                {
-                    "name": device.name,
-                    "address": device.address,
-                    "id": f"{device.vendor:04x}:{device.device:04x}",
-                    "sysfs": f"/sys/bus/pci/devices/{device.address}",
-                }
-                for device in description.devices
-            ],
+            "devices": [self._device_facts(device) for device in description.devices],
             "test_command": description.has_model("mock"),
         }
+
+    def _device_facts(self, device: pci.PciDevice) -> dict[str, Any]:
+        shown = next((s for s in self.vfio.devices if s.wired.pci.name == device.name), None) if self.vfio else None
+        what = shown.wired.pci if shown else device
+        facts: dict[str, Any] = {
+            "name": device.name,
+            "address": device.address,
+            "id": f"{what.vendor:04x}:{what.device:04x}",
+            "sysfs": f"/sys/bus/pci/devices/{device.address}",
+        }
+        if shown is not None:
+            facts |= {
+                "model": device.model,
+                "iommu": device.iommu,
+                "group": shown.wired.place.group,
+                "nodes": [shown.node, shown.group_node],
+            }
+        return facts
 
     def _add_mock(self) -> None:
         from softiommu.drivers.mock import MockDriver

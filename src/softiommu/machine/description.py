@@ -4,13 +4,26 @@ name = "lab"                      # required
 summary = "one line"
 kernel = "7.2"                    # the kernel whose uAPI it presents; `--kernel` overrides it
 no_iommu = false                  # whether that kernel is built with CONFIG_VFIO_NOIOMMU
+unsafe_interrupts = false         # whether iommufd.allow_unsafe_interrupts is set
+memory = 0x40000000               # bytes of RAM: the tables and queues of IOMMUs lie there
 
 [[iommu]]
-name = "mock0"
-model = "mock"
+name = "dmar0"
+model = "vtd"                     # its features follow: see docs/machines.md
+
+[[bridge]]                        # from PCI Express to PCI: what is behind it is one group
+name = "bridge0"
+address = "0000:00:06.0"
+bus = 2
 
 [[device]]
 name = "edu0"
+address = "0000:00:04.0"
+model = "edu"                     # what it is and does; its options follow
+iommu = "dmar0"                   # may be left out where there is one IOMMU
+
+[[device]]                        # without a model it is only seen, and says itself what it is
+name = "card"
 address = "0000:00:1e.0"
 vendor = 0x1234
 device = 0x11e8
@@ -28,19 +41,22 @@ from pathlib import Path
 
 from softiommu.errors import ConfigError
 from softiommu.iommufd.kernels import KERNELS
-from softiommu.machine.pci import PciDevice, address
+from softiommu.machine import models
+from softiommu.machine.pci import Bridge, PciDevice, address
 from softiommu.machine.reading import Document, Table, expected
 
-MODELS = ("mock",)
 _BUILTIN = Path(__file__).with_name("builtin")
+_RAM = 1 << 30
+_MOST_RAM = 1 << 40
 
 
 @dataclass(frozen=True)
 class Iommu:
-    """An IOMMU of the machine: which model it is."""
+    """An IOMMU of the machine: which model it is, and its features as that model read them."""
 
     name: str
     model: str
+    features: object = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +68,10 @@ class Description:
     summary: str = ""
     kernel: str | None = None
     no_iommu: bool = False
+    unsafe_interrupts: bool = False
+    memory: int = _RAM
     iommus: tuple[Iommu, ...] = ()
+    bridges: tuple[Bridge, ...] = ()
     devices: tuple[PciDevice, ...] = ()
 
     def has_model(self, model: str) -> bool:
@@ -63,51 +82,99 @@ class Description:
 def parse(text: str, source: str) -> Description:
     """A description from its text. ConfigError names the line."""
     root = Document(source, text).root
+    summary = root.text("name"), root.text("summary", "")
+    iommus = tuple(_iommus(root))
+    bridges = tuple(_bridges(root))
     description = Description(
-        name=root.text("name"),
+        name=summary[0],
         source=source,
-        summary=root.text("summary", ""),
+        summary=summary[1],
         kernel=root.choice("kernel", KERNELS),
         no_iommu=root.flag("no_iommu"),
-        iommus=tuple(_iommus(root)),
-        devices=tuple(_devices(root)),
+        unsafe_interrupts=root.flag("unsafe_interrupts"),
+        memory=_memory(root),
+        iommus=iommus,
+        bridges=bridges,
+        devices=tuple(_devices(root, [iommu.name for iommu in iommus if iommu.model != "mock"])),
     )
     root.finish()
     return description
 
 
+def _memory(root: Table) -> int:
+    size = root.number("memory", _MOST_RAM, _RAM)
+    if size < 16 << 20 or size % (2 << 20):
+        raise root.error("memory", f"memory is {size:#x}: expected a multiple of 2 MiB, and 16 MiB or more")
+    return size
+
+
 def _iommus(root: Table) -> Iterator[Iommu]:
     names: dict[str, str] = {}
     for table in root.tables("iommu"):
-        iommu = Iommu(table.text("name"), table.choice("model", MODELS) or "")
-        if not iommu.model:
-            raise table.error(None, f"expected a key 'model' in [[iommu]], one of {', '.join(MODELS)}")
+        name, model = table.text("name"), table.choice("model", models.IOMMUS)
+        if not model:
+            raise table.error(None, f"expected a key 'model' in [[iommu]], one of {', '.join(models.IOMMUS)}")
+        features = models.iommu(model).read(table)
         table.finish()
-        _once(table, "name", iommu.name, iommu.name, names)
-        yield iommu
+        _once(table, "name", name, name, names)
+        yield Iommu(name, model, features)
 
 
-def _devices(root: Table) -> Iterator[PciDevice]:
+def _bridges(root: Table) -> Iterator[Bridge]:
+    names: dict[str, str] = {}
+    buses: dict[str, str] = {}
+    for table in root.tables("bridge"):
+        bridge = Bridge(table.text("name"), _address(table), table.number("bus", 0xFF))
+        table.finish()
+        _once(table, "name", bridge.name, bridge.name, names)
+        _once(table, "bus", f"{bridge.bus:#x}", bridge.name, buses)
+        yield bridge
+
+
+def _devices(root: Table, iommus: list[str]) -> Iterator[PciDevice]:
     names: dict[str, str] = {}
     addresses: dict[str, str] = {}
     for table in root.tables("device"):
-        written = table.text("address")
-        device = PciDevice(
-            name=table.text("name"),
-            address=address(written) or "",
-            vendor=table.number("vendor", 0xFFFF),
-            device=table.number("device", 0xFFFF),
-            class_code=table.number("class", 0xFFFFFF, 0),
-            revision=table.number("revision", 0xFF, 0),
-            subsystem_vendor=table.number("subsystem_vendor", 0xFFFF, 0),
-            subsystem_device=table.number("subsystem_device", 0xFFFF, 0),
-        )
+        name, at, model = table.text("name"), _address(table), table.choice("model", models.DEVICES)
+        device = _identified(table, name, at) if model is None else _modelled(table, (name, at, model), iommus)
         table.finish()
-        if not device.address:
-            raise table.error("address", f"{written!r} is no PCI address: expected one such as 0000:00:1e.0")
         _once(table, "name", device.name, device.name, names)
         _once(table, "address", device.address, device.name, addresses)
         yield device
+
+
+def _identified(table: Table, name: str, at: str) -> PciDevice:
+    """A device that is only seen."""
+    return PciDevice(
+        name=name,
+        address=at,
+        vendor=table.number("vendor", 0xFFFF),
+        device=table.number("device", 0xFFFF),
+        class_code=table.number("class", 0xFFFFFF, 0),
+        revision=table.number("revision", 0xFF, 0),
+        subsystem_vendor=table.number("subsystem_vendor", 0xFFFF, 0),
+        subsystem_device=table.number("subsystem_device", 0xFFFF, 0),
+    )
+
+
+def _modelled(table: Table, what: tuple[str, str, str], iommus: list[str]) -> PciDevice:
+    """A device that does something: what it is comes from its model."""
+    name, at, model = what
+    iommu = table.choice("iommu", iommus)
+    if iommu is None and len(iommus) > 1:
+        raise table.error(None, f"expected a key 'iommu' in [[device]], one of {', '.join(iommus)}")
+    if iommu is None and not iommus:
+        raise table.error("model", f"a device of model {model!r} needs an [[iommu]] in front of it")
+    options = models.device(model).read(table)
+    return PciDevice(name, at, 0, 0, model=model, options=options, iommu=iommu or iommus[0])
+
+
+def _address(table: Table) -> str:
+    written = table.text("address")
+    full = address(written)
+    if full is None:
+        raise table.error("address", f"{written!r} is no PCI address: expected one such as 0000:00:1e.0")
+    return full
 
 
 def _once(table: Table, key: str, value: str, owner: str, seen: dict[str, str]) -> None:

@@ -23,6 +23,21 @@ def address(text: str) -> str | None:
     return f"{domain}:{bus}:{device}.{function}".lower()
 
 
+def requester_id(full: str) -> int:
+    """Bus, device and function of a full address as the 16 bits that requests bear."""
+    bus, slot, function = int(full[5:7], 16), int(full[8:10], 16), int(full[11])
+    return bus << 8 | slot << 3 | function
+
+
+@dataclass(frozen=True)
+class Bridge:
+    """A bridge from PCI Express to PCI: its name, its address, and the bus behind it."""
+
+    name: str
+    address: str
+    bus: int
+
+
 @dataclass(frozen=True)
 class PciDevice:
     """A PCI function: its name in the description, its address, and what its configuration header identifies it by."""
@@ -36,6 +51,16 @@ class PciDevice:
     revision: int = 0
     subsystem_vendor: int = 0
     subsystem_device: int = 0
+    #: Which model plays it (None: it is only seen), and its options.
+    model: str | None = None
+    options: object = None
+    #: The IOMMU that its DMA goes through.
+    iommu: str | None = None
+
+    @property
+    def bus(self) -> int:
+        """The number of the bus it is on."""
+        return requester_id(self.address) >> 8
 
     @property
     def folder(self) -> str:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from softiommu.errors import ConfigError
+
+if TYPE_CHECKING:
+    from softiommu.words import Word
+
+W = TypeVar("W", bound="Word")
 
 _KINDS: dict[type, str] = {str: "a string", int: "an integer", bool: "true or false", list: "an array", dict: "a table"}
 _HEADER = re.compile(r"\[\[?\s*([\w.\"'-]+)\s*\]\]?\s*(?:#.*)?$")
@@ -79,6 +84,17 @@ class Table:
         if not 0 <= number <= last:
             raise self.error(key, f"{key} is {number:#x}: expected 0x0..{last:#x}")
         return number
+
+    def word(self, key: str, base: W) -> W:
+        """`base` with the fields changed that the table `key` names, as in { MGAW = 38 }."""
+        fields: dict[str, Any] = self._take(key, dict) or {}
+        for name, value in fields.items():
+            if name not in base.FIELDS:
+                raise self.error(key, f"{type(base).__name__} has no field {name!r}: {expected(name, base.FIELDS)}")
+            last = (1 << base.FIELDS[name].width) - 1
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= last:
+                raise self.error(key, f"{name} is {value!r}: expected an integer from 0 to {last:#x}")
+        return base.replace(**fields)
 
     def choice(self, key: str, choices: Collection[str]) -> str | None:
         """A string that is one of a few; None when the key is not there."""

@@ -179,7 +179,8 @@ def lane_walk(layout: Layout, usual: Any, words: Any, limit: int, root: int, iov
     if pte & usual[row + 2] != usual[row + 3]:
         return UNUSUAL
     low = (1 << shift) - 1
-    return (pte & address) << up & ~low | iova & low
+    oa: int = (pte & address) << up & ~low | iova & low
+    return oa
 
 
 def lane_many(lane: Lane, mem: Space, root: int, iovas: Any, oas: Any) -> int:

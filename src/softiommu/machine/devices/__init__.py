@@ -1,0 +1,1 @@
+"""How a description becomes a device: one module for each model."""

@@ -1,0 +1,1 @@
+"""How a description becomes an IOMMU: one module for each model."""
