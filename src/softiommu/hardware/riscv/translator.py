@@ -1,0 +1,221 @@
+"""The process to translate an address, with the caches on its way. RISC-V IOMMU 1.0, "Process to translate an IOVA".
+
+Contexts are cached until IODIR names them, translations until IOTINVAL does: what software did not invalidate stays.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, NamedTuple
+
+from softiommu.hardware.cache import Cache, Entry, Iotlb, Page, Shape
+from softiommu.hardware.iommu import ALL, Request, Translation
+from softiommu.hardware.riscv.contexts import NO_ID, Device, Space
+from softiommu.hardware.riscv.counters import Counters, Who
+from softiommu.hardware.riscv.events import ALWAYS_RECORDED, Cause, Ttyp
+from softiommu.hardware.riscv.queue import Selection
+from softiommu.hardware.riscv.registers import DdtpMode, EventId, Registers
+from softiommu.hardware.riscv.tables import PDT_WIDTH
+from softiommu.hardware.riscv.walker import BlockedError, InterruptFile, Step, Walker
+from softiommu.pagetable.formats.riscv import SUM
+from softiommu.pagetable.kinds import EXECUTE, WRITE
+
+if TYPE_CHECKING:
+    from softiommu.memory.physical import PhysicalMemory
+
+#: Who asks: the third tag of a first-stage translation.
+_USER, _SUPERVISOR, _SUPERVISOR_WITH_SUM = 0, 1, 2
+
+
+class Shapes(NamedTuple):
+    """How large the caches are: of first- and of second-stage leaves, of device and of process contexts."""
+
+    first: Shape = Shape(16, 8)
+    second: Shape = Shape(16, 8)
+    devices: Shape = Shape(8, 8)
+    processes: Shape = Shape(8, 8)
+
+
+class Kind(Enum):
+    """What a device sends: the transaction type of its reads, and the event that is counted."""
+
+    UNTRANSLATED = Ttyp.UNTRANSLATED_READ, EventId.UNTRANSLATED
+    TRANSLATED = Ttyp.TRANSLATED_READ, EventId.TRANSLATED
+    ATS = Ttyp.ATS_TRANSLATION, EventId.ATS_TRANSLATION
+    MESSAGE = Ttyp.MESSAGE, EventId.NONE
+
+    def __init__(self, read: Ttyp, event: EventId) -> None:
+        self.read, self.event = read, event
+
+    def ttyp(self, want: int) -> Ttyp:
+        """The transaction type of a record."""
+        if self in (Kind.ATS, Kind.MESSAGE):
+            return self.read
+        return Ttyp(self.read - 1 if want & EXECUTE else self.read + 1 if want & WRITE else self.read)
+
+
+class Found(NamedTuple):
+    """A translation, with what only some ask for."""
+
+    at: Translation
+    pbmt: int = 0
+    mrif: InterruptFile | None = None
+
+
+class Translator:
+    """Locates contexts and translates, out of caches or tables."""
+
+    def __init__(self, registers: Registers, memory: PhysicalMemory, shapes: Shapes, counters: Counters) -> None:
+        self._registers, self._counters = registers, counters
+        self.walker = Walker(memory, registers.CAPABILITIES)
+        #: Tags: GSCID, PSCID, who asks. The output is guest-physical where there is a GSCID.
+        self.first = Iotlb(shapes.first)
+        #: Tag: GSCID. MSI page table entries, too.
+        self.second = Iotlb(shapes.second)
+        self.devices: Cache[int, Device] = Cache(shapes.devices)
+        #: By device and process id.
+        self.processes: Cache[tuple[int, int], Space] = Cache(shapes.processes)
+
+    # The process
+
+    def serve(self, request: Request, kind: Kind) -> Found:
+        """Translate. BlockedError with the cause of the step that stopped it."""
+        mode = self._registers.DDTP.MODE
+        if mode == DdtpMode.BARE:  # step 2
+            if kind is not Kind.UNTRANSLATED:
+                raise BlockedError(Cause.TRANSACTION_TYPE_DISALLOWED, request)
+            return Found(Translation(request.iova, 64, ALL))
+        device = self.device(request)
+        try:
+            return self._translate(device, request, kind)
+        except BlockedError as fault:
+            fault.quiet = bool(device.tc.DTF) and fault.cause not in ALWAYS_RECORDED
+            raise
+
+    def device(self, request: Request) -> Device:
+        """The device context (steps 1 to 6, of a mode with a directory)."""
+        ddtp = self._registers.DDTP
+        if ddtp.MODE == DdtpMode.OFF:
+            raise BlockedError(Cause.ALL_INBOUND_DISALLOWED, request)
+        if ddtp.MODE == DdtpMode.BARE or not self.walker.fits(ddtp, request.sid):
+            raise BlockedError(Cause.TRANSACTION_TYPE_DISALLOWED, request)
+        device = self.devices.get(request.sid)
+        if device is None:
+            self._counters.count(EventId.DEVICE_WALK, Who(request.sid))
+            device = self.walker.device(ddtp, request)
+            self.devices.put(request.sid, device)
+        return device
+
+    def _translate(self, device: Device, request: Request, kind: Kind) -> Found:
+        if kind is not Kind.UNTRANSLATED and not device.tc.EN_ATS:  # step 7a
+            raise BlockedError(Cause.TRANSACTION_TYPE_DISALLOWED, request)
+        if request.pasid is not None and (  # steps 7b and 7c
+            not device.tc.PDTV or request.pasid >> PDT_WIDTH[device.pdtp.MODE]
+        ):
+            raise BlockedError(Cause.TRANSACTION_TYPE_DISALLOWED, request)
+        translated = kind is Kind.TRANSLATED
+        if translated and not device.tc.T2GPA:  # step 8
+            return Found(Translation(request.iova, 64, ALL))
+        space = _GUEST_PHYSICAL if translated else self._space(device, request)
+        inner = self._first(device, space, request)
+        if device.second is None:
+            return Found(Translation(inner.oa, inner.lg2, inner.allowed), inner.pbmt)
+        outer = self._second(device, inner.oa, request)
+        lg2, allowed = min(inner.lg2, outer.lg2), inner.allowed & outer.allowed
+        # With T2GPA a device caches guest-physical addresses.
+        pa = inner.oa if kind is Kind.ATS and device.tc.T2GPA else outer.oa
+        return Found(Translation(pa, lg2, allowed), inner.pbmt or outer.pbmt, outer.mrif)
+
+    def _space(self, device: Device, request: Request) -> Space:
+        """The first stage of a request (steps 10 to 16)."""
+        process_id = self.walker.process_id(device, request)
+        if process_id is None:
+            return self.walker.own_space(device)
+        key = (request.sid, process_id)
+        space = self.processes.get(key)
+        if space is None:
+            self._counters.count(EventId.PROCESS_WALK, Who(request.sid, process_id, device.gscid))
+            space = self.walker.process(device, process_id, request)
+            self.processes.put(key, space)
+        if request.privileged and not space.ens:  # step 15
+            raise BlockedError(Cause.TRANSACTION_TYPE_DISALLOWED, request)
+        return space
+
+    def _first(self, device: Device, space: Space, request: Request) -> Step:
+        """The first stage, cached or walked (step 17)."""
+        if space.first is None:
+            return Step(request.iova, 64, ALL)
+        who = _USER
+        if request.privileged:
+            who = _SUPERVISOR_WITH_SUM if space.first.table.option & SUM else _SUPERVISOR
+        tags = (device.gscid, space.pscid, who)
+        cached = self.first.find(tags, request.iova)
+        if cached is not None and not request.want & ~cached[1].allowed:
+            return _hit(cached, request.iova)
+        self._missed(EventId.FIRST_STAGE_WALK, device, space, request)
+        step = self.walker.first(device, space, request)
+        _keep(self.first, tags, request.iova, step)
+        return step
+
+    def _second(self, device: Device, gpa: int, request: Request) -> Step:
+        """The second stage or an interrupt file, cached or walked (steps 18 and 19)."""
+        tags = (device.gscid,)
+        cached = self.second.find(tags, gpa)
+        if cached is not None and not request.want & ~cached[1].allowed:
+            return _hit(cached, gpa)
+        self._missed(EventId.SECOND_STAGE_WALK, device, _GUEST_PHYSICAL, request)
+        step = self.walker.second(device, gpa, request)
+        if step.mrif is None:
+            _keep(self.second, tags, gpa, step)
+        return step
+
+    def _missed(self, event: EventId, device: Device, space: Space, request: Request) -> None:
+        pasid = NO_ID if request.pasid is None else request.pasid
+        who = Who(request.sid, pasid, device.gscid, space.pscid)
+        self._counters.count(EventId.TLB_MISS, who)
+        self._counters.count(event, who)
+
+    # What commands forget
+
+    def forget_devices(self, device_id: int | None) -> None:
+        """Device contexts, and the process contexts under them."""
+        self.devices.drop(lambda key, device: device_id is None or key == device_id)
+        self.processes.drop(lambda key, space: device_id is None or key[0] == device_id)
+
+    def forget_process(self, device_id: int, process_id: int) -> None:
+        """A process context."""
+        self.processes.drop(lambda key, space: key == (device_id, process_id))
+
+    def forget_first(self, selection: Selection) -> None:
+        """First-stage translations: of host spaces, or of one guest's. With a PSCID, global ones stay."""
+        gscid = NO_ID if selection.gscid is None else selection.gscid
+
+        def chosen(page: Page, entry: Entry) -> bool:
+            if page.tags[0] != gscid or not _in_window(page, selection):
+                return False
+            return selection.pscid is None or (page.tags[1] == selection.pscid and not entry.is_global)
+
+        self.first.drop(chosen)
+
+    def forget_second(self, selection: Selection) -> None:
+        """Second-stage translations."""
+        self.second.drop(lambda page, entry: selection.gscid in (None, page.tags[0]) and _in_window(page, selection))
+
+
+#: The first stage of an address that is guest-physical.
+_GUEST_PHYSICAL = Space()
+
+
+def _in_window(page: Page, selection: Selection) -> bool:
+    return selection.window is None or Iotlb.meets(page, *selection.window)
+
+
+def _hit(cached: tuple[int, Entry], address: int) -> Step:
+    lg2, entry = cached
+    return Step(entry.oa | address & (1 << lg2) - 1, lg2, entry.allowed)
+
+
+def _keep(iotlb: Iotlb, tags: tuple[int, ...], address: int, step: Step) -> None:
+    """Cache what can be used without touching the flags."""
+    if step.allowed:
+        iotlb.fill(tags, address, step.lg2, Entry(step.oa & -1 << step.lg2, step.allowed, step.is_global))
