@@ -1,0 +1,1 @@
+"""Who uses address spaces: VFIO devices and groups over iommufd."""

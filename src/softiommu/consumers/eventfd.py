@@ -1,0 +1,40 @@
+"""Eventfds of the program: how it hears of interrupts."""
+
+from __future__ import annotations
+
+import os
+import select
+from errno import EINVAL
+from typing import TYPE_CHECKING
+
+from softiommu.errors import UapiError
+from softiommu.memory.files import HostFile
+
+if TYPE_CHECKING:
+    from softiommu.memory.client import Caller
+
+_LINK = "anon_inode:[eventfd]"
+_ONE = (1).to_bytes(8, "little")
+
+
+class Eventfd:
+    """An eventfd of the program, by a duplicate of our own: it works on when the program closes its number."""
+
+    def __init__(self, file: HostFile) -> None:
+        self._file = file
+
+    def signal(self) -> None:
+        """Add 1; a counter that is full stays so."""
+        room = select.poll()
+        room.register(self._file.fd, select.POLLOUT)
+        # Without room a write would wait for the program to read.
+        if room.poll(0):
+            os.write(self._file.fd, _ONE)
+
+
+def find(caller: Caller, fd: int) -> Eventfd:
+    """The eventfd of a descriptor. EBADF: not open; EINVAL: another kind of file."""
+    file = caller.file(fd & 0xFFFFFFFF)
+    if not isinstance(file, HostFile) or os.readlink(f"/proc/self/fd/{file.fd}") != _LINK:
+        raise UapiError(EINVAL, f"descriptor {fd} is no eventfd")
+    return Eventfd(file)
