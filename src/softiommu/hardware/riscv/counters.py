@@ -1,4 +1,4 @@
-"""The performance monitor: counters of events, filtered by who caused them. RISC-V IOMMU 1.0, iocountovf to iohpmevt."""
+"""The performance monitor: counters of events, filtered by who caused them. RISC-V IOMMU 1.0, iohpmevt."""
 
 from __future__ import annotations
 

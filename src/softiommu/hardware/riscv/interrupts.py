@@ -1,4 +1,4 @@
-"""How the IOMMU interrupts: pending bits, their vectors, and messages or wires. RISC-V IOMMU 1.0, ipsr to msi_cfg_tbl."""
+"""Pending bits, their vectors, and messages or wires. RISC-V IOMMU 1.0, ipsr, icvec and msi_cfg_tbl."""
 
 from __future__ import annotations
 

@@ -71,11 +71,13 @@ class RiscvIommu:
         self, sid: int, iova: int, want: int, pasid: int | None = None, privileged: bool = False
     ) -> Translation:
         """Where an untranslated request goes. TranslationFaultError: it is blocked."""
-        request = Request(sid, iova, want, pasid, privileged and pasid is not None)
-        found = self._serve(request, Kind.UNTRANSLATED)
+        return self._memory_at(Request(sid, iova, want, pasid, privileged and pasid is not None), Kind.UNTRANSLATED)
+
+    def _memory_at(self, request: Request, kind: Kind) -> Translation:
+        found = self._serve(request, kind)
         if found.mrif is not None:
             # An interrupt file in memory is no memory to a device: `store` takes what is written to it.
-            raise self._blocked(BlockedError(Cause.TRANSACTION_TYPE_DISALLOWED, request), Kind.UNTRANSLATED)
+            raise self._blocked(BlockedError(Cause.TRANSACTION_TYPE_DISALLOWED, request), kind)
         return found.at
 
     def store(self, sid: int, iova: int, data: bytes, pasid: int | None = None) -> None:
@@ -155,7 +157,7 @@ class RiscvIommu:
         self.control.counters.count(Kind.ATS.event, _who(request))
         granted, answer = 0, Translation(0, 12, 0)
         for right in (READ, WRITE, EXECUTE):
-            if not want & right or (right == EXECUTE and not granted & READ):
+            if not (want | READ) & right or (right == EXECUTE and not granted & READ):
                 continue
             try:
                 found = self.translator.serve(request._replace(want=right), Kind.ATS)
@@ -164,13 +166,15 @@ class RiscvIommu:
                     continue
                 self._blocked(fault, Kind.ATS)
                 raise
+            if found.mrif is not None:
+                continue  # only untranslated requests reach an interrupt file in memory
             granted |= right
             answer = found.at._replace(allowed=granted)
         return answer
 
     def admit_translated(self, sid: int, pa: int, want: int, pasid: int | None = None) -> Translation:
         """Where a request with a translated address goes. TranslationFaultError: the device may not send such."""
-        return self._serve(Request(sid, pa, want, pasid), Kind.TRANSLATED).at
+        return self._memory_at(Request(sid, pa, want, pasid), Kind.TRANSLATED)
 
     def invalidate_device(self, sid: int, pasid: int | None, first: int, last: int) -> bool:
         """Send ATS.INVAL; False: no completion came."""

@@ -1,4 +1,4 @@
-"""The queues in memory: commands that software puts, records that the IOMMU puts. RISC-V IOMMU 1.0, "In-memory queues"."""
+"""The queues: commands that software puts, records that the IOMMU puts. RISC-V IOMMU 1.0, "In-memory queues"."""
 
 from __future__ import annotations
 
