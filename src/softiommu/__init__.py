@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         Iommufd as Iommufd,
         Mapping as Mapping,
         MockDevice as MockDevice,
+        VfioDevice as VfioDevice,
         Viommu as Viommu,
         open as open,
         open_kernel as open_kernel,
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "softiommu.api": [
-        *("Device", "EventQueue", "FaultQueue", "Hwpt", "Ioas", "Iommufd", "Mapping", "MockDevice", "Viommu"),
-        *("open", "open_kernel"),
+        *("Device", "EventQueue", "FaultQueue", "Hwpt", "Ioas", "Iommufd", "Mapping", "MockDevice", "VfioDevice"),
+        *("Viommu", "open", "open_kernel"),
     ],
     "softiommu.errors": ["ConfigError", "ModelError", "UapiError"],
     "softiommu.machine.assemble": ["Machine", "machine"],

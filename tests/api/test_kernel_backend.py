@@ -5,12 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
-def test_the_same_tests_hold_on_a_device_node():
+
+@pytest.mark.parametrize(("machine", "tests"), [("mock", "test_api.py"), ("vtd", "test_vfio.py")])
+def test_the_same_tests_hold_on_a_device_node(machine, tests):
     here = Path(__file__).parent
-    tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(here / "test_api.py")]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(here / tests)]
     done = subprocess.run(
-        [sys.executable, "-m", "softiommu", "run", "--machine", "mock", "--", *tests],
+        [sys.executable, "-m", "softiommu", "run", "--machine", machine, "--", *command],
         env={**os.environ, "SOFTIOMMU_TEST_NODE": "/dev/iommu"},
         cwd=here.parent.parent,
         capture_output=True,

@@ -6,6 +6,7 @@ from softiommu.api.hwpt import Hwpt
 from softiommu.api.ioas import Ioas, Mapping
 from softiommu.api.iommufd import Iommufd, open, open_kernel
 from softiommu.api.queues import Event, EventQueue, Fault, FaultQueue
+from softiommu.api.vfio import VfioDevice
 from softiommu.api.viommu import HwQueue, Vdevice, Viommu
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "MockDevice",
     "SoftBackend",
     "Vdevice",
+    "VfioDevice",
     "Viommu",
     "open",
     "open_kernel",

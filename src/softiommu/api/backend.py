@@ -6,6 +6,7 @@ import fcntl
 import mmap
 import os
 import select
+from errno import ENOENT
 from typing import TYPE_CHECKING, Protocol
 
 from softiommu.errors import UapiError
@@ -22,8 +23,34 @@ _RW_SHARED = (mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED)
 class Backend(Protocol):
     """What the classes of this package need of an open iommufd. Every refusal is an OSError with a sentence."""
 
+    @property
+    def number(self) -> int:
+        """The descriptor of the iommufd."""
+        ...
+
+    @property
+    def nodes(self) -> dict[str, str]:
+        """The nodes of the machine's devices, by their names; empty where nobody names them."""
+        ...
+
     def call(self, name: str, cmd: int, struct: UserStruct) -> int:
         """Carry out a command; its answer is in `struct` and the return value."""
+        ...
+
+    def open_node(self, path: str) -> int:
+        """Open another device node: its descriptor."""
+        ...
+
+    def ioctl(self, fd: int, name: str, cmd: int, struct: UserStruct | None) -> int:
+        """The same as `call` on such a descriptor; without a structure the argument is 0."""
+        ...
+
+    def pread(self, fd: int, count: int, offset: int) -> bytes:
+        """pread(2) of such a descriptor."""
+        ...
+
+    def pwrite(self, fd: int, data: bytes, offset: int) -> int:
+        """pwrite(2) to such a descriptor."""
         ...
 
     def read(self, fd: int, count: int) -> bytes:
@@ -61,12 +88,58 @@ class SoftBackend:
         self.machine = machine
         self._caller = LocalCaller()
         self._file = machine.open_iommu(self._caller, os.O_RDWR)
+        #: Taken when a device is bound.
+        self._number: int | None = None
         self._context = self._file.context
         self._execute = execute
 
     def call(self, name: str, cmd: int, struct: UserStruct) -> int:
         """Carry out a command. UapiError says why one is refused."""
         return self._execute(self._context, self._caller, cmd, struct)
+
+    @property
+    def number(self) -> int:
+        """A descriptor of the iommufd."""
+        if self._number is None:
+            self._number = self._caller.install(self._file)
+        return self._number
+
+    @property
+    def nodes(self) -> dict[str, str]:
+        """The nodes of the machine's devices, by name and by PCI address."""
+        return self.machine.device_nodes()
+
+    def open_node(self, path: str) -> int:
+        """Open a node of the machine. ENOENT."""
+        from softiommu.machine.nodes import Node
+
+        entry = self.machine.entries.get(path)
+        if not isinstance(entry, Node):
+            raise UapiError(ENOENT, f"machine {self.machine.description.name} has no node {path}")
+        return self._caller.install(entry.open(self._caller, os.O_RDWR))
+
+    def ioctl(self, fd: int, name: str, cmd: int, struct: UserStruct | None) -> int:
+        """An ioctl of a file that `open_node` gave."""
+        file = self._caller.files[fd]
+        if struct is None:
+            return file.ioctl(self._caller, cmd, 0)
+        raw = bytearray(struct.to_bytes())
+        try:
+            return file.ioctl(self._caller, cmd, address_of(raw))
+        finally:
+            _take_over(struct, raw)
+
+    def pread(self, fd: int, count: int, offset: int) -> bytes:
+        """Read a file that `open_node` gave."""
+        buffer = mmap.mmap(-1, max(count, 1))
+        done = self._caller.files[fd].read(self._caller, address_of(buffer), count, offset)
+        return buffer[:done]
+
+    def pwrite(self, fd: int, data: bytes, offset: int) -> int:
+        """Write a file that `open_node` gave."""
+        buffer = mmap.mmap(-1, max(len(data), 1))
+        buffer[: len(data)] = data
+        return self._caller.files[fd].write(self._caller, address_of(buffer), len(data), offset)
 
     def read(self, fd: int, count: int) -> bytes:
         """What a queue holds now, in a buffer of `count` bytes."""
@@ -100,7 +173,8 @@ class SoftBackend:
         """Close every descriptor, and so the machine's objects of this file."""
         for fd in list(self._caller.files):
             self._caller.close(fd)
-        self._file.release()
+        if self._number is None:
+            self._file.release()
 
 
 class KernelBackend:
@@ -111,16 +185,41 @@ class KernelBackend:
 
     def call(self, name: str, cmd: int, struct: UserStruct) -> int:
         """ioctl(2). The kernel gives no sentence, so the error names the command and its arguments."""
-        raw = bytearray(struct.to_bytes())
+        return self.ioctl(self._fd, name, cmd, struct)
+
+    @property
+    def number(self) -> int:
+        """The descriptor of the iommufd."""
+        return self._fd
+
+    @property
+    def nodes(self) -> dict[str, str]:
+        """A kernel names devices by their PCI addresses alone."""
+        return {}
+
+    def open_node(self, path: str) -> int:
+        """open(2)"""
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+
+    def ioctl(self, fd: int, name: str, cmd: int, struct: UserStruct | None) -> int:
+        """ioctl(2)"""
+        raw = bytearray(struct.to_bytes() if struct is not None else b"")
         try:
-            result = fcntl.ioctl(self._fd, cmd, raw)
+            result = fcntl.ioctl(fd, cmd, raw if struct is not None else 0)
         except OSError as error:
             raise UapiError(error.errno or 0, f"{name} refused: {error.strerror}: {struct}") from error
         finally:
-            answer = type(struct).from_bytes(raw)
-            for field in struct.FIELDS:
-                setattr(struct, field, getattr(answer, field))
+            if struct is not None:
+                _take_over(struct, raw)
         return int(result)
+
+    def pread(self, fd: int, count: int, offset: int) -> bytes:
+        """pread(2)"""
+        return os.pread(fd, count, offset)
+
+    def pwrite(self, fd: int, data: bytes, offset: int) -> int:
+        """pwrite(2)"""
+        return os.pwrite(fd, data, offset)
 
     def read(self, fd: int, count: int) -> bytes:
         """read(2)"""
@@ -147,6 +246,13 @@ class KernelBackend:
     def close(self) -> None:
         """close(2)"""
         os.close(self._fd)
+
+
+def _take_over(struct: UserStruct, raw: bytearray) -> None:
+    """Fill a structure with the bytes that a call left."""
+    answer = type(struct).from_bytes(bytes(raw))
+    for field in struct.FIELDS:
+        setattr(struct, field, getattr(answer, field))
 
 
 def address_of(buffer: object) -> int:

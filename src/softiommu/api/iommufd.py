@@ -9,6 +9,7 @@ from softiommu.api.backend import Backend, KernelBackend, SoftBackend
 from softiommu.api.device import MockDevice
 from softiommu.api.ioas import Ioas
 from softiommu.api.queues import FaultQueue
+from softiommu.api.vfio import VfioDevice, find_node
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -41,6 +42,10 @@ class Iommufd:
         cmd = abi.FaultAlloc(16, 0, 0, 0)
         self.backend.call("FAULT_QUEUE_ALLOC", abi.FAULT_QUEUE_ALLOC, cmd)
         return FaultQueue(self, cmd.out_fault_id, cmd.out_fault_fd)
+
+    def device(self, name: str) -> VfioDevice:
+        """A device that VFIO holds, bound to this iommufd: by its name in the machine, PCI address, or node."""
+        return VfioDevice(self, find_node(name, self.backend.nodes))
 
     def mock_device(self, ioas: Ioas, flags: int = 0) -> MockDevice:
         """A new mock device attached to `ioas`, on a machine (or a kernel) with the test command."""

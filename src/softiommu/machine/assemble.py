@@ -81,6 +81,12 @@ class Machine:
         """open(2) of /dev/iommu, or of /dev/vfio/vfio where the container is iommufd's."""
         return IommufdFile(self.services)
 
+    def device_nodes(self) -> dict[str, str]:
+        """The VFIO node of each device, by name and by PCI address."""
+        shown = self.vfio.devices if self.vfio else []
+        by_name = {device.wired.pci.name: device.node for device in shown}
+        return by_name | {device.wired.pci.address: device.node for device in shown}
+
     def facts(self) -> dict[str, Any]:
         """What `softiommu machine show` tells."""
         description = self.description
