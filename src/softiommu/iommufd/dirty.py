@@ -43,7 +43,7 @@ class Bitmap:
         for chunk, bits in self._words.items():
             low = (bits & -bits).bit_length() - 1 >> 3
             raw = (bits >> 8 * low).to_bytes((bits.bit_length() + 7 >> 3) - low, "little")
-            self._merge(self._va + chunk * PAGE_SIZE + low, raw)
+            self._merge(self._va + chunk * PAGE_SIZE + low & MAX, raw)
 
     def _merge(self, va: int, raw: bytes) -> None:
         while raw:
@@ -89,11 +89,12 @@ def get_bitmap(ctx: Context, cmd: abi.HwptGetDirtyBitmap) -> None:
 
 
 def _window(ctx: Context, hwpt: HwptPaging, cmd: abi.HwptGetDirtyBitmap) -> Range:
-    last = cmd.iova + cmd.length - 1
     if not cmd.length and not ctx.kernel.dirty_bitmap_empty_overflows:
         raise UapiError(EINVAL, "length 0")
-    if not cmd.length or last > MAX:
-        raise UapiError(EOVERFLOW, f"iova {cmd.iova:#x} + length {cmd.length:#x} wraps or is empty")
+    # Length 0 counts as 2**64, which only iova 0 has room for.
+    last = cmd.iova + (cmd.length - 1 & MAX)
+    if last > MAX:
+        raise UapiError(EOVERFLOW, f"iova {cmd.iova:#x} + length {cmd.length:#x} wraps")
     alignment = hwpt.ioas.map.alignment
     if (cmd.iova | (last + 1)) & (alignment - 1):
         raise UapiError(EINVAL, f"{cmd.iova:#x}..{last:#x} is not aligned to {alignment:#x}")

@@ -235,6 +235,8 @@ def refuse(value: int, what: str) -> None:
 def set_large_pages(ioas: Ioas, enable: bool) -> None:
     """IOMMU_OPTION_HUGE_PAGES. EINVAL: in use; EADDRINUSE: an area is not page aligned."""
     table = ioas.map
+    if enable == table.large_pages:
+        return
     if not enable and table.domains and table.areas:
         raise UapiError(EINVAL, f"IOAS {ioas.id} has domains and areas: large pages cannot be turned off any more")
     was = table.large_pages
