@@ -22,7 +22,7 @@ help:
 	@echo "make clean  remove the environment"
 
 run: $(VENV)/run.stamp
-	$(BIN)/softiommu run --machine nodev -- $(BIN)/python examples/first_mapping.py
+	$(BIN)/softiommu run --machine vtd -- $(BIN)/python examples/first_dma.py
 
 test: $(VENV)/test.stamp
 	$(BIN)/pytest -n 2

@@ -130,6 +130,6 @@ def test_an_unknown_device_is_told_with_those_there_are(iommufd):
 
 
 def test_a_device_is_bound_once(iommufd):
-    with iommufd.device(EDU0), pytest.raises(OSError, match="EINVAL|refused|bound"):
+    with iommufd.device(EDU0), pytest.raises(OSError, match=r"refused|bound"):
         iommufd.device(EDU0)
     iommufd.device(EDU0).close()
