@@ -14,8 +14,8 @@ from softiommu.drivers.vtd_domain import VtdDomain, _power_of_two
 from softiommu.errors import UapiError
 from softiommu.hardware.iommu import TranslationFaultError
 from softiommu.hardware.vtd.events import Reason
-from softiommu.hardware.vtd.model import LEGACY_CAP, LEGACY_ECAP, Unit
-from softiommu.hardware.vtd.presets import FULL, QEMU
+from softiommu.hardware.vtd.model import Unit
+from softiommu.hardware.vtd.presets import FULL, LEGACY, QEMU
 from softiommu.memory.physical import PhysicalMemory
 from softiommu.pagetable.formats import vtdss
 from softiommu.pagetable.kinds import READ, WRITE
@@ -24,7 +24,7 @@ RAM = 32 << 20
 RW = Prot.READ | Prot.WRITE
 
 
-def rig(cap=LEGACY_CAP, ecap=LEGACY_ECAP, quirks=LINUX_7_2):
+def rig(cap=LEGACY.cap, ecap=LEGACY.ecap, quirks=LINUX_7_2):
     memory = PhysicalMemory(RAM)
     unit = Unit(memory, cap, ecap)
     return unit, VtdDriver(memory, unit, quirks)
@@ -104,7 +104,7 @@ def test_coherency_sets_snoop_on_new_leaves_of_a_domain_that_was_never_mapped():
 
 
 def test_a_unit_of_39_bits_has_a_smaller_aperture():
-    unit, driver = rig(LEGACY_CAP.replace(SAGAW=2, MGAW=38))
+    unit, driver = rig(LEGACY.cap.replace(SAGAW=2, MGAW=38))
     domain = VtdDomain(driver)
     assert domain.aperture.last == (1 << 39) - 1
     driver.device(Function("edu", (0x20,))).attach(domain, None)
@@ -275,7 +275,7 @@ class AnyOrder(RuleBasedStateMachine):
             domain.unmap(0, 1 << 48)
             domain.flush()
             domain.free()
-        assert len(self.unit.iotlb.cache) == 0
+        assert len(self.unit.caches.iotlb.cache) == 0
 
 
 AnyOrder.TestCase.settings = settings(

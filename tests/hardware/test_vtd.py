@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from softiommu.hardware.iommu import TranslationFaultError
-from softiommu.hardware.vtd import model, registers, tables
+from softiommu.hardware.vtd import model, presets, registers, tables
 from softiommu.hardware.vtd.commands import Type
 from softiommu.hardware.vtd.events import FaultHigh, FaultLow, Reason
 from softiommu.memory.physical import PhysicalMemory
@@ -20,14 +20,15 @@ IQH, IQT, IQA, ICS, IECTL, IEDATA, IEADDR = 0x80, 0x88, 0x90, 0x9C, 0xA0, 0xA4, 
 class Rig:
     """A unit with a queue, and tables written as a driver writes them."""
 
-    def __init__(self, cap=model.LEGACY_CAP, ecap=model.LEGACY_ECAP, ttm=0):
+    def __init__(self, cap=presets.LEGACY.cap, ecap=presets.LEGACY.ecap, ttm=0):
         self.memory = PhysicalMemory(64 << 20)
         self.interrupts = []
         self.unit = model.Unit(self.memory, cap, ecap, interrupt=lambda *msi: self.interrupts.append(msi))
         self.root = self.memory.alloc(4096)
         self.queue = self.memory.alloc(4096)
         self.tail = 0
-        self.unit.write(IQA, 8, self.queue)
+        self.step = 32 if ttm == 1 else 16
+        self.unit.write(IQA, 8, self.queue | (ttm == 1) << 11)
         self.unit.write(RTADDR, 8, self.root | ttm << 10)
         self.command(registers.Gcmd.of(SRTP=1))
         self.command(registers.Gcmd.of(QIE=1))
@@ -43,7 +44,7 @@ class Rig:
     def submit(self, low, high=0):
         self.memory.write_u64(self.queue + self.tail, low)
         self.memory.write_u64(self.queue + self.tail + 8, high)
-        self.tail = (self.tail + 16) % 4096
+        self.tail = (self.tail + self.step) % 4096
         self.unit.write(IQT, 8, self.tail)
 
     def legacy(self, pages, **fields):
@@ -157,7 +158,8 @@ def test_structures_that_are_not_there_have_reasons_of_their_own(rig):
         ({"TT": 3}, {}, Reason.CONTEXT_INVALID),
         ({}, {"AW": 3}, Reason.CONTEXT_INVALID),
         ({}, {"AW": 0}, Reason.CONTEXT_INVALID),
-        ({"SSPTPTR": 1 << 40}, {}, Reason.PAGING_ACCESS),
+        ({"SSPTPTR": 1 << 40}, {}, Reason.CONTEXT_RESERVED),
+        ({"SSPTPTR": 1 << 39}, {}, Reason.PAGING_ACCESS),
     ],
 )
 def test_a_wrong_context_entry_blocks(rig, low, high, reason):
@@ -254,7 +256,7 @@ def test_any_bytes_in_the_queue_end_with_an_empty_queue_or_an_error(words):
 
 
 def scalable_rig():
-    made = Rig(model.SCALABLE_CAP, model.SCALABLE_ECAP, ttm=1)
+    made = Rig(*presets.SCALABLE, ttm=1)
     made.first = PageTable(made.memory, formats.VARIANTS["x86-64-4level"])
     made.second = PageTable(made.memory, formats.VARIANTS["vtdss-48"])
     made.on()
@@ -277,6 +279,7 @@ def test_each_kind_of_pasid_entry_translates_by_its_tables():
     expected = {1: ipa + 8, 2: 0x5008, 3: 0x9008, 4: iova + 8}
     for pgtt, pa in expected.items():
         rig.scalable(pasid_entry(rig, pgtt))
+        rig.submit(Type.CONTEXT | 1 << 4)
         rig.submit(Type.PASID_CACHE | 3 << 4)
         rig.submit(Type.IOTLB | 1 << 4)
         assert rig.unit.translate(SID, iova + 8, READ).pa == pa
@@ -330,7 +333,7 @@ def test_a_wrong_pasid_entry_blocks(word, bits, reason):
 
 def test_a_mode_that_is_not_there_blocks_everything():
     assert blocked(_started(Rig(ttm=1)).unit, SID, 0, READ) is Reason.RTA_INVALID
-    assert blocked(_started(Rig(model.SCALABLE_CAP, model.SCALABLE_ECAP, ttm=3)).unit, SID, 0, READ) is Reason.RTA_ABORT
+    assert blocked(_started(Rig(*presets.SCALABLE, ttm=3)).unit, SID, 0, READ) is Reason.RTA_ABORT
 
 
 def _started(rig):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import NamedTuple
 
+from softiommu.hardware.vtd.registers import Ecap
 from softiommu.words import Word, bit, bits
 
 
@@ -148,19 +149,21 @@ class PageGroupResponse1(Word):
 
 
 class Layout(NamedTuple):
-    """The words of a descriptor; bits that neither names are reserved."""
+    """The words of a descriptor; bits that neither names are reserved. Units without `needs` have no such."""
 
     low: type[Word]
     high: type[Word] | None
+    needs: int = 0
 
 
 LAYOUTS = {
     Type.CONTEXT: Layout(Context, None),
     Type.IOTLB: Layout(Iotlb0, Range),
-    Type.DEVICE_TLB: Layout(DeviceTlb0, DeviceTlb1),
-    Type.INTERRUPT: Layout(Interrupt0, None),
+    Type.DEVICE_TLB: Layout(DeviceTlb0, DeviceTlb1, Ecap.DT.mask),
+    Type.INTERRUPT: Layout(Interrupt0, None, Ecap.IR.mask),
     Type.WAIT: Layout(Wait0, Wait1),
-    Type.PASID_IOTLB: Layout(PasidIotlb0, Range),
-    Type.PASID_CACHE: Layout(PasidCache0, None),
-    Type.PASID_DEVICE_TLB: Layout(PasidDeviceTlb0, PasidDeviceTlb1),
+    Type.PASID_IOTLB: Layout(PasidIotlb0, Range, Ecap.SMTS.mask),
+    Type.PASID_CACHE: Layout(PasidCache0, None, Ecap.SMTS.mask),
+    Type.PASID_DEVICE_TLB: Layout(PasidDeviceTlb0, PasidDeviceTlb1, Ecap.DT.mask | Ecap.SMTS.mask),
+    Type.PAGE_GROUP_RESPONSE: Layout(PageGroupResponse0, PageGroupResponse1, Ecap.PRS.mask),
 }

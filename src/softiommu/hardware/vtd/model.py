@@ -1,133 +1,311 @@
-"""One remapping hardware unit: registers, caches, the invalidation queue, faults and event interrupts.
+"""One remapping hardware unit: registers, translation, ATS and page requests.
 
-It knows memory, its registers and its queue. Nothing that it caches is forgotten but by a command (or a register that
+It knows memory, its registers and its queues. Nothing that it caches is forgotten but by a command (or a register that
 the architecture says forgets): a translation that software did not invalidate stays, as in a machine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
-from softiommu.hardware.cache import Cache, Entry, Iotlb, Page, Shape
-from softiommu.hardware.iommu import Request, Translation, TranslationFaultError
-from softiommu.hardware.vtd.events import FaultHigh, FaultLow
-from softiommu.hardware.vtd.queue import Queue, Selection
-from softiommu.hardware.vtd.registers import Cap, Ecap, EventControl, Fsts, Gcmd, Registers
-from softiommu.hardware.vtd.walker import INTERRUPTS, QuietFaultError, Route, Walker
+from softiommu.hardware.cache import Entry
+from softiommu.hardware.iommu import (
+    ALL,
+    AtsIommu,
+    Endpoint,
+    PageRequest,
+    Request,
+    ResponseCode,
+    Translation,
+    TranslationFaultError,
+)
+from softiommu.hardware.vtd.caches import Caches, Selection, Shapes, tags_of
+from softiommu.hardware.vtd.events import ATS_ANSWERS, AddressType, Reason, Unreported
+from softiommu.hardware.vtd.faults import Event, FaultLog, Interrupt
+from softiommu.hardware.vtd.pages import PageRequests
+from softiommu.hardware.vtd.paging import Paging
+from softiommu.hardware.vtd.presets import LEGACY, check
+from softiommu.hardware.vtd.queue import Queue, window
+from softiommu.hardware.vtd.registers import (
+    Cap,
+    Ccmd,
+    Ecap,
+    EventControl,
+    Fsts,
+    Gcmd,
+    Ics,
+    IotlbCommand,
+    IotlbRegisters,
+    Pmen,
+    Prs,
+    Registers,
+    Ttm,
+)
+from softiommu.hardware.vtd.remapper import InterruptFaultError, Message, Remapper
+from softiommu.hardware.vtd.tables import FUNCTION_MASKS, Pgtt
+from softiommu.hardware.vtd.walker import INTERRUPTS, WIDEST, Context, QuietFaultError, Route, Walker, fault_kind, mode
 from softiommu.memory.physical import PhysicalMemory
-from softiommu.pagetable.kinds import EXECUTE, READ, WRITE
+from softiommu.pagetable.kinds import EXECUTE, WRITE
 
-#: What a unit with second-stage tables of 39 and 48 bits, queued invalidation and pass-through tells of itself.
-LEGACY_CAP = Cap.of(ND=6, SAGAW=0b0110, MGAW=47, FRO=0x22, SSLPS=3, PSI=1, NFR=3, MAMV=18, DWD=1, DRD=1)
-LEGACY_ECAP = Ecap.of(C=1, QI=1, PT=1, SC=1, IRO=0xF)
-SCALABLE_CAP = LEGACY_CAP.replace(FS1GP=1)
-SCALABLE_ECAP = LEGACY_ECAP.replace(SMTS=1, SSTS=1, FSTS=1, NEST=1, PASID=1, PSS=19, SRS=1, ERS=1, RPS=1, SMPWCS=1)
-
-_LEVELS = Gcmd.TE.mask | Gcmd.QIE.mask | Gcmd.IRE.mask | Gcmd.CFI.mask
-
-
-class Shapes(NamedTuple):
-    """How large the caches are."""
-
-    iotlb: Shape = Shape(16, 8)
-    context: Shape = Shape(8, 8)
+if TYPE_CHECKING:
+    from softiommu.registers import RegisterFile
 
 
 class Unit:
-    """A remapping hardware unit. `interrupt(address, data)` is an event's MSI write."""
+    """A remapping hardware unit. `interrupt(address, data)` is an event's MSI write; host addresses have `host_bits`.
+
+    ConfigError: capabilities that no hardware can have together.
+    """
 
     def __init__(
         self,
         memory: PhysicalMemory,
-        cap: Cap = LEGACY_CAP,
-        ecap: Ecap = LEGACY_ECAP,
+        cap: Cap = LEGACY.cap,
+        ecap: Ecap = LEGACY.ecap,
         shapes: Shapes | None = None,
-        interrupt: Callable[[int, int], None] | None = None,
+        interrupt: Interrupt | None = None,
+        host_bits: int = WIDEST,
     ) -> None:
-        shapes = shapes or Shapes()
-        self._memory, self._interrupt = memory, interrupt
+        check(cap, ecap)
         self.registers = Registers(self)
         self.registers.CAP, self.registers.ECAP = cap, ecap
-        self.iotlb = Iotlb(shapes.iotlb)
-        #: Routes by (stream, PASID, or -1 without).
-        self.contexts: Cache[tuple[int, int], Route] = Cache(shapes.context)
-        self._walker = Walker(memory, cap, ecap)
+        self.caches = Caches(shapes or Shapes())
+        self._events = [Event(self.registers, kind, interrupt) for kind in ("FE", "IE", "PE")]
+        self.log = FaultLog(self.registers, self._events[0])
+        self.pages = PageRequests(self.registers, memory, self._events[2])
+        self._iotlb_registers = IotlbRegisters(self)
+        #: Registers whose place the capabilities tell, by where they begin.
+        self._files: tuple[tuple[range, RegisterFile], ...] = (
+            (range(ecap.IRO * 16, ecap.IRO * 16 + 16), self._iotlb_registers),
+            (range(cap.FRO * 16, cap.FRO * 16 + 16 * (cap.NFR + 1)), self.log.records),
+        )
+        self._walker = Walker(memory, cap, ecap, host_bits)
+        self._paging = Paging(memory, cap)
+        self._remapper = Remapper(memory, self.caches.interrupts)
         self._rtaddr = self.registers.RTADDR
-        self._faults = [(FaultLow(0), FaultHigh(0)) for _ in range(cap.NFR + 1)]
-        self._next_fault = 0
         self._queue = Queue(self, memory)
 
-    # Translation
+    @property
+    def table_mode(self) -> Ttm:
+        """What the root table is of."""
+        return self._rtaddr.TTM
 
-    def translate(self, sid: int, iova: int, want: int, pasid: int | None = None) -> Translation:
+    # Requests
+
+    def translate(
+        self, sid: int, iova: int, want: int, pasid: int | None = None, privileged: bool = False
+    ) -> Translation:
         """Where a request of a device goes. TranslationFaultError: blocked (and recorded, unless FPD forbids it)."""
-        request = Request(sid, iova, want, pasid)
-        if not self.registers.GSTS.TE:
-            return Translation(iova, 64, READ | WRITE | EXECUTE)
+        request = Request(sid, iova, want, pasid, privileged)
         if pasid is None and want & WRITE and iova in INTERRUPTS:
             return Translation(iova, 12, WRITE)  # an interrupt request: never translated
+        if not self.registers.GSTS.TE:
+            return self._protect(Translation(iova, 64, ALL), request)
+        return self._recorded(request, AddressType.UNTRANSLATED)
+
+    def _recorded(self, request: Request, kind: AddressType) -> Translation:
+        """Translate, and record a fault."""
         try:
-            return self._translate(request)
-        except QuietFaultError:
-            raise
+            return self._translate(request, kind)
         except TranslationFaultError as fault:
-            self._record(fault)
+            self._record(fault, kind)
             raise
 
-    def _translate(self, request: Request) -> Translation:
-        key = (request.sid, -1 if request.pasid is None else request.pasid)
-        route = self.contexts.get(key)
-        if route is None:
-            route = self._walker.route(self._rtaddr, request)
-            self.contexts.put(key, route)
-        self._walker.admit(route, request)
-        tags = self._tags(route, request)
-        cached = self.iotlb.find(tags, request.iova)
-        if cached is not None and not request.want & ~cached[1].allowed:
+    def _record(self, fault: TranslationFaultError, kind: AddressType, is_page_request: bool = False) -> None:
+        if not isinstance(fault, QuietFaultError) and isinstance(fault.reason, Reason):
+            self.log.record(fault, kind, is_page_request)
+
+    def _translate(self, request: Request, kind: AddressType) -> Translation:
+        route, request = self._route(request)
+        asks = kind == AddressType.TRANSLATION
+        if asks and not route.device_tlb:
+            missing = Reason.DEVICE_TLB_NOT_ENABLED if route.scalable else Reason.REQUEST_BLOCKED_BY_TT
+            raise fault_kind(route.quiet)(missing, request)
+        self._admit(route, request)
+        tags = tags_of(route, request)
+        cached = self.caches.iotlb.find(tags, request.iova)
+        if cached is not None and not request.want & ~cached[1].allowed and request.want:
             lg2, entry = cached
             return Translation(entry.oa | request.iova & (1 << lg2) - 1, lg2, entry.allowed)
-        found = self._walker.translate(route, request)
-        page = found.pa & ~((1 << found.lg2) - 1)
-        self.iotlb.fill(tags, request.iova, found.lg2, Entry(page, found.allowed))
+        found = self._paging.translate(route, request, lenient=asks)
+        first = found.pa & ~((1 << found.lg2) - 1)
+        self.caches.iotlb.fill(tags, request.iova, found.lg2, Entry(first, found.cacheable))
+        answer = Translation(found.pa, found.lg2, found.cacheable if asks else found.allowed)
+        return self._protect(answer, request) if route.pgtt == Pgtt.PASS_THROUGH else answer
+
+    def _route(self, request: Request) -> tuple[Route, Request]:
+        """The route of a request, and the request with the privilege that it then has."""
+        if mode(self._rtaddr, self.registers.ECAP, request) == Ttm.LEGACY:
+            if request.pasid is not None:
+                raise TranslationFaultError(Reason.RTA_PASID, request)
+            route = self.caches.legacy.get(request.sid)
+            if route is None:
+                route = self._walker.legacy(self._rtaddr, request)
+                self.caches.legacy.put(request.sid, route)
+            return route, request
+        context = self._context(request)
+        pasid = self._walker.pasid_of(context, request)
+        if request.pasid is None and context.rid_privileged:
+            request = request._replace(privileged=True)
+        route = self.caches.pasids.get((request.sid, pasid))
+        if route is None:
+            route = self._walker.route(context, pasid, request)
+            self.caches.pasids.put((request.sid, pasid), route)
+        return route, request
+
+    def _context(self, request: Request) -> Context:
+        context = self.caches.contexts.get(request.sid)
+        if context is None:
+            context = self._walker.context(self._rtaddr, request)
+            self.caches.contexts.put(request.sid, context)
+        return context
+
+    def _admit(self, route: Route, request: Request) -> None:
+        """Whether the PASID entry takes this kind of request, whatever is cached. TranslationFaultError."""
+        if not route.scalable:
+            return
+        if request.want & EXECUTE and not route.stage1.ERE:
+            raise fault_kind(route.quiet)(Reason.EXECUTE_REQUESTS_DISABLED, request)
+        if request.privileged and not route.stage1.SRE:
+            raise fault_kind(route.quiet)(Reason.SUPERVISOR_REQUESTS_DISABLED, request)
+
+    def _protect(self, found: Translation, request: Request) -> Translation:
+        """Block requests to protected memory that are not remapped (11.4.8). It is no fault to be reported."""
+        registers = self.registers
+        if registers.PMEN.EPM:
+            low = (registers.PLMBASE.ADDR, registers.PLMLIMIT.ADDR) if registers.CAP.PLMR else (1, 0)
+            high = (registers.PHMBASE.ADDR, registers.PHMLIMIT.ADDR) if registers.CAP.PHMR else (1, 0)
+            if any(first <= found.pa >> 21 <= last for first, last in (low, high)):
+                raise TranslationFaultError(Unreported.PROTECTED_MEMORY, request)
+            return found._replace(lg2=min(found.lg2, 21))
         return found
 
-    @staticmethod
-    def _tags(route: Route, request: Request) -> tuple[int, ...]:
-        """Second-stage translations are the domain's; those of a first stage are the PASID's too (6.2.6)."""
-        if route.first is None:
-            return (route.did, -1)
-        return (route.did, request.pasid or 0)
+    # Devices with a TLB of their own
+
+    def connect(self, sid: int, endpoint: Endpoint) -> None:
+        """From now on this function hears of invalidations and responses."""
+        self.pages.endpoints[sid] = endpoint
+
+    def ats_translate(
+        self, sid: int, iova: int, want: int, pasid: int | None = None, privileged: bool = False
+    ) -> Translation:
+        """Answer a translation request; `allowed` without READ and WRITE: nothing is there.
+        TranslationFaultError: the completion is UR or CA."""
+        request = Request(sid, iova, want, pasid, privileged)
+        if not self.registers.GSTS.TE:
+            raise TranslationFaultError(Reason.REQUEST_BLOCKED_BY_TT, request)
+        if pasid is None and iova in INTERRUPTS:
+            return Translation(iova, 12, 0)  # such addresses are for untranslated requests only
+        try:
+            return self._translate(request, AddressType.TRANSLATION)
+        except TranslationFaultError as fault:
+            if fault.reason in ATS_ANSWERS:
+                return Translation(iova, 12, 0)
+            self._record(fault, AddressType.TRANSLATION)
+            raise
+
+    def admit_translated(self, sid: int, pa: int, want: int, pasid: int | None = None) -> Translation:
+        """Where a request with a translated address goes. TranslationFaultError: the device may not send such."""
+        request = Request(sid, pa, want, pasid)
+        try:
+            return self._admit_translated(request)
+        except TranslationFaultError as fault:
+            self._record(fault, AddressType.TRANSLATED)
+            raise
+
+    def _admit_translated(self, request: Request) -> Translation:
+        if not self.registers.GSTS.TE:
+            raise TranslationFaultError(Reason.REQUEST_BLOCKED_BY_TT, request)
+        scalable = mode(self._rtaddr, self.registers.ECAP, request) == Ttm.SCALABLE
+        if scalable:
+            context = self._context(request)
+            allowed, quiet, missing = context.device_tlb, context.quiet, Reason.DEVICE_TLB_NOT_ENABLED
+        else:
+            route, _ = self._route(request)
+            allowed, quiet, missing = route.device_tlb, route.quiet, Reason.REQUEST_BLOCKED_BY_TT
+        if not allowed:
+            raise fault_kind(quiet)(missing, request)
+        if request.iova in INTERRUPTS:
+            blocked = Reason.SCALABLE_OUTPUT_IN_INTERRUPT_RANGE if scalable else Reason.OUTPUT_IN_INTERRUPT_RANGE
+            raise fault_kind(quiet)(blocked, request)
+        return self._protect(Translation(request.iova, 12, ALL), request)
+
+    def page_request(self, request: PageRequest) -> None:
+        """Queue a page request for software. What may not be queued is answered as invalid, and is a fault."""
+        asked = Request(request.sid, request.iova, request.want, request.pasid, request.privileged)
+        try:
+            self._check_page_request(asked)
+        except TranslationFaultError as fault:
+            self._record(fault, AddressType.UNTRANSLATED, is_page_request=True)
+            self.pages.answer(request, ResponseCode.INVALID)
+            return
+        self.pages.add(request)
+
+    def _check_page_request(self, request: Request) -> None:
+        if mode(self._rtaddr, self.registers.ECAP, request) == Ttm.LEGACY:
+            raise TranslationFaultError(Reason.RTA_PAGE_REQUEST, request)
+        context = self._context(request)
+        if not context.page_requests:
+            raise fault_kind(context.quiet)(Reason.PAGE_REQUESTS_NOT_ENABLED, request)
+        self._walker.pasid_of(context, request)
+
+    # Interrupts
+
+    def remap(self, sid: int, address: int, data: int) -> Message:
+        """The message that the local APICs get for an interrupt of a device. TranslationFaultError: blocked."""
+        message = Message(address, data)
+        if not self.registers.GSTS.IRE:
+            return message
+        try:
+            return self._remapper.remap(sid, message, bool(self.registers.GSTS.CFI))
+        except InterruptFaultError as fault:
+            if not fault.quiet:
+                self.log.record_interrupt(sid, int(fault.reason), fault.index)
+            raise
+
+    def complete_wait(self) -> None:
+        """A wait descriptor that asked for an event is done."""
+        if not self.registers.ICS.IWC:
+            self.registers.ICS = self.registers.ICS.replace(IWC=1)
+            self._events[1].happen()
 
     # Registers
 
+    def _file(self, offset: int) -> tuple[int, RegisterFile]:
+        for where, file in self._files:
+            if offset in where:
+                return offset - where.start, file
+        return offset, self.registers
+
     def read(self, offset: int, width: int) -> int:
         """Software reads a register (4 or 8 bytes)."""
-        fault = offset - self.registers.CAP.FRO * 16
-        if 0 <= fault < 16 * len(self._faults):
-            low, high = self._faults[fault >> 4]
-            return (int(high) << 64 | int(low)) >> 8 * (fault & 15) & (1 << 8 * width) - 1
-        return self.registers.read(offset, width)
+        at, file = self._file(offset)
+        return file.read(at, width)
 
     def write(self, offset: int, width: int, value: int) -> None:
         """Software writes a register (4 or 8 bytes)."""
-        fault = offset - self.registers.CAP.FRO * 16
-        if 0 <= fault < 16 * len(self._faults):
-            self._clear_fault(fault, width, value)
-        else:
-            self.registers.write(offset, width, value)
+        at, file = self._file(offset)
+        file.write(at, width, value)
 
     def on_write_GCMD(self, old: Gcmd, new: Gcmd) -> None:  # the register's name
         """Levels follow the command; one-shot bits act once (11.4.4)."""
-        status = int(self.registers.GSTS)
+        cap, ecap = self.registers.CAP, self.registers.ECAP
+        has = {Gcmd.TE: 1, Gcmd.QIE: ecap.QI, Gcmd.IRE: ecap.IR, Gcmd.CFI: ecap.IR}
+        levels = sum(field.mask for field, there in has.items() if there)
+        status = int(self.registers.GSTS) & ~levels | int(new) & levels
         if new.SRTP:
             self._rtaddr = self.registers.RTADDR
-            self.forget_all()
             status |= Gcmd.SRTP.mask
-        if new.QIE and not status & Gcmd.QIE.mask:
-            self.registers.IQH = 0
-        status = status & ~_LEVELS | int(new) & _LEVELS
+            if cap.ESRTPS:
+                self.caches.forget_all()
+        if new.SIRTP and ecap.IR:
+            self._remapper.table = self.registers.IRTA
+            status |= Gcmd.SIRTP.mask
+            if cap.ESIRTPS:
+                self.caches.forget_interrupts(0, 0xFFFF)
         self.registers.GSTS = status
+        if not self.registers.GSTS.QIE:
+            self.registers.IQH = 0
         self._queue.run()
 
     def on_write_IQT(self, old: int, new: int) -> None:  # the register's name
@@ -135,95 +313,61 @@ class Unit:
         self._queue.run()
 
     def on_write_FSTS(self, old: Fsts, new: Fsts) -> None:  # the register's name
-        """A cleared IQE lets the queue go on."""
-        if old.IQE and not new.IQE:
-            self._queue.run()
-
-    # What commands do
-
-    def forget_all(self) -> None:
-        """Drop every cached route and translation."""
-        self.contexts.drop(lambda key, route: True)
-        self.iotlb.drop(lambda page, entry: True)
-
-    def forget_contexts(self, selection: Selection) -> None:
-        """Drop cached routes: a context or PASID cache command."""
-        self.contexts.drop(lambda key, route: selection.covers_route(key, route))
-
-    def forget_translations(self, selection: Selection) -> None:
-        """Drop cached translations: an IOTLB or PASID IOTLB command."""
-
-        def chosen(page: Page, entry: Entry) -> bool:
-            return selection.covers_tags(page.tags) and (
-                selection.window is None or Iotlb.meets(page, *selection.window)
-            )
-
-        self.iotlb.drop(chosen)
-
-    # Events
-
-    def queue_error(self) -> None:
-        """The descriptor at the head is wrong: IQE, and the queue stops (6.5.2.10)."""
-        self.registers.FSTS = self.registers.FSTS.replace(IQE=1)
-        self._fault_event()
-
-    def complete_wait(self, interrupt: bool) -> None:
-        """A wait descriptor is done."""
-        if interrupt and not self.registers.ICS.IWC:
-            self.registers.ICS = self.registers.ICS.replace(IWC=1)
-            self._queue_event()
-
-    def _fault_event(self) -> None:
-        registers = self.registers
-        if registers.FECTL.IM:
-            registers.FECTL = registers.FECTL.replace(IP=1)
-        else:
-            self._send(registers.FEUADDR, registers.FEADDR, registers.FEDATA)
-
-    def _queue_event(self) -> None:
-        registers = self.registers
-        if registers.IECTL.IM:
-            registers.IECTL = registers.IECTL.replace(IP=1)
-        else:
-            self._send(registers.IEUADDR, registers.IEADDR, registers.IEDATA)
-
-    def _send(self, upper: int, lower: int, data: int) -> None:
-        if self._interrupt is not None:
-            self._interrupt(int(upper) << 32 | int(lower), int(data))
+        """Errors of the queue that are cleared let it go on."""
+        self.log.cleared()
+        self._queue.run()
 
     def on_write_FECTL(self, old: EventControl, new: EventControl) -> None:
         """An event that was pending goes out when it is unmasked (11.4.10)."""
-        if new.IP and not new.IM:
-            self.registers.FECTL = new.replace(IP=0)
-            self._fault_event()
+        self._events[0].unmask()
 
     def on_write_IECTL(self, old: EventControl, new: EventControl) -> None:
         """An event that was pending goes out when it is unmasked (11.4.22)."""
-        if new.IP and not new.IM:
-            self.registers.IECTL = new.replace(IP=0)
-            self._queue_event()
+        self._events[1].unmask()
 
-    def _record(self, fault: TranslationFaultError) -> None:
-        request = fault.request
-        number = self._next_fault
-        if self._faults[number][1].F:
-            self.registers.FSTS = self.registers.FSTS.replace(PFO=1)
+    def on_write_PECTL(self, old: EventControl, new: EventControl) -> None:
+        """An event that was pending goes out when it is unmasked (11.4.32)."""
+        self._events[2].unmask()
+
+    def on_write_ICS(self, old: Ics, new: Ics) -> None:
+        """A completion that software has seen is not pending (11.4.21)."""
+        if not new.IWC:
+            self._events[1].serviced()
+
+    def on_write_PRS(self, old: Prs, new: Prs) -> None:
+        """Page requests that software has seen are not pending (11.4.31)."""
+        if not int(new):
+            self._events[2].serviced()
+
+    def on_write_PMEN(self, old: Pmen, new: Pmen) -> None:
+        """Protection follows its enable at once."""
+        self.registers.PMEN = new.replace(PRS=new.EPM)
+
+    def on_write_CCMD(self, old: Ccmd, new: Ccmd) -> None:
+        """Invalidate the context cache, unless the queue does that; CAIG says what was done (11.4.6.1)."""
+        if not new.ICC:
             return
-        high = FaultHigh.of(SID=request.sid, FR=int(fault.reason), T=int(not request.want & WRITE), F=1)
-        if request.pasid is not None:
-            high = high.replace(PP=1, PV=request.pasid, EXE=int(bool(request.want & EXECUTE)))
-        self._faults[number] = (FaultLow.of(FI=request.iova >> 12), high)
-        self._next_fault = (number + 1) % len(self._faults)
-        first = self.registers.FSTS
-        if not first.PPF:
-            self.registers.FSTS = first.replace(PPF=1, FRI=number)
-            self._fault_event()
+        chosen = {
+            1: Selection(),
+            2: Selection(did=new.DID),
+            3: Selection(sid=new.SID, sid_mask=FUNCTION_MASKS[new.FM]),
+        }.get(new.CIRG)
+        works = chosen is not None and not self.registers.GSTS.QIE
+        if works and chosen is not None:
+            self.caches.forget_contexts(chosen)
+        self.registers.CCMD = new.replace(ICC=0, CAIG=new.CIRG if works else 0)
 
-    def _clear_fault(self, offset: int, width: int, value: int) -> None:
-        number, at = offset >> 4, offset & 15
-        whole = value << 8 * at
-        if whole >> 127 & 1 and at + width == 16:
-            low, high = self._faults[number]
-            self._faults[number] = (low, high.replace(F=0))
-        pending = [n for n, (_, high) in enumerate(self._faults) if high.F]
-        self.registers.FSTS = self.registers.FSTS.replace(PPF=int(bool(pending)), FRI=pending[0] if pending else 0)
+    def on_write_IOTLB(self, old: IotlbCommand, new: IotlbCommand) -> None:
+        """Invalidate the IOTLB, unless the queue does that; IAIG says what was done (11.4.6.3)."""
+        if not new.IVT:
+            return
+        pages = window(self._iotlb_registers.IVA, self.registers.CAP.MAMV)
+        page = Selection(did=new.DID, window=pages) if pages is not None else None
+        chosen = {1: Selection(), 2: Selection(did=new.DID), 3: page}.get(new.IIRG)
+        works = chosen is not None and not self.registers.GSTS.QIE
+        if works and chosen is not None:
+            self.caches.forget_translations(chosen)
+        self._iotlb_registers.IOTLB = new.replace(IVT=0, IAIG=new.IIRG if works else 0)
+
+
+_: type[AtsIommu] = Unit

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from softiommu.errors import ConfigError
 from softiommu.hardware.vtd.registers import Cap, Ecap
+
+#: Registers whose place no capability tells end here.
+_FIXED_REGISTERS = 0xF0
 
 
 class Preset(NamedTuple):
@@ -37,3 +41,40 @@ FULL = Preset(
     _CAP.replace(SAGAW=0b1110, MGAW=56, NFR=7, FS1GP=1, FS5LP=1),
     Ecap.of(**dict.fromkeys(_EVERYTHING, 1), IRO=0xF, MHMV=15, PSS=19),
 )
+
+#: Second-stage tables of 39 and 48 bits, queued invalidation and pass-through, in legacy mode.
+LEGACY = Preset(_CAP.replace(NFR=3), _NO_REMAPPING.replace(C=1, SC=1))
+#: The same with scalable mode, both stages and nesting.
+SCALABLE = Preset(
+    LEGACY.cap.replace(FS1GP=1),
+    LEGACY.ecap.replace(SMTS=1, SSTS=1, FSTS=1, NEST=1, PASID=1, PSS=19, SRS=1, ERS=1, RPS=1),
+)
+
+
+def check(cap: Cap, ecap: Ecap) -> None:
+    """ConfigError: capabilities that no hardware can have together, with the rule that they break."""
+    needs_scalable = ("NEST", "PASID", "SSADS", "SSTS", "FSTS", "SMPWCS", "RPS", "PRS", "PDS", "EAFS", "SRS", "ERS")
+    rules = (
+        (cap.SAGAW and not int(cap.SAGAW) & ~0b1110, "SAGAW names widths of 39, 48 and 57 bits, and at least one"),
+        (not ecap.SMTS or ecap.SSTS or ecap.FSTS, "scalable mode (SMTS) needs tables of a stage: SSTS or FSTS"),
+        (not ecap.SMTS or ecap.QI, "scalable mode (SMTS) needs the invalidation queue (QI)"),
+        (not ecap.NEST or (ecap.SSTS and ecap.FSTS), "nesting (NEST) needs both stages: SSTS and FSTS"),
+        (not ecap.PRS or ecap.DT, "page requests (PRS) need device TLBs (DT)"),
+        (not ecap.PDS or ecap.PRS, "page request drain (PDS) needs page requests (PRS)"),
+        (not ecap.DT or ecap.QI, "device TLBs (DT) need the invalidation queue (QI)"),
+        (not ecap.IR or ecap.QI, "interrupt remapping (IR) needs the invalidation queue (QI)"),
+        (not ecap.EIM or ecap.IR, "wide interrupt destinations (EIM) need interrupt remapping (IR)"),
+        (not ecap.PSS or ecap.PASID, "PASID bits (PSS) need PASIDs (PASID)"),
+        (not (cap.SSLPS & 2) or cap.SSLPS & 1, "1 GiB pages (SSLPS) come with 2 MiB pages"),
+        *((not getattr(ecap, name) or ecap.SMTS, f"{name} needs scalable mode (SMTS)") for name in needs_scalable),
+    )
+    for holds, rule in rules:
+        if not holds:
+            raise ConfigError(f"no VT-d unit is so: {rule}")
+    blocks = (range(ecap.IRO * 16, ecap.IRO * 16 + 16), range(cap.FRO * 16, cap.FRO * 16 + 16 * (cap.NFR + 1)))
+    if any(block.start < _FIXED_REGISTERS for block in blocks) or _overlap(*blocks):
+        raise ConfigError("no VT-d unit is so: fault records (FRO) and IOTLB registers (IRO) have a place of their own")
+
+
+def _overlap(one: range, other: range) -> bool:
+    return one.start < other.stop and other.start < one.stop

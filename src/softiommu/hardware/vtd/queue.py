@@ -2,51 +2,55 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from softiommu.hardware.iommu import ResponseCode
+from softiommu.hardware.vtd.caches import Selection
 from softiommu.hardware.vtd.commands import (
     LAYOUTS,
     Context,
+    DeviceTlb0,
     DeviceTlb1,
+    Interrupt0,
     Iotlb0,
+    PageGroupResponse0,
+    PageGroupResponse1,
     PasidCache0,
+    PasidDeviceTlb0,
+    PasidDeviceTlb1,
     PasidIotlb0,
     Range,
     Type,
     Wait0,
     Wait1,
 )
+from softiommu.hardware.vtd.registers import Iqa, Iva, QueueErrorInfo, Ttm
+from softiommu.hardware.vtd.tables import FUNCTION_MASKS
 from softiommu.memory.physical import BadAddressError
+from softiommu.words import Word
 
 if TYPE_CHECKING:
     from softiommu.hardware.vtd.model import Unit
-    from softiommu.hardware.vtd.walker import Route
     from softiommu.memory.physical import PhysicalMemory
 
-_FUNCTION_MASKS = (0xFFFF, 0xFFFB, 0xFFF9, 0xFFF8)
+_EVERYTHING = (1 << 64) - 1
 
 
-class Selection(NamedTuple):
-    """Which cached things a command names; None is any."""
+class QueueError(Exception):
+    """A descriptor that cannot be carried out."""
 
-    did: int | None = None
-    pasid: int | None = None
-    sid: int | None = None
-    sid_mask: int = 0xFFFF
-    #: An inclusive range of addresses.
-    window: tuple[int, int] | None = None
+    def __init__(self, info: QueueErrorInfo) -> None:
+        super().__init__(info.name)
+        self.info = info
 
-    def covers_route(self, key: tuple[int, int], route: Route) -> bool:
-        """Whether a cached route is named. Device-selective commands name the stream, whatever its domain."""
-        if self.sid is not None:
-            return (key[0] ^ self.sid) & self.sid_mask == 0
-        if self.did is not None and route.did != self.did:
-            return False
-        return self.pasid is None or max(key[1], 0) == self.pasid
 
-    def covers_tags(self, tags: tuple[int, ...]) -> bool:
-        """Whether translations with these tags (domain, PASID or -1) are named."""
-        return (self.did is None or tags[0] == self.did) and (self.pasid is None or tags[1] == self.pasid)
+class Descriptor(NamedTuple):
+    """A descriptor with right reserved bits."""
+
+    kind: Type
+    low: Word
+    high: Word
 
 
 class Queue:
@@ -54,99 +58,165 @@ class Queue:
 
     def __init__(self, unit: Unit, memory: PhysicalMemory) -> None:
         self._unit, self._memory = unit, memory
+        self._running = False
+        #: A function whose device TLB did not answer since the last wait.
+        self._late: int | None = None
+        self._handlers: dict[Type, Callable[[Any, Any], None]] = {
+            Type.CONTEXT: self._context,
+            Type.IOTLB: self._iotlb,
+            Type.DEVICE_TLB: self._device_tlb,
+            Type.INTERRUPT: self._interrupt,
+            Type.WAIT: self._wait,
+            Type.PASID_IOTLB: self._pasid_iotlb,
+            Type.PASID_CACHE: self._pasid_cache,
+            Type.PASID_DEVICE_TLB: self._pasid_device_tlb,
+            Type.PAGE_GROUP_RESPONSE: self._response,
+        }
 
     def run(self) -> None:
         """Carry descriptors out until the queue is empty or one is wrong."""
+        if self._running:  # a device that is told to forget rings the doorbell again
+            return
+        self._running = True
+        try:
+            self._run()
+        except QueueError as error:
+            self._unit.log.report_queue(error.info)
+        finally:
+            self._running = False
+
+    def _run(self) -> None:
         registers = self._unit.registers
-        while registers.GSTS.QIE and not registers.FSTS.IQE:
+        while registers.GSTS.QIE and not registers.FSTS.IQE and not registers.FSTS.ITE:
             head, tail = registers.IQH.OFFSET << 4, registers.IQT.OFFSET << 4
             if head == tail:
+                self._time_out()
                 return
-            size = 4096 << registers.IQA.QS
-            step = 32 if registers.IQA.DW else 16
-            if tail >= size or tail % step or not self._step(head, step):
-                self._unit.queue_error()
-                return
+            iqa = registers.IQA
+            size, step = 4096 << iqa.QS, 32 if iqa.DW else 16
+            self._check_queue(iqa, tail)
+            descriptor = self._fetch((iqa.IQA << 12) + head, step)
+            # The head stays on a descriptor that is wrong.
+            self._handlers[descriptor.kind](descriptor.low, descriptor.high)
             registers.IQH = (head + step) % size
 
-    def _step(self, head: int, step: int) -> bool:
-        """Carry the descriptor at `head` out; whether it was a right one."""
-        base = self._unit.registers.IQA.IQA << 12
+    def _time_out(self) -> None:
+        """Report a device TLB that did not answer."""
+        if self._late is not None:
+            late, self._late = self._late, None
+            self._unit.log.report_timeout(late)
+
+    def _check_queue(self, iqa: Iqa, tail: int) -> None:
+        mode, scalable = self._unit.table_mode, self._unit.registers.ECAP.SMTS
+        if mode == Ttm.RESERVED:
+            raise QueueError(QueueErrorInfo.TTM)
+        if tail >= 4096 << iqa.QS:
+            raise QueueError(QueueErrorInfo.TAIL)
+        if iqa.DW and tail & 16:
+            raise QueueError(QueueErrorInfo.TAIL_MISALIGNED)
+        # Scalable mode has descriptors of 256 bits, and only hardware with that mode has them.
+        if (iqa.DW and not scalable) or (not iqa.DW and mode == Ttm.SCALABLE):
+            raise QueueError(QueueErrorInfo.WIDTH)
+
+    def _fetch(self, at: int, step: int) -> Descriptor:
         try:
-            words = [self._memory.read_u64(base + head + 8 * n) for n in range(step // 8)]
-        except BadAddressError:
-            return False
+            words = [self._memory.read_u64(at + 8 * n) for n in range(step // 8)]
+        except BadAddressError as error:
+            raise QueueError(QueueErrorInfo.FETCH) from error
         kind = words[0] & 0xF | words[0] >> 5 & 0x70
-        if kind not in LAYOUTS or any(words[2:]):
-            return False
-        layout = LAYOUTS[Type(kind)]
-        low = layout.low(words[0])
-        high = layout.high(words[1]) if layout.high is not None else None
-        if low.reserved or (high is None and words[1]) or (high is not None and high.reserved):
-            return False
-        return self._carry_out(low, high)
+        layout = LAYOUTS.get(Type(kind)) if kind in Type.__members__.values() else None
+        if layout is None or layout.needs & ~int(self._unit.registers.ECAP):
+            raise QueueError(QueueErrorInfo.TYPE)
+        low, high = layout.low(words[0]), (layout.high or Word)(words[1])
+        if low.reserved or high.reserved or any(words[2:]):
+            raise QueueError(QueueErrorInfo.RESERVED)
+        return Descriptor(Type(kind), low, high)
 
-    def _carry_out(self, low: object, high: object) -> bool:
-        unit = self._unit
-        if isinstance(low, Context):
-            return self._context(low)
-        if isinstance(low, Iotlb0) and isinstance(high, Range):
-            return self._iotlb(low, high)
-        if isinstance(low, PasidIotlb0) and isinstance(high, Range):
-            return self._pasid_iotlb(low, high)
-        if isinstance(low, PasidCache0):
-            if low.G == 2:
-                return False
-            did = None if low.G == 3 else low.DID
-            unit.forget_contexts(Selection(did=did, pasid=low.PASID if low.G == 1 else None))
-            return True
-        if isinstance(low, Wait0) and isinstance(high, Wait1):
-            return self._wait(low, high)
-        # Device TLBs and the interrupt entry cache belong to hardware that this unit does not hold.
-        return isinstance(high, DeviceTlb1) or high is None
+    # What each does
 
-    def _context(self, command: Context) -> bool:
-        if command.G == 0:
-            return False
-        chosen = {
-            1: Selection(),
-            2: Selection(did=command.DID),
-            3: Selection(sid=command.SID, sid_mask=_FUNCTION_MASKS[command.FM]),
-        }
-        self._unit.forget_contexts(chosen[command.G])
-        return True
+    def _context(self, command: Context, _: Word) -> None:
+        self._unit.caches.forget_contexts(
+            _choose(
+                {
+                    1: Selection(),
+                    2: Selection(did=command.DID),
+                    3: Selection(sid=command.SID, sid_mask=FUNCTION_MASKS[command.FM]),
+                },
+                command.G,
+            )
+        )
 
-    def _iotlb(self, command: Iotlb0, where: Range) -> bool:
-        if command.G == 0:
-            return False
-        window = self._window(where) if command.G == 3 else None
-        if command.G == 3 and window is None:
-            return False
-        self._unit.forget_translations(Selection(did=None if command.G == 1 else command.DID, window=window))
-        return True
+    def _pasid_cache(self, command: PasidCache0, _: Word) -> None:
+        one = Selection(did=command.DID, pasid=command.PASID)
+        self._unit.caches.forget_pasids(_choose({0: Selection(did=command.DID), 1: one, 3: Selection()}, command.G))
 
-    def _pasid_iotlb(self, command: PasidIotlb0, where: Range) -> bool:
-        if command.G not in (2, 3):
-            return False
-        window = self._window(where) if command.G == 3 else None
-        if command.G == 3 and window is None:
-            return False
-        self._unit.forget_translations(Selection(command.DID, command.PASID, window=window))
-        return True
+    def _iotlb(self, command: Iotlb0, where: Range) -> None:
+        one = Selection(did=command.DID, window=self._window(where) if command.G == 3 else None)
+        chosen = _choose({1: Selection(), 2: Selection(did=command.DID), 3: one}, command.G)
+        self._unit.caches.forget_translations(chosen)
 
-    def _window(self, where: Range) -> tuple[int, int] | None:
-        """The addresses of a page-selective command; None when more pages are named than the hardware takes."""
-        if where.AM > self._unit.registers.CAP.MAMV:
-            return None
-        size = 4096 << where.AM
-        first = (where.ADDR << 12) & ~(size - 1)
-        return first, first + size - 1
+    def _pasid_iotlb(self, command: PasidIotlb0, where: Range) -> None:
+        whole = Selection(command.DID, command.PASID)
+        pages = whole._replace(window=self._window(where)) if command.G == 3 else whole
+        self._unit.caches.forget_pasid_translations(_choose({2: whole, 3: pages}, command.G))
 
-    def _wait(self, low: Wait0, high: Wait1) -> bool:
-        if low.SW:
+    def _window(self, where: Range) -> tuple[int, int]:
+        found = window(where, self._unit.registers.CAP.MAMV)
+        if found is None:
+            raise QueueError(QueueErrorInfo.RESERVED)
+        return found
+
+    def _interrupt(self, command: Interrupt0, _: Word) -> None:
+        if not command.G:
+            return self._unit.caches.forget_interrupts(0, 0xFFFF)
+        first = command.IIDX & ~((1 << command.IM) - 1)
+        return self._unit.caches.forget_interrupts(first, first + (1 << command.IM) - 1)
+
+    def _device_tlb(self, command: DeviceTlb0, where: DeviceTlb1) -> None:
+        self._forget_on_device(command.SID, None, where.S, where.ADDR)
+
+    def _pasid_device_tlb(self, command: PasidDeviceTlb0, where: PasidDeviceTlb1) -> None:
+        self._forget_on_device(command.SID, command.PASID, where.S, where.ADDR)
+
+    def _forget_on_device(self, sid: int, pasid: int | None, sized: int, page: int) -> None:
+        """Tell a function to forget: with a size, the ones from the lowest bit on and the zero after them say it."""
+        ones = (page ^ page + 1) if sized else 0
+        first = (page & ~ones) << 12 & _EVERYTHING
+        last = min((page | ones) << 12 | 0xFFF, _EVERYTHING)
+        endpoint = self._unit.pages.endpoints.get(sid)
+        if endpoint is None or not endpoint.invalidate(pasid, first, last):
+            self._late = sid
+
+    def _wait(self, command: Wait0, where: Wait1) -> None:
+        if command.PD and not self._unit.registers.ECAP.PDS:
+            raise QueueError(QueueErrorInfo.RESERVED)
+        if self._late is not None:
+            return self._time_out()  # and the wait is given up: its status is not written
+        if command.SW:
             try:
-                self._memory.write(high.ADDR << 2, low.DATA.to_bytes(4, "little"))
-            except BadAddressError:
-                return False
-        self._unit.complete_wait(bool(low.IF))
-        return True
+                self._memory.write_u32(where.ADDR << 2, command.DATA)
+            except BadAddressError as error:
+                raise QueueError(QueueErrorInfo.FETCH) from error
+        if command.IF:
+            self._unit.complete_wait()
+        return None
+
+    def _response(self, command: PageGroupResponse0, where: PageGroupResponse1) -> None:
+        known = command.CODE in ResponseCode.__members__.values()
+        code = ResponseCode(command.CODE) if known else ResponseCode.FAILURE
+        self._unit.pages.respond(command.RID, command.PASID if command.PP else None, where.PRGI, code)
+
+
+def window(where: Range | Iva, mamv: int) -> tuple[int, int] | None:
+    """The addresses of a page-selective command; None when it names more pages than the hardware takes."""
+    if mamv < where.AM:
+        return None
+    size = 4096 << where.AM
+    first = (where.ADDR << 12) & ~(size - 1)
+    return first, first + size - 1
+
+
+def _choose(by_granularity: dict[int, Selection], granularity: int) -> Selection:
+    if granularity not in by_granularity:
+        raise QueueError(QueueErrorInfo.RESERVED)
+    return by_granularity[granularity]

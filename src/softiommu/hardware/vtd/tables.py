@@ -121,5 +121,68 @@ class Pasid2(Word):
     FSPTPTR = bits(63, 12)
 
 
+class SourceCheck(IntEnum):
+    """IRTE, SVT: how the source of an interrupt is checked (9.10)."""
+
+    NONE = 0
+    STREAM = 1
+    BUSES = 2
+
+
+class Irte0(Word):
+    """Interrupt remapping table entry, word 0 (9.10). An xAPIC's destination is bits 15:8 of DST."""
+
+    P = bit(0)
+    FPD = bit(1)
+    DM = bit(2)
+    RH = bit(3)
+    TM = bit(4)
+    DLM = bits(7, 5)
+    AVAIL = bits(11, 8)
+    IM = bit(15)
+    V = bits(23, 16)
+    DST = bits(63, 32)
+
+
+class Irte1(Word):
+    """Interrupt remapping table entry, word 1. Of a range of buses, SID has the first and the last."""
+
+    SID = bits(15, 0)
+    SQ = bits(17, 16)
+    SVT = bits(19, 18, SourceCheck)
+
+
+class RemappableAddress(Word):
+    """The address of an interrupt in remappable format (5.1.2.2)."""
+
+    HANDLE_HIGH = bit(2)
+    SHV = bit(3)
+    FORMAT = bit(4)
+    HANDLE_LOW = bits(19, 5)
+    FEE = bits(31, 20)
+
+
+class MessageAddress(Word):
+    """The address of an interrupt message to a local APIC; the upper half has a wide destination's other bits."""
+
+    DM = bit(2)
+    RH = bit(3)
+    DEST = bits(19, 12)
+    FEE = bits(31, 20)
+    DEST_HIGH = bits(63, 40)
+
+
+class MessageData(Word, width=32):
+    """The data of an interrupt message."""
+
+    VECTOR = bits(7, 0)
+    DLM = bits(10, 8)
+    LEVEL = bit(14)
+    TM = bit(15)
+
+
+#: A mask for each value of a function mask field: which function bits are ignored.
+FUNCTION_MASKS = (0xFFFF, 0xFFFB, 0xFFF9, 0xFFF8)
+
 #: Levels by the AW field of a second stage.
 WIDTHS = {1: "vtdss-39", 2: "vtdss-48", 3: "vtdss-57"}

@@ -1,0 +1,101 @@
+"""What one unit caches, and how commands choose what is forgotten. VT-d 6.2 and 6.5."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from softiommu.hardware.cache import Cache, Entry, Iotlb, Page, Shape
+from softiommu.hardware.iommu import Request
+from softiommu.hardware.vtd.tables import Irte0, Irte1, Pgtt
+from softiommu.hardware.vtd.walker import Context, Route
+
+#: Tags of an IOTLB entry: domain, PASID (or none), nested, privileged.
+Tags = tuple[int, ...]
+NO_PASID = -1
+
+
+class Shapes(NamedTuple):
+    """How large the caches are."""
+
+    iotlb: Shape = Shape(16, 8)
+    context: Shape = Shape(8, 8)
+    pasid: Shape = Shape(8, 8)
+    interrupt: Shape = Shape(16, 4)
+
+
+class Selection(NamedTuple):
+    """Which cached things a command names; None is any."""
+
+    did: int | None = None
+    pasid: int | None = None
+    sid: int | None = None
+    sid_mask: int = 0xFFFF
+    #: An inclusive range of addresses.
+    window: tuple[int, int] | None = None
+
+
+def tags_of(route: Route, request: Request) -> Tags:
+    """Second-stage translations are the domain's; those of a first stage are the PASID's too (6.2.6)."""
+    if route.first is None:
+        return route.did, NO_PASID, 0, 0
+    return route.did, route.pasid, int(route.pgtt == Pgtt.NESTED), int(request.privileged)
+
+
+class Caches:
+    """The caches of one unit. Counters are each cache's own."""
+
+    def __init__(self, shapes: Shapes) -> None:
+        self.iotlb = Iotlb(shapes.iotlb)
+        #: Legacy mode: routes by stream. Scalable mode: contexts by stream, and routes by stream and PASID.
+        self.legacy: Cache[int, Route] = Cache(shapes.context)
+        self.contexts: Cache[int, Context] = Cache(shapes.context)
+        self.pasids: Cache[tuple[int, int], Route] = Cache(shapes.pasid)
+        self.interrupts: Cache[int, tuple[Irte0, Irte1]] = Cache(shapes.interrupt)
+
+    def forget_all(self) -> None:
+        """Everything that comes from the root table."""
+        self.forget_contexts(Selection())
+        self.forget_pasids(Selection())
+        self.forget_translations(Selection())
+
+    def forget_contexts(self, selection: Selection) -> None:
+        """A context-cache command. Entries of scalable mode have no domain: one that names a domain names all."""
+        sid, mask = selection.sid, selection.sid_mask
+        self.contexts.drop(lambda key, context: sid is None or (key ^ sid) & mask == 0)
+        self.legacy.drop(
+            lambda key, route: (
+                (sid is None or (key ^ sid) & mask == 0) and (sid is not None or selection.did in (None, route.did))
+            )
+        )
+
+    def forget_pasids(self, selection: Selection) -> None:
+        """A PASID-cache command."""
+        self.pasids.drop(
+            lambda key, route: selection.did in (None, route.did) and selection.pasid in (None, route.pasid)
+        )
+
+    def forget_translations(self, selection: Selection) -> None:
+        """An IOTLB command: page-selective ones name guest-physical addresses in nested translations, of which the
+        hardware knows none, so all of the domain go (6.5.2.4)."""
+
+        def chosen(page: Page, entry: Entry) -> bool:
+            if selection.did is not None and page.tags[0] != selection.did:
+                return False
+            if selection.window is None or page.tags[2]:
+                return True
+            return page.tags[1] == NO_PASID and Iotlb.meets(page, *selection.window)
+
+        self.iotlb.drop(chosen)
+
+    def forget_pasid_translations(self, selection: Selection) -> None:
+        """A PASID-based IOTLB command: translations of first stages."""
+        self.iotlb.drop(
+            lambda page, entry: (
+                page.tags[:2] == (selection.did, selection.pasid)
+                and (selection.window is None or Iotlb.meets(page, *selection.window))
+            )
+        )
+
+    def forget_interrupts(self, first: int, last: int) -> None:
+        """An interrupt entry cache command."""
+        self.interrupts.drop(lambda index, entry: first <= index <= last)
