@@ -31,3 +31,23 @@ def test_the_page_fault_is_answered_once():
     said = ended.stdout.splitlines()
     assert "<PgfaultPerm.WRITE: 2> at 0x7000" in said[1]
     assert said[3] == "a second answer is refused: no fault waits for an answer with cookie 1"
+
+
+def test_the_first_dma_uses_nothing_but_what_a_program_on_hardware_has():
+    text = (EXAMPLES / "first_dma.py").read_text()
+    imports = {line.split()[1] for line in text.splitlines() if line.startswith(("import ", "from "))}
+    assert imports == {"ctypes", "fcntl", "mmap", "os", "pathlib", "struct", "sys", "time"}
+
+
+@pytest.mark.parametrize("machine", ["vtd", "vtd-39", "vtd-sm", "vtd-flts", "vtd-sc"])
+def test_the_first_dma_moves_bytes_and_shows_the_fault(machine):
+    command = [sys.executable, "-m", "softiommu", "run", "--machine", machine, "--"]
+    ended = start(*command, sys.executable, str(EXAMPLES / "first_dma.py"))
+    assert ended.returncode == 0, ended.stderr
+    said = ended.stdout.splitlines()
+    assert said[0] == "found edu at PCI address 0000:00:04.0, in IOMMU group 0"
+    assert said[3] == "the device read b'hello, device' and wrote b'hello, device' at 0x108000"
+    assert said[-1] == "the program's memory is as it was: b'hello, device'"
+    (fault,) = ended.stderr.splitlines()
+    assert fault.startswith("softiommu: kernel: DMA read by 00:04.0 at iova 0x100000 is blocked: ")
+    assert "<FaultHigh" in fault

@@ -8,6 +8,7 @@ import pytest
 
 HEAVY = {"numba", "llvmlite", "numpy", "pyarrow", "rich", "starlette", "uvicorn", "hypothesis"}
 EXAMPLE = str(Path(__file__).parent.parent / "examples" / "first_mapping.py")
+DMA = str(Path(__file__).parent.parent / "examples" / "first_dma.py")
 
 
 def imported(*arguments):
@@ -28,6 +29,7 @@ def tops(modules):
         ["-m", "softiommu", "machine", "list"],
         ["-m", "softiommu", "run", "--", "true"],
         ["-m", "softiommu", "run", "-m", "mock", "--", sys.executable, "-S", "-E", EXAMPLE],
+        ["-m", "softiommu", "run", "-m", "vtd", "--", sys.executable, "-S", "-E", DMA],
         ["-c", "import softiommu"],
     ],
     ids=" ".join,
