@@ -38,3 +38,12 @@ def test_an_iotlb_finds_leaves_of_every_size_by_their_tags():
     iotlb.drop(lambda page, entry: iotlb.meets(page, 0x41_0000, 0x41_0FFF))
     assert iotlb.find((1, -1), 0x40_0000) is None
     assert iotlb.find((1, -1), 0x1000) is not None
+
+
+def test_a_lookup_is_one_access_whatever_the_number_of_sizes():
+    iotlb = Iotlb(Shape(4, 4))
+    for lg2 in (12, 21, 30):
+        iotlb.fill((1,), 0, lg2, Entry(0, 3))
+    assert iotlb.find((1,), 0) == (30, Entry(0, 3))
+    assert iotlb.find((1,), 1 << 40) is None
+    assert (iotlb.cache.counters.hits, iotlb.cache.counters.misses) == (1, 1)

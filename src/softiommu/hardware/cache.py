@@ -30,17 +30,24 @@ class Cache(Generic[K, V]):
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
         self.counters = Counters()
+        self._count = shape.sets
         self._sets: list[OrderedDict[K, V]] = [OrderedDict() for _ in range(shape.sets)]
 
     def get(self, key: K) -> V | None:
         """The value of a key, counted as a hit or a miss."""
-        found = self._sets[hash(key) % self.shape.sets]
-        value = found.get(key)
+        value = self.look(key)
         if value is None:
             self.counters.misses += 1
-            return None
-        found.move_to_end(key)
-        self.counters.hits += 1
+        else:
+            self.counters.hits += 1
+        return value
+
+    def look(self, key: K) -> V | None:
+        """The value of a key, used but not counted."""
+        found = self._sets[hash(key) % self._count]
+        value = found.get(key)
+        if value is not None:
+            found.move_to_end(key)
         return value
 
     def put(self, key: K, value: V) -> None:
@@ -58,7 +65,7 @@ class Cache(Generic[K, V]):
     def drop(self, chosen: Callable[[K, V], bool]) -> int:
         """Empty the entries that a command names; how many there were."""
         count = 0
-        for entries in self._sets:
+        for entries in filter(None, self._sets):
             for key in [key for key, value in entries.items() if chosen(key, value)]:
                 del entries[key]
                 count += 1
@@ -86,23 +93,28 @@ class Page(NamedTuple):
 
 
 class Iotlb:
-    """A cache of leaves of every size. Each size that is present is looked up, the largest first."""
+    """A cache of leaves of every size. A lookup tries each size that is present, the largest first, and is one access."""
 
     def __init__(self, shape: Shape) -> None:
         self.cache: Cache[Page, Entry] = Cache(shape)
-        self._sizes: set[int] = set()
+        self._sizes: tuple[int, ...] = ()
 
     def find(self, tags: tuple[int, ...], iova: int) -> tuple[int, Entry] | None:
         """The leaf's size and entry for an address."""
-        for lg2 in sorted(self._sizes, reverse=True):
-            entry = self.cache.get(Page(tags, lg2, iova >> lg2))
+        cache = self.cache
+        for lg2 in self._sizes:
+            # A plain tuple is equal to the Page of the same fields, and made in a third of the time.
+            entry = cache.look((tags, lg2, iova >> lg2))  # type: ignore[arg-type]  # see above
             if entry is not None:
+                cache.counters.hits += 1
                 return lg2, entry
+        cache.counters.misses += 1
         return None
 
     def fill(self, tags: tuple[int, ...], iova: int, lg2: int, entry: Entry) -> None:
         """Keep a translation."""
-        self._sizes.add(lg2)
+        if lg2 not in self._sizes:
+            self._sizes = tuple(sorted((*self._sizes, lg2), reverse=True))
         self.cache.put(Page(tags, lg2, iova >> lg2), entry)
 
     def drop(self, chosen: Callable[[Page, Entry], bool]) -> int:
