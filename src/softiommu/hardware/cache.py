@@ -93,7 +93,7 @@ class Page(NamedTuple):
 
 
 class Iotlb:
-    """A cache of leaves of every size. A lookup tries each size that is present, the largest first, and is one access."""
+    """A cache of leaves of every size. A lookup tries each that is present, the largest first, and is one access."""
 
     def __init__(self, shape: Shape) -> None:
         self.cache: Cache[Page, Entry] = Cache(shape)
