@@ -8,6 +8,7 @@ import sys
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong]
 _libc.read.argtypes = _libc.write.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
+_libc.pread.argtypes = _libc.pwrite.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_long]
 CAPABILITIES = {"ipc_lock": 1 << 14, "sys_resource": 1 << 24, "both": 1 << 14 | 1 << 24}
 
 
@@ -20,6 +21,24 @@ def checked(result):
 
 
 NODES = {"iommu": "/dev/iommu", "vfio": "/dev/vfio/vfio", "null": "/dev/null"}
+ADDRESSES = {
+    "edu0": "0000:00:04.0",
+    "edu1": "0000:00:05.0",
+    "nvme0": "0000:00:07.0",
+    "edu2": "0000:02:01.0",
+    "edu3": "0000:02:02.0",
+}
+
+
+def node(what):
+    """The path of what a recording opens. Devices and groups are found by their PCI address, as programs find them."""
+    if what in NODES:
+        return NODES[what]
+    kind, name = what.split(":")
+    folder = f"/sys/bus/pci/devices/{ADDRESSES[name]}"
+    if kind == "grp":
+        return "/dev/vfio/" + os.path.basename(os.readlink(f"{folder}/iommu_group"))
+    return "/dev/vfio/devices/" + os.listdir(f"{folder}/vfio-dev")[0]
 
 
 class Real:
@@ -31,7 +50,7 @@ class Real:
             fd = os.memfd_create("golden")
             os.ftruncate(fd, int(what[6:]))
             return fd
-        return os.open(NODES[what], os.O_RDWR)
+        return os.open(node(what), os.O_RDWR)
 
     def close(self, fd):
         """close(2)"""
@@ -52,6 +71,14 @@ class Real:
     def write(self, fd, address, count):
         """write(2)"""
         return checked(_libc.write(fd, address, count))
+
+    def pread(self, fd, address, count, offset):
+        """pread(2)"""
+        return checked(_libc.pread(fd, address, count, offset))
+
+    def pwrite(self, fd, address, count, offset):
+        """pwrite(2)"""
+        return checked(_libc.pwrite(fd, address, count, offset))
 
     def mmap(self, address, length, prot, flags, fd, offset):
         """mmap(2)"""
@@ -106,10 +133,15 @@ class InProcess(Real):
 
     def open(self, what):
         """open(2): ours for the nodes of the machine."""
-        if what not in ("iommu", "vfio"):
+        kind, _, name = what.partition(":")
+        if kind in ("null", "memfd"):
             return super().open(what)
-        node = self.machine.entries[NODES[what]]
-        return self.caller.install(node.open(self.caller, os.O_RDWR))
+        if name:
+            shown = next(device for device in self.machine.vfio.devices if device.wired.pci.name == name)
+            path = shown.node if kind == "dev" else shown.group_node
+        else:
+            path = NODES[what]
+        return self.caller.install(self.machine.entries[path].open(self.caller, os.O_RDWR))
 
     def file(self, fd):
         """Our file, or None."""
@@ -140,6 +172,20 @@ class InProcess(Real):
         """write(2)"""
         file = self.file(fd)
         return super().write(fd, address, count) if file is None else file.write(self.caller, address, count)
+
+    def pread(self, fd, address, count, offset):
+        """pread(2)"""
+        file = self.file(fd)
+        if file is None:
+            return super().pread(fd, address, count, offset)
+        return file.read(self.caller, address, count, offset)
+
+    def pwrite(self, fd, address, count, offset):
+        """pwrite(2)"""
+        file = self.file(fd)
+        if file is None:
+            return super().pwrite(fd, address, count, offset)
+        return file.write(self.caller, address, count, offset)
 
     def mmap(self, address, length, prot, flags, fd, offset):
         """mmap(2)"""

@@ -3,11 +3,13 @@
 import errno
 import os
 import struct
+import time
 
 from golden import memory
 
 WIDTHS = {1: "<B", 2: "<H", 4: "<I", 8: "<Q"}
 MASK = 2**64 - 1
+CONFIG, EDU_BUFFER = 7 << 40, 0x40000
 
 
 class DifferenceError(Exception):
@@ -215,14 +217,43 @@ class Player:
         return self.kernel.write(self.fds.get(step["fd"], -1), argument.address, len(data))
 
     def do_pread(self, step):
-        """pread of a file of the host"""
-        data = os.pread(self.fds[step["fd"]], step["len"], step["off"])
+        """pread"""
+        data = self.pread(self.fds.get(step["fd"], -1), step["len"], step["off"])
         self.check_data(step, data)
         return len(data)
 
     def do_pwrite(self, step):
-        """pwrite to a file of the host"""
-        return os.pwrite(self.fds[step["fd"]], bytes.fromhex(step["data"]), step["off"])
+        """pwrite"""
+        return self.pwrite(self.fds.get(step["fd"], -1), bytes.fromhex(step["data"]), step["off"])
+
+    def pread(self, fd, count, offset):
+        """Bytes of a file."""
+        argument = memory.Argument(bytes(max(count, 1)), "n")
+        done = self.kernel.pread(fd, argument.address, count, offset)
+        return argument.finish()[:done]
+
+    def pwrite(self, fd, data, offset):
+        """Store bytes in a file."""
+        argument = memory.Argument(data, "n")
+        done = self.kernel.pwrite(fd, argument.address, len(data), offset)
+        argument.finish()
+        return done
+
+    def do_dma(self, step):
+        """the device moves data: edu's registers are in BAR 0, configuration space is region 7"""
+        fd = self.fds.get(step["fd"], -1)
+        iova = int.from_bytes(self.fill_in(step["iova"].to_bytes(8, "little"), step.get("refs", ())), "little")
+        inner, to_memory = EDU_BUFFER + step["off"], step["dir"] == "w"
+        command = int.from_bytes(self.pread(fd, 2, CONFIG + 4), "little")
+        self.pwrite(fd, (command | 6).to_bytes(2, "little"), CONFIG + 4)
+        source, destination = (inner, iova) if to_memory else (iova, inner)
+        for register, value in ((0x80, source), (0x88, destination), (0x90, step["len"]), (0x98, 1 | 2 * to_memory)):
+            self.pwrite(fd, value.to_bytes(8, "little"), register)
+        for _ in range(2000):
+            if not self.pread(fd, 8, 0x98)[0] & 1:
+                return 0
+            time.sleep(0.001)
+        raise OSError(errno.ETIME, "the device does not finish")
 
     def do_poll(self, step):
         """poll with no wait"""

@@ -10,7 +10,7 @@ from pathlib import Path
 from golden.player import DifferenceError, Player
 
 DATA = Path(__file__).parent.parent / "data" / "golden"
-PROFILES = [(kernel, profile) for kernel in ("6.12", "7.2") for profile in ("nodev", "mock")]
+PROFILES = [(kernel, profile) for kernel in ("6.12", "7.2") for profile in ("nodev", "mock", "vtd-noir")]
 
 
 @functools.cache

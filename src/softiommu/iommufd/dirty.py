@@ -77,8 +77,6 @@ def get_bitmap(ctx: Context, cmd: abi.HwptGetDirtyBitmap) -> None:
     refuse(cmd.flags & ~_NO_CLEAR, "flags")
     refuse(cmd.reserved, "reserved")
     hwpt = ctx.objects.get(cmd.hwpt_id, HwptPaging)
-    if not ctx.kernel.dirty_bitmap_unsupported and not _tracks(hwpt):
-        raise UapiError(EINVAL, f"HWPT {hwpt.id} was made without dirty tracking")
     window = _window(ctx, hwpt, cmd)
     _need_tracking(hwpt)
     lg2 = (cmd.page_size & -cmd.page_size).bit_length() - 1
@@ -98,15 +96,12 @@ def _window(ctx: Context, hwpt: HwptPaging, cmd: abi.HwptGetDirtyBitmap) -> Rang
     alignment = hwpt.ioas.map.alignment
     if (cmd.iova | (last + 1)) & (alignment - 1):
         raise UapiError(EINVAL, f"{cmd.iova:#x}..{last:#x} is not aligned to {alignment:#x}")
-    if not cmd.page_size or (cmd.iova | (last + 1)) % cmd.page_size:
+    # As the kernel does: a page_size that is no power of two is a mask like any other.
+    if not cmd.page_size or (cmd.iova | (last + 1)) & (cmd.page_size - 1):
         raise UapiError(EINVAL, f"{cmd.iova:#x}..{last:#x} is not a multiple of page_size {cmd.page_size:#x}")
     return Range(cmd.iova, last)
 
 
-def _tracks(hwpt: HwptPaging) -> bool:
-    return DomainFlags.DIRTY_TRACKING in hwpt.domain.flags
-
-
 def _need_tracking(hwpt: HwptPaging) -> None:
-    if not _tracks(hwpt):
+    if DomainFlags.DIRTY_TRACKING not in hwpt.domain.flags:
         raise UapiError(EOPNOTSUPP, f"HWPT {hwpt.id} was made without DIRTY_TRACKING")

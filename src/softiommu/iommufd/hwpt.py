@@ -152,7 +152,7 @@ def alloc(ctx: Context, cmd: abi.HwptAlloc) -> None:
 
 
 def _alloc_paging(ctx: Context, ioas: Ioas, device: DeviceObject, flags: int, data: UserData | None) -> HwptPaging:
-    known = NEST_PARENT | DIRTY_TRACKING | (FAULT_ID_VALID | PASID if ctx.kernel.hwpt_pasid else FAULT_ID_VALID)
+    known = NEST_PARENT | DIRTY_TRACKING | (FAULT_ID_VALID | PASID if ctx.kernel.hwpt_pasid else 0)
     refuse(flags & ~known, "flags")
     if flags & DIRTY_TRACKING and not device.device.features.dirty_tracking:
         raise UapiError(EOPNOTSUPP, f"device {device.device.name} has no dirty tracking")

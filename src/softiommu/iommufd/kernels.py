@@ -18,9 +18,7 @@ class Kernel:
     map_checks_wrap_first: bool = True
     #: HWPT_INVALIDATE on an object of another kind: EINVAL; older kernels say ENOENT.
     invalidate_wrong_kind_is_einval: bool = True
-    #: GET_DIRTY_BITMAP on a domain without tracking: EOPNOTSUPP; older kernels say EINVAL.
-    dirty_bitmap_unsupported: bool = True
-    #: GET_DIRTY_BITMAP of length 0: EOVERFLOW; older kernels say EINVAL.
+    #: GET_DIRTY_BITMAP of length 0 means 2**64 bytes; older kernels say EINVAL.
     dirty_bitmap_empty_overflows: bool = True
     #: GET_HW_INFO takes the INPUT_TYPE flag and reports the PCI_ATS_NOT_SUPPORTED capability.
     hw_info_input_type: bool = True
@@ -39,7 +37,6 @@ KERNELS = {
             "6.12",
             map_checks_wrap_first=False,
             invalidate_wrong_kind_is_einval=False,
-            dirty_bitmap_unsupported=False,
             dirty_bitmap_empty_overflows=False,
             hw_info_input_type=False,
             hwpt_pasid=False,
