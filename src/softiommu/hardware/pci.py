@@ -40,11 +40,11 @@ _D0 = 0
 class Registers(Protocol):
     """What a BAR shows. Accesses are aligned and inside of it."""
 
-    def read(self, offset: int, width: int) -> int:
+    def read(self, offset: int, width: int, /) -> int:
         """Software reads 1, 2, 4 or 8 bytes."""
         ...
 
-    def write(self, offset: int, width: int, value: int) -> None:
+    def write(self, offset: int, width: int, value: int, /) -> None:
         """Software writes 1, 2, 4 or 8 bytes."""
         ...
 

@@ -1,0 +1,307 @@
+"""The controller: its registers, its queues, interrupts, and how a command runs. NVM Express 1.4, sections 3 and 7.
+
+A command runs when its doorbell is written. It is not fetched while its completion queue is full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from softiommu.errors import ModelError
+from softiommu.hardware.bus import DmaError, Port
+from softiommu.hardware.devices.nvme import admin, io, logs, prp
+from softiommu.hardware.devices.nvme.commands import (
+    COMPLETION_SIZE,
+    RETRYABLE,
+    SUBMISSION_SIZE,
+    Command,
+    CommandError,
+    Completion,
+    CompletionStatus,
+    ErrorEvent,
+    EventDword0,
+    EventType,
+    Status,
+)
+from softiommu.hardware.devices.nvme.events import AsyncEvents
+from softiommu.hardware.devices.nvme.features import Features
+from softiommu.hardware.devices.nvme.identify import MDTS, Subsystem
+from softiommu.hardware.devices.nvme.logs import Logs
+from softiommu.hardware.devices.nvme.namespace import Namespace
+from softiommu.hardware.devices.nvme.queues import CompletionQueue, SubmissionQueue
+from softiommu.hardware.devices.nvme.registers import (
+    BAR_SIZE,
+    MAX_PAIRS,
+    MSIX_PENDING,
+    MSIX_TABLE,
+    Configuration,
+    ControllerStatus,
+    Doorbell,
+    Registers,
+    Shutdown,
+)
+from softiommu.hardware.pci import Bar, Features as PciFeatures, Function, Identity, MsixPlace
+
+IDENTITY = Identity(0x1B36, 0x0010, 0x010802, 2, 0x1AF4, 0x1100)
+
+_MIN_PAGE_LG2 = 12
+_MEDIA_ERRORS = {Status.WRITE_FAULT, Status.UNRECOVERED_READ_ERROR}
+#: What the host asked for is no error.
+_UNLOGGED = {Status.SUCCESS, Status.ABORT_REQUESTED}
+
+
+class Nvme:
+    """The controller, with `pairs` I/O queue pairs and a vector for each of them and for the admin queue."""
+
+    def __init__(
+        self,
+        port: Port,
+        namespaces: Sequence[Namespace],
+        serial: str = "SOFTIOMMU0001",
+        pairs: int = 8,
+        vectors: int | None = None,
+    ) -> None:
+        if not 1 <= pairs <= MAX_PAIRS:
+            raise ModelError(f"{pairs} I/O queue pairs: 1..{MAX_PAIRS} have doorbells")
+        self.pairs, self._port = pairs, port
+        self.registers = Registers(self)
+        place = MsixPlace(pairs + 1 if vectors is None else vectors, 0, MSIX_TABLE, MSIX_PENDING)
+        self.subsystem = Subsystem(
+            IDENTITY.vendor, IDENTITY.subsystem_vendor, serial, "softiommu NVMe", tuple(namespaces)
+        )
+        self.features = Features(pairs, place.vectors, len(namespaces))
+        self.logs = Logs()
+        self.events = AsyncEvents(self._tell)
+        self.sqs: dict[int, SubmissionQueue] = {}
+        self.cqs: dict[int, CompletionQueue] = {}
+        #: Bytes of a memory page (CC.MPS).
+        self.page = 1 << _MIN_PAGE_LG2
+        self._masked = 0
+        self._working = False
+        bars = {0: Bar(BAR_SIZE, self.registers, is_64=True)}
+        self.function = Function(port, IDENTITY, bars, PciFeatures(msix=place), self.reset)
+
+    @property
+    def vectors(self) -> int:
+        """How many interrupt vectors the host chose among: INTx is one."""
+        msix = self.function.msix
+        return len(msix.vectors) if msix is not None and msix.enabled else 1
+
+    # Life
+
+    def reset(self) -> None:
+        """As after power-on; namespaces keep their blocks."""
+        self._stop()
+        self.registers.reset()
+
+    def on_write_CC(self, old: Configuration, new: Configuration) -> None:
+        """Enable, disable and shut down (3.1.5, 7.6.1, 7.6.2)."""
+        if new.EN and not old.EN:
+            self._start(new)
+        elif old.EN and not new.EN:
+            self._stop()
+        if new.SHN and not old.SHN:
+            self._shut_down()
+
+    def _start(self, configuration: Configuration) -> None:
+        """Make the admin queues; a configuration that cannot be is fatal."""
+        cap, aqa = self.registers.CAP, self.registers.AQA
+        supported = not configuration.CSS and not configuration.AMS
+        if not supported or not cap.MPSMIN <= configuration.MPS <= cap.MPSMAX or not aqa.ASQS or not aqa.ACQS:
+            self._fail()
+            return
+        self.page = 1 << _MIN_PAGE_LG2 + configuration.MPS
+        cq = CompletionQueue(0, int(self.registers.ACQ), aqa.ACQS + 1, vector=0, interrupts=True)
+        self.cqs[0], self.sqs[0] = cq, SubmissionQueue(0, int(self.registers.ASQ), aqa.ASQS + 1, cq)
+        self.registers.CSTS = ControllerStatus.of(RDY=1)
+
+    def _stop(self) -> None:
+        """A controller reset (7.3.2): what is left are the admin queues' registers."""
+        self.sqs, self.cqs = {}, {}
+        self.events.reset()
+        self.features.reset()
+        self.logs.temperature_warning = False
+        self._masked = 0
+        self.registers.CSTS = ControllerStatus(0)
+        self.refresh_line()
+
+    def _shut_down(self) -> None:
+        try:
+            for namespace in self.subsystem.namespaces:
+                namespace.flush()
+        except CommandError as error:
+            self._log(logs.NO_COMMAND, logs.NO_COMMAND, error.status, 0, 0)
+        self.registers.CSTS = self.registers.CSTS.replace(SHST=Shutdown.COMPLETE)
+
+    def _fail(self) -> None:
+        """Nothing goes on until the controller is reset (9.5)."""
+        self.registers.CSTS = self.registers.CSTS.replace(CFS=1)
+
+    @property
+    def _alive(self) -> bool:
+        status = self.registers.CSTS
+        return bool(status.RDY and not status.CFS and status.SHST == Shutdown.NONE)
+
+    # Doorbells
+
+    def on_write_DOORBELL(self, index: int, old: Doorbell, new: Doorbell) -> None:
+        """A submission queue's tail, or a completion queue's head."""
+        if not self._alive:
+            return
+        id, completes = divmod(index, 2)
+        queues: dict[int, CompletionQueue] | dict[int, SubmissionQueue] = self.cqs if completes else self.sqs
+        queue = queues.get(id)
+        if queue is None:
+            self._bad_doorbell(ErrorEvent.INVALID_DOORBELL)
+        elif not self._move(queue, new.INDEX):
+            self._bad_doorbell(ErrorEvent.INVALID_DOORBELL_VALUE)
+        self._work()
+
+    @staticmethod
+    def _move(queue: CompletionQueue | SubmissionQueue, value: int) -> bool:
+        """Take a doorbell's new value; False: it cannot be (5.2.1, figure 146)."""
+        old, limit = (queue.tail, queue.free) if isinstance(queue, SubmissionQueue) else (queue.head, queue.used)
+        moved = (value - old) % queue.size
+        if value >= queue.size or not 1 <= moved <= limit:
+            return False
+        if isinstance(queue, SubmissionQueue):
+            queue.tail = value
+        else:
+            queue.head = value
+        return True
+
+    def _bad_doorbell(self, what: ErrorEvent) -> None:
+        self.logs.error(logs.NO_COMMAND, logs.NO_COMMAND, 0)
+        self.events.happened(EventType.ERROR, what)
+
+    # Commands
+
+    def _work(self) -> None:
+        """Post what waits, tell events, and run commands, one of each queue in turn, until nothing can go on."""
+        if self._working:
+            return  # a command wrote a doorbell: the loop below sees it
+        self._working = True
+        try:
+            self._drain()
+        except DmaError:
+            self._fail()  # a queue that cannot be reached
+        finally:
+            self._working = False
+        self.refresh_line()
+
+    def _drain(self) -> None:
+        moved = True
+        while moved and self._alive:
+            moved = False
+            for cq in list(self.cqs.values()):
+                while cq.waiting and not cq.full:
+                    self._post(cq, cq.waiting.popleft())
+            self.events.tell()
+            for sq in list(self.sqs.values()):
+                if self.sqs.get(sq.id) is sq and self._can_run(sq):
+                    self._run(sq)
+                    moved = True
+
+    def _can_run(self, sq: SubmissionQueue) -> bool:
+        return self._alive and sq.head != sq.tail and not sq.cq.full and not sq.cq.waiting
+
+    def _run(self, sq: SubmissionQueue) -> None:
+        command = Command.from_bytes(self._port.read(sq.base + sq.head * SUBMISSION_SIZE, SUBMISSION_SIZE))
+        sq.advance()
+        try:
+            dword0 = self._execute(sq, command)
+        except CommandError as error:
+            self._log(sq.id, command.dword0.CID, error.status, command.nsid, command.lba)
+            self.complete(sq, command.dword0.CID, 0, error.status)
+        else:
+            if dword0 is not None:
+                self.complete(sq, command.dword0.CID, dword0, Status.SUCCESS)
+
+    def _execute(self, sq: SubmissionQueue, command: Command) -> int | None:
+        handler = (io.HANDLERS if sq.id else admin.HANDLERS).get(command.dword0.OPC)
+        if not sq.id and command.dword0.CID in self.events.requests:
+            raise CommandError(Status.COMMAND_ID_CONFLICT)
+        if handler is None:
+            raise CommandError(Status.INVALID_OPCODE)
+        if command.dword0.FUSE or command.dword0.PSDT:
+            raise CommandError(Status.INVALID_FIELD)
+        return handler(self, command)
+
+    def _log(self, sq_id: int, cid: int, status: Status, nsid: int, lba: int) -> None:
+        self.logs.error(sq_id, cid, _status(status), nsid, lba, media=status in _MEDIA_ERRORS)
+
+    def complete(self, sq: SubmissionQueue, cid: int, dword0: int, status: Status) -> None:
+        """Post the completion of a command, or keep it until there is room. DmaError."""
+        completion = Completion(dword0, sq.id, sq.head, cid, _status(status))
+        if sq.cq.full or sq.cq.waiting:
+            sq.cq.waiting.append(completion)
+        else:
+            self._post(sq.cq, completion)
+
+    def _post(self, cq: CompletionQueue, completion: Completion) -> None:
+        self._port.write(cq.base + cq.tail * COMPLETION_SIZE, completion.to_bytes(cq.phase))
+        cq.advance()
+        if cq.interrupts:
+            self.function.signal(cq.vector)
+            self.refresh_line()
+
+    def _tell(self, cid: int, dword0: EventDword0) -> None:
+        self.complete(self.sqs[0], cid, dword0, Status.SUCCESS)
+
+    # Data
+
+    def check_length(self, length: int) -> None:
+        """CommandError: more bytes than one command may move."""
+        if length > 1 << MDTS + _MIN_PAGE_LG2:
+            raise CommandError(Status.INVALID_FIELD)
+
+    def send(self, command: Command, data: bytes) -> None:
+        """Store data where a command's PRPs say. CommandError."""
+        try:
+            done = 0
+            for iova, length in self._segments(command, len(data)):
+                self._port.write(iova, data[done : done + length])
+                done += length
+        except DmaError as error:
+            raise CommandError(Status.DATA_TRANSFER_ERROR) from error
+
+    def receive(self, command: Command, length: int) -> bytes:
+        """The data that a command's PRPs name. CommandError."""
+        try:
+            return b"".join(self._port.read(*segment) for segment in self._segments(command, length))
+        except DmaError as error:
+            raise CommandError(Status.DATA_TRANSFER_ERROR) from error
+
+    def _segments(self, command: Command, length: int) -> list[prp.Segment]:
+        return prp.segments(self._port.read, command.prp1, command.prp2, length, self.page)
+
+    # Interrupts
+
+    def on_read_INTMS(self) -> int:
+        """The mask."""
+        return self._masked
+
+    def on_read_INTMC(self) -> int:
+        """The mask."""
+        return self._masked
+
+    def on_write_INTMS(self, old: int, new: int) -> None:
+        """Mask vectors (3.1.3)."""
+        self._masked |= new
+        self.refresh_line()
+
+    def on_write_INTMC(self, old: int, new: int) -> None:
+        """Unmask vectors (3.1.4)."""
+        self._masked &= ~new
+        self.refresh_line()
+
+    def refresh_line(self) -> None:
+        """INTx is asserted while a queue has entries that the host has not consumed (7.5.1)."""
+        waiting = any(cq.interrupts and cq.used for cq in self.cqs.values())
+        self.function.set_intx(waiting and not self._masked & 1)
+
+
+def _status(status: Status) -> CompletionStatus:
+    """A status as completions have it: whether the error log has more, and whether to try again."""
+    again = status in RETRYABLE or status == Status.SUCCESS
+    return CompletionStatus.of(SC=status & 0xFF, SCT=status >> 8, M=int(status not in _UNLOGGED), DNR=int(not again))
