@@ -53,27 +53,39 @@ SCALABLE = Preset(
 
 def check(cap: Cap, ecap: Ecap) -> None:
     """ConfigError: capabilities that no hardware can have together, with the rule that they break."""
+    broken = broken_rule(cap, ecap)
+    if broken is not None:
+        raise ConfigError(f"no VT-d unit is so: {broken[1]}")
+
+
+def broken_rule(cap: Cap, ecap: Ecap) -> tuple[str, str] | None:
+    """The register ("cap" or "ecap") and the rule that no hardware with these words could keep."""
+    widths = [30 + 9 * bit for bit in (1, 2, 3) if cap.SAGAW >> bit & 1]
     needs_scalable = ("NEST", "PASID", "SSADS", "SSTS", "FSTS", "SMPWCS", "RPS", "PRS", "PDS", "EAFS", "SRS", "ERS")
-    rules = (
-        (cap.SAGAW and not int(cap.SAGAW) & ~0b1110, "SAGAW names widths of 39, 48 and 57 bits, and at least one"),
-        (not ecap.SMTS or ecap.SSTS or ecap.FSTS, "scalable mode (SMTS) needs tables of a stage: SSTS or FSTS"),
-        (not ecap.SMTS or ecap.QI, "scalable mode (SMTS) needs the invalidation queue (QI)"),
-        (not ecap.NEST or (ecap.SSTS and ecap.FSTS), "nesting (NEST) needs both stages: SSTS and FSTS"),
-        (not ecap.PRS or ecap.DT, "page requests (PRS) need device TLBs (DT)"),
-        (not ecap.PDS or ecap.PRS, "page request drain (PDS) needs page requests (PRS)"),
-        (not ecap.DT or ecap.QI, "device TLBs (DT) need the invalidation queue (QI)"),
-        (not ecap.IR or ecap.QI, "interrupt remapping (IR) needs the invalidation queue (QI)"),
-        (not ecap.EIM or ecap.IR, "wide interrupt destinations (EIM) need interrupt remapping (IR)"),
-        (not ecap.PSS or ecap.PASID, "PASID bits (PSS) need PASIDs (PASID)"),
-        (not (cap.SSLPS & 2) or cap.SSLPS & 1, "1 GiB pages (SSLPS) come with 2 MiB pages"),
-        *((not getattr(ecap, name) or ecap.SMTS, f"{name} needs scalable mode (SMTS)") for name in needs_scalable),
-    )
-    for holds, rule in rules:
-        if not holds:
-            raise ConfigError(f"no VT-d unit is so: {rule}")
     blocks = (range(ecap.IRO * 16, ecap.IRO * 16 + 16), range(cap.FRO * 16, cap.FRO * 16 + 16 * (cap.NFR + 1)))
-    if any(block.start < _FIXED_REGISTERS for block in blocks) or _overlap(*blocks):
-        raise ConfigError("no VT-d unit is so: fault records (FRO) and IOTLB registers (IRO) have a place of their own")
+    apart = all(block.start >= _FIXED_REGISTERS for block in blocks) and not _overlap(*blocks)
+    rules = (
+        ("cap", widths and not int(cap.SAGAW) & ~0b1110, "SAGAW names widths of 39, 48 and 57 bits, and at least one"),
+        ("cap", max(widths, default=64) > cap.MGAW, "MGAW is not wider than the widest table of SAGAW"),
+        ("cap", not cap.SSLPS & 2 or cap.SSLPS & 1, "1 GiB pages (SSLPS) come with 2 MiB pages"),
+        ("cap", apart, "fault records (FRO) and IOTLB registers (IRO) have a place of their own"),
+        ("cap", ecap.FSTS or not (cap.FS1GP or cap.FS5LP), "FS1GP and FS5LP are of first-stage tables (FSTS)"),
+        ("ecap", not ecap.SMTS or ecap.SSTS or ecap.FSTS, "scalable mode (SMTS) needs tables of a stage: SSTS or FSTS"),
+        ("ecap", not ecap.SMTS or ecap.QI, "scalable mode (SMTS) needs the invalidation queue (QI)"),
+        ("ecap", not ecap.NEST or (ecap.SSTS and ecap.FSTS), "nesting (NEST) needs both stages: SSTS and FSTS"),
+        ("ecap", not ecap.SSADS or ecap.SSTS, "flags of a second stage (SSADS) need a second stage (SSTS)"),
+        ("ecap", not ecap.PRS or ecap.DT, "page requests (PRS) need device TLBs (DT)"),
+        ("ecap", not ecap.PDS or ecap.PRS, "page request drain (PDS) needs page requests (PRS)"),
+        ("ecap", not ecap.DT or ecap.QI, "device TLBs (DT) need the invalidation queue (QI)"),
+        ("ecap", not ecap.IR or ecap.QI, "interrupt remapping (IR) needs the invalidation queue (QI)"),
+        ("ecap", not ecap.EIM or ecap.IR, "wide interrupt destinations (EIM) need interrupt remapping (IR)"),
+        ("ecap", not ecap.PSS or ecap.PASID, "PASID bits (PSS) need PASIDs (PASID)"),
+        *(
+            ("ecap", not getattr(ecap, name) or ecap.SMTS, f"{name} needs scalable mode (SMTS)")
+            for name in needs_scalable
+        ),
+    )
+    return next(((register, rule) for register, holds, rule in rules if not holds), None)
 
 
 def _overlap(one: range, other: range) -> bool:

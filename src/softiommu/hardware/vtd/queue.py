@@ -114,8 +114,8 @@ class Queue:
             raise QueueError(QueueErrorInfo.TAIL)
         if iqa.DW and tail & 16:
             raise QueueError(QueueErrorInfo.TAIL_MISALIGNED)
-        # Scalable mode has descriptors of 256 bits, and only hardware with that mode has them.
-        if (iqa.DW and not scalable) or (not iqa.DW and mode == Ttm.SCALABLE):
+        # Whether the short descriptors are wrong in scalable mode is left open: they are taken, as by QEMU.
+        if iqa.DW and not scalable:
             raise QueueError(QueueErrorInfo.WIDTH)
 
     def _fetch(self, at: int, step: int) -> Descriptor:

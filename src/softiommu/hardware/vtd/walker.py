@@ -92,7 +92,7 @@ class Walker:
         self._memory, self._cap, self._ecap = memory, cap, ecap
         self._host_bits = min(host_bits, WIDEST)
         low = 0 if cap.SSLPS & 1 == 0 else 2 if cap.SSLPS & 2 else 1
-        option = 0 if ecap.SC else vtdss.NO_SNOOP_CONTROL
+        option = (0 if ecap.SC else vtdss.NO_SNOOP_CONTROL) | (0 if ecap.DT else vtdss.NO_DEVICE_TLBS)
         self._second = {
             aw: vtdss.VARIANTS[name]._replace(
                 leaf_top=low,
