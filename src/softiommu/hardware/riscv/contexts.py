@@ -78,7 +78,7 @@ class Device(NamedTuple):
     """A device context."""
 
     tc: Tc
-    #: With PDTV = 0.
+    #: With PDTV = 0; else that of a request without a process: Bare.
     space: Space
     #: With PDTV = 1.
     pdtp: Pdtp

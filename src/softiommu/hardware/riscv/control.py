@@ -75,6 +75,7 @@ class Control:
         deep = DDT_LEVELS.get(new.MODE, 0)
         if deep > self._levels or new.MODE not in DdtpMode.__members__.values():
             self.registers.DDTP = new.replace(MODE=old.MODE)
+        self._iommu.translator.directory_changed()
 
     # Queues
 

@@ -46,6 +46,11 @@ class Counters:
                 self._of.setdefault(event, []).append(number)
         self._overflows()
 
+    @property
+    def counted(self) -> bool:
+        """Whether anything is counted at all."""
+        return bool(self._of)
+
     def count(self, event: EventId, who: Who) -> None:
         """An event happened."""
         for number in self._of.get(event, ()):

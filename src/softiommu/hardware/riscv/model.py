@@ -54,7 +54,7 @@ class RiscvIommu:
         self._memory = memory
         self._endpoints: dict[int, Endpoint] = {}
         self.control = Control(self, memory, capabilities, levels, (interrupt, wire), clock)
-        self.registers = self.control.registers
+        self.registers, self._counters = self.control.registers, self.control.counters
         self.translator = Translator(self.registers, memory, shapes or Shapes(), self.control.counters)
 
     def read(self, offset: int, width: int) -> int:
@@ -97,7 +97,8 @@ class RiscvIommu:
             raise self._blocked(fault, Kind.UNTRANSLATED) from None
 
     def _serve(self, request: Request, kind: Kind) -> Found:
-        self.control.counters.count(kind.event, _who(request))
+        if self._counters.counted:
+            self._counters.count(kind.event, _who(request))
         try:
             return self.translator.serve(request, kind)
         except BlockedError as fault:
@@ -154,7 +155,7 @@ class RiscvIommu:
     ) -> Translation:
         """Answer a translation request: each right is asked for alone, and what faults is not granted."""
         request = Request(sid, iova, want, pasid, privileged and pasid is not None)
-        self.control.counters.count(Kind.ATS.event, _who(request))
+        self._counters.count(Kind.ATS.event, _who(request))
         granted, answer = 0, Translation(0, 12, 0)
         for right in (READ, WRITE, EXECUTE):
             if not (want | READ) & right or (right == EXECUTE and not granted & READ):

@@ -135,7 +135,7 @@ class CommandQueue:
         return True
 
     def _iodir(self, low: Iodir0) -> bool:
-        if low.DV and not self._iommu.translator.walker.fits(self._registers.DDTP, low.DID):
+        if low.DV and low.DID >> self._iommu.translator.walker.device_bits(self._registers.DDTP):
             return False
         if low.COMMAND == Command.IODIR_INVAL_DDT:
             if low.PID:

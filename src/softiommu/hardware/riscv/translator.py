@@ -75,13 +75,18 @@ class Translator:
         self.devices: Cache[int, Device] = Cache(shapes.devices)
         #: By device and process id.
         self.processes: Cache[tuple[int, int], Space] = Cache(shapes.processes)
+        self.directory_changed()
+
+    def directory_changed(self) -> None:
+        """ddtp was written."""
+        self._mode = DdtpMode(self._registers.DDTP.MODE)
+        self._device_bits = self.walker.device_bits(self._registers.DDTP)
 
     # The process
 
     def serve(self, request: Request, kind: Kind) -> Found:
         """Translate. BlockedError with the cause of the step that stopped it."""
-        mode = self._registers.DDTP.MODE
-        if mode == DdtpMode.BARE:  # step 2
+        if self._mode is DdtpMode.BARE:  # step 2
             if kind is not Kind.UNTRANSLATED:
                 raise BlockedError(Cause.TRANSACTION_TYPE_DISALLOWED, request)
             return Found(Translation(request.iova, 64, ALL))
@@ -94,15 +99,14 @@ class Translator:
 
     def device(self, request: Request) -> Device:
         """The device context (steps 1 to 6, of a mode with a directory)."""
-        ddtp = self._registers.DDTP
-        if ddtp.MODE == DdtpMode.OFF:
+        if self._mode is DdtpMode.OFF:
             raise BlockedError(Cause.ALL_INBOUND_DISALLOWED, request)
-        if ddtp.MODE == DdtpMode.BARE or not self.walker.fits(ddtp, request.sid):
+        if request.sid >> self._device_bits or self._mode is DdtpMode.BARE:
             raise BlockedError(Cause.TRANSACTION_TYPE_DISALLOWED, request)
         device = self.devices.get(request.sid)
         if device is None:
             self._counters.count(EventId.DEVICE_WALK, Who(request.sid))
-            device = self.walker.device(ddtp, request)
+            device = self.walker.device(self._registers.DDTP, request)
             self.devices.put(request.sid, device)
         return device
 
@@ -128,9 +132,11 @@ class Translator:
 
     def _space(self, device: Device, request: Request) -> Space:
         """The first stage of a request (steps 10 to 16)."""
+        if not device.tc.PDTV:
+            return device.space
         process_id = self.walker.process_id(device, request)
         if process_id is None:
-            return self.walker.own_space(device)
+            return device.space
         key = (request.sid, process_id)
         space = self.processes.get(key)
         if space is None:
@@ -152,7 +158,8 @@ class Translator:
         cached = self.first.find(tags, request.iova)
         if cached is not None and not request.want & ~cached[1].allowed:
             return _hit(cached, request.iova)
-        self._missed(EventId.FIRST_STAGE_WALK, device, space, request)
+        if self._counters.counted:
+            self._missed(EventId.FIRST_STAGE_WALK, device, space, request)
         step = self.walker.first(device, space, request)
         _keep(self.first, tags, request.iova, step)
         return step
@@ -163,7 +170,8 @@ class Translator:
         cached = self.second.find(tags, gpa)
         if cached is not None and not request.want & ~cached[1].allowed:
             return _hit(cached, gpa)
-        self._missed(EventId.SECOND_STAGE_WALK, device, _GUEST_PHYSICAL, request)
+        if self._counters.counted:
+            self._missed(EventId.SECOND_STAGE_WALK, device, _GUEST_PHYSICAL, request)
         step = self.walker.second(device, gpa, request)
         if step.mrif is None:
             _keep(self.second, tags, gpa, step)

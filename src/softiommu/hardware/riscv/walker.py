@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from softiommu.hardware.iommu import Request, TranslationFaultError
-from softiommu.hardware.riscv.contexts import BARE, Decoder, Device, Space
+from softiommu.hardware.riscv.contexts import Decoder, Device, Space
 from softiommu.hardware.riscv.events import Cause, Iotval2
 from softiommu.hardware.riscv.tables import (
     BASE_DC,
@@ -96,10 +96,9 @@ class Walker:
         self._ddi = EXTENDED_DDI if capabilities.MSI_FLAT else BASE_DDI
         self._dc_bytes = EXTENDED_DC if capabilities.MSI_FLAT else BASE_DC
 
-    def fits(self, ddtp: Ddtp, device_id: int) -> bool:
-        """Whether the directory has a place for a device id (step 5)."""
-        levels = DDT_LEVELS.get(ddtp.MODE)
-        return levels is None or not device_id >> self._ddi[levels]
+    def device_bits(self, ddtp: Ddtp) -> int:
+        """How wide the device ids are that the directory has a place for (step 5); without one, all."""
+        return self._ddi[DDT_LEVELS.get(ddtp.MODE, 3)]
 
     def fits_process(self, process_id: int) -> bool:
         """Whether the largest process directory has a place for a process id."""
@@ -235,16 +234,12 @@ class Walker:
         return Step(gpa, 12, READ | WRITE, mrif=InterruptFile(file.ADDR << 9, number, notice.NPPN << 12))
 
     def process_id(self, device: Device, request: Request) -> int | None:
-        """The process whose context is to be located (steps 10 to 13); None: the device's own first stage."""
-        if not device.tc.PDTV or not device.pdtp.MODE:
+        """The process of a device with a directory whose context is to be located (steps 11 to 13); None: Bare."""
+        if not device.pdtp.MODE:
             return None
         if request.pasid is None:
             return 0 if device.tc.DPE else None
         return request.pasid
-
-    def own_space(self, device: Device) -> Space:
-        """The first stage of a request without a process context."""
-        return BARE if device.tc.PDTV else device.space
 
 
 def _step(found: Walk) -> Step:
