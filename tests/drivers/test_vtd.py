@@ -169,15 +169,26 @@ def test_a_machine_of_qemu_does_what_its_kernel_does(name, quirks):
 
 
 @pytest.mark.parametrize("flags", [DomainFlags.PASID, DomainFlags.DIRTY_TRACKING], ids=["first", "second"])
-def test_every_stream_of_a_function_is_routed(flags):
+def test_every_function_of_a_group_is_routed_but_not_by_its_bridges_id(flags):
     unit, driver = rig(*FULL)
     device = driver.device(Function("edu2", (0x208, 0x200, 0x210)))
+    driver.device(Function("edu3", (0x210, 0x200, 0x208)))
     domain = device.alloc_paging(flags, None)
     domain.map(0x10000, 0x800000, 0x1000, RW)
     device.attach(domain, None)
-    assert [reach(unit, sid, 0x10000) for sid in device.function.sids] == [0x800000] * 3
+    assert [reach(unit, sid, 0x10000) for sid in (0x208, 0x210)] == [0x800000] * 2
     device.detach(None)
-    assert [reach(unit, sid, 0x10000) for sid in device.function.sids] == [Reason.PASID_ENTRY_NOT_PRESENT] * 3
+    assert [reach(unit, sid, 0x10000) for sid in (0x208, 0x210)] == [Reason.PASID_ENTRY_NOT_PRESENT] * 2
+    assert reach(unit, 0x200, 0x10000) is Reason.SCALABLE_CONTEXT_NOT_PRESENT
+
+
+def test_a_legacy_group_is_routed_by_its_bridges_id_too():
+    unit, driver = rig()
+    device = driver.device(Function("edu2", (0x208, 0x200, 0x210)))
+    domain = device.alloc_paging(DomainFlags.NONE, None)
+    domain.map(0x10000, 0x800000, 0x1000, RW)
+    device.attach(domain, None)
+    assert [reach(unit, sid, 0x10000) for sid in device.function.sids] == [0x800000] * 3
 
 
 def test_pasids_have_domains_of_their_own():

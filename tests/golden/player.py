@@ -1,7 +1,6 @@
 """Plays one recorded sequence against an iommufd, and says at which step the answer is not the recorded kernel's."""
 
 import errno
-import os
 import struct
 import time
 

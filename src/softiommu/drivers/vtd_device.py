@@ -105,10 +105,14 @@ class VtdDevice:
             raise UapiError(EINVAL, "the hardware has no second stage")
         if pasid is not None and DomainFlags.DIRTY_TRACKING in domain.flags:
             raise UapiError(EINVAL, "no PASID attaches to a domain with dirty tracking")
-        for sid in self.function.sids:
+        for sid in self._sids():
             vtd.routes.reserve(sid, pasid)
-        for sid in self.function.sids:
+        for sid in self._sids():
             vtd.attach(Route(sid, pasid), domain)
+
+    def _sids(self) -> list[int]:
+        """The streams that go where this function's go."""
+        return [sid for sid in self.function.sids if self._vtd.routes.knows(sid)]
 
     def _check_pasid(self, pasid: int) -> None:
         if not self.features.max_pasids:
@@ -120,7 +124,7 @@ class VtdDevice:
         """Block the function, or one of its PASIDs."""
         if pasid is not None and not 0 < pasid < self.features.max_pasids:
             return
-        for sid in self.function.sids:
+        for sid in self._sids():
             self._vtd.attach(Route(sid, pasid), None)
 
     def page_response(self, faults: Sequence[PageFault], code: PageResponse) -> None:

@@ -59,6 +59,10 @@ class LegacyRoutes:
         """Whether a stream has a device TLB that is used."""
         return sid in self._ats
 
+    def knows(self, sid: int) -> bool:
+        """Every stream can be routed."""
+        return True
+
     def reserve(self, sid: int, pasid: int | None) -> int:
         """The address of a stream's context entry; its context table is made where it is missing. ENOMEM;
         EOPNOTSUPP: a PASID."""
@@ -108,13 +112,13 @@ class ScalableRoutes:
         self.root = memory.alloc(PAGE)
 
     def prepare(self, function: Function) -> None:
-        """Give each stream of a function its context entry, with an empty PASID directory. ENOMEM."""
-        if function.ats and self._ecap.DT:
-            self._ats.add(function.sids[0])
-        for sid in function.sids:
-            self._prepare(sid, function)
+        """Give a function's own stream its context entry, with an empty PASID directory. ENOMEM.
 
-    def _prepare(self, sid: int, function: Function) -> None:
+        Linux makes none for the id that a bridge gives to requests: in scalable mode these are blocked.
+        """
+        sid = function.sids[0]
+        if function.ats and self._ecap.DT:
+            self._ats.add(sid)
         at = self._context(sid)
         if ScalableContext0(self._memory.read_u64(at)).P:
             return
@@ -143,6 +147,10 @@ class ScalableRoutes:
     def uses_ats(self, sid: int) -> bool:
         """Whether a stream has a device TLB that is used."""
         return sid in self._ats
+
+    def knows(self, sid: int) -> bool:
+        """Whether a stream has a context entry."""
+        return bool(ScalableContext0(self._memory.read_u64(self._context(sid))).P)
 
     def reserve(self, sid: int, pasid: int | None) -> int:
         """The address of a PASID table entry; its table is made where it is missing. ENOMEM."""
