@@ -38,11 +38,11 @@ class Pte(Word):
     TM = bit(62)
 
 
-R, W, PS, A, D, SNP = Pte.R.mask, Pte.W.mask, Pte.PS.mask, Pte.A.mask, Pte.D.mask, Pte.SNP.mask
+R, W, PS, A, D, SNP, TM = (f.mask for f in (Pte.R, Pte.W, Pte.PS, Pte.A, Pte.D, Pte.SNP, Pte.TM))
 ADDR = Pte.ADDR.mask
 
-#: Option: SNP is reserved (no snoop control, ECAP.SC).
-NO_SNOOP_CONTROL = 16
+#: Options: a leaf's SNP is reserved (no snoop control, ECAP.SC); its TM is (no device TLBs, ECAP.DT).
+NO_SNOOP_CONTROL, NO_DEVICE_TLBS = 16, 32
 
 VARIANTS = {
     "vtdss-39": Table(VTDSS, 2, 12, 9, 9, 2, 39, 52),
@@ -59,9 +59,13 @@ def load(t: Table, level: int, pte: int) -> tuple[int, int, int, int]:
     if pte & (R | W) == 0:
         return EMPTY, 0, 0, 0
     if level and pte & PS == 0:
+        if pte & (SNP | TM):
+            return BAD, 0, 0, 0
         return TABLE, pte & ADDR, 0, level - 1
     lg2 = 12 + 9 * level
     if level > t.leaf_top or pte & ADDR & (1 << lg2) - 1 or (t.option & NO_SNOOP_CONTROL and pte & SNP):
+        return BAD, 0, 0, 0
+    if t.option & NO_DEVICE_TLBS and pte & TM:
         return BAD, 0, 0, 0
     return LEAF, pte & ADDR, lg2, 0
 
