@@ -1,0 +1,177 @@
+"""NVMe behind a VT-d unit, and with guests that write anything: what is not mapped fails, and nothing else happens."""
+
+import struct
+
+import pytest
+from hypothesis import given, settings, strategies as st
+from nvme_driver import ACQ, AQA, ASQ, CC, CSTS, ENABLE, FLUSH, READ, WRITE, Driver
+
+from softiommu.hardware.bus import Port
+from softiommu.hardware.devices.nvme.controller import Nvme
+from softiommu.hardware.devices.nvme.namespace import Namespace, RamBacking
+from softiommu.hardware.vtd import model, tables
+from softiommu.hardware.vtd.events import FaultHigh, FaultLow, Reason
+from softiommu.memory.physical import PhysicalMemory
+from softiommu.pagetable import engine, formats
+from softiommu.pagetable.kinds import READ as READABLE, WRITE as WRITABLE
+
+SID = 0x38
+IOVA = 1 << 32  # device addresses are this much above those of memory
+
+
+class Translated(Driver):
+    """A driver behind an IOMMU, which maps what it allocates."""
+
+    def __init__(self):
+        memory = PhysicalMemory(16 << 20)
+        self.unit = model.Unit(memory)
+        self.pages = engine.PageTable(memory, formats.VARIANTS["vtdss-48"])
+        root, contexts = memory.alloc(4096), memory.alloc(4096)
+        memory.write_u64(root + 16 * (SID >> 8), contexts | 1)
+        memory.write_u64(contexts + 16 * (SID & 255), tables.ContextLow.of(P=1, SSPTPTR=self.pages.root >> 12))
+        memory.write_u64(contexts + 16 * (SID & 255) + 8, tables.ContextHigh.of(AW=2, DID=1))
+        self.unit.write(0x20, 8, root)
+        self.unit.write(0x18, 4, 1 << 30)
+        self.unit.write(0x18, 4, 1 << 31)
+        self.nvme = Nvme(Port(memory, SID, self.unit), [Namespace(RamBacking(1 << 20))])
+        super().__init__(self.nvme.function, memory, -IOVA)
+
+    def alloc(self, size=4096, align=4096, rights=READABLE | WRITABLE):
+        at = super().alloc(size, align)
+        self.pages.map(at, at - IOVA, -(-size // 4096) * 4096, rights)
+        return at
+
+    def fault(self):
+        low, high = (self.unit.read(0x220 + 8 * n, 8) for n in range(2))
+        return FaultLow(low).FI << 12, FaultHigh(high)
+
+
+@pytest.fixture
+def translated():
+    made = Translated()
+    assert made.enable() == 1
+    made.make_queues()
+    return made
+
+
+def test_blocks_move_through_a_second_stage(translated):
+    pages = [translated.alloc() for _ in range(4)]
+    for number, page in enumerate(pages):
+        translated.store(page, bytes([number + 1]) * 4096)
+    assert translated.io(WRITE, 0, 32, pages).status == 0
+    assert translated.io(READ, 0, 32, pages[::-1]).status == 0
+    assert [translated.load(page, 1) for page in pages] == [b"\4", b"\3", b"\2", b"\1"]
+    assert not translated.fault()[1].F
+
+
+@pytest.mark.parametrize(("opcode", "reason"), [(WRITE, Reason.NO_READ), (READ, Reason.NO_WRITE)])
+def test_a_page_that_is_not_mapped_is_a_transfer_error_and_a_fault(translated, opcode, reason):
+    pages = [translated.alloc() for _ in range(4)]
+    for page in pages:
+        translated.store(page, b"m" * 4096)
+    translated.pages.unmap(pages[2], 4096)
+    done = translated.io(opcode, 0, 32, pages)
+    assert (done.status, done.retry) == (0x004, True)
+    at, high = translated.fault()
+    assert (at, high.FR, high.SID, high.T) == (pages[2], reason, SID, int(opcode == WRITE))
+    if opcode == WRITE:
+        assert translated.nvme.subsystem.find(1).read(0, 16384) == bytes(16384)
+    else:
+        found = [translated.load(page, 4096) for page in pages]
+        assert found == [bytes(4096), bytes(4096), b"m" * 4096, b"m" * 4096]
+    assert translated.run(1, FLUSH, 1).status == 0
+
+
+def test_a_page_that_may_only_be_read_is_not_written(translated):
+    page = translated.alloc(rights=READABLE)
+    assert translated.io(WRITE, 0, 1, [page]).status == 0
+    assert translated.io(READ, 0, 1, [page]).status == 0x004
+    assert translated.fault()[1].FR == Reason.NO_WRITE
+
+
+def test_a_list_that_is_not_mapped_is_a_transfer_error(translated):
+    page = translated.alloc()
+    done = translated.run(1, READ, 1, prp1=page, prp2=IOVA + 0x700000, dword12=23)
+    assert done.status == 0x004
+    assert translated.fault()[0] == IOVA + 0x700000
+
+
+@pytest.mark.parametrize("which", ["at", "completions"])
+def test_a_queue_that_is_not_mapped_any_more_is_fatal(translated, which):
+    translated.make_queues(2)
+    ring = translated.rings[2]
+    translated.pages.unmap(getattr(ring, which), 4096)
+    translated.push(ring, FLUSH, 1)
+    translated.ring_doorbell(ring)
+    assert translated.read(CSTS) & 2
+    assert translated.fault()[0] == getattr(ring, which)
+    translated.ring_doorbell(translated.rings[0])
+    translated.write(CC, 0)
+    assert translated.enable() == 1
+
+
+# Guests that write anything
+
+
+def running():
+    memory = PhysicalMemory(8 << 20)
+    nvme = Nvme(Port(memory, SID), [Namespace(RamBacking(1 << 16)), Namespace(RamBacking(1 << 16), 1)], pairs=3)
+    driver = Driver(nvme.function, memory)
+    driver.enable(8)
+    driver.make_queues(1, 4)
+    return driver
+
+
+ADDRESSES = st.one_of(st.integers(0, 0x8000), st.integers(0, 2047).map(lambda n: n << 12), U64)
+WORDS = st.one_of(st.integers(0, 64), st.integers(0, 0xFFFFFFFF), st.sampled_from((0xF0001, 0xF0002, 0x10003, 1 << 16)))
+COMMANDS = st.tuples(
+    st.just("command"),
+    st.sampled_from((0, 0, 1)),
+    st.one_of(st.sampled_from((*range(13), 0x80)), st.integers(0, 255)),
+    st.sampled_from((0, 1, 2, 3, 0xFFFFFFFF)),
+    ADDRESSES,
+    ADDRESSES,
+    st.tuples(*[WORDS] * 6),
+)
+DOORBELLS = st.tuples(st.just("bar"), st.integers(0, 9).map(lambda n: 0x1000 + 4 * n), st.just(4), st.integers(0, 20))
+REGISTERS = st.tuples(st.just("bar"), st.integers(0, 0x40), st.sampled_from((1, 2, 4, 8)), U64)
+ANYWHERE = st.tuples(st.just("bar"), st.integers(0, 0x4000), st.sampled_from((1, 2, 4, 8)), U64)
+CONTROLS = st.tuples(
+    st.just("bar"), st.sampled_from((CC, AQA, ASQ, ACQ)), st.just(4), st.sampled_from((ENABLE, 0, 0x70007, 0x3000))
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.one_of(COMMANDS, COMMANDS, DOORBELLS, REGISTERS, ANYWHERE, CONTROLS), max_size=30))
+def test_whatever_a_guest_writes_the_controller_goes_on(steps):
+    driver = running()
+    for kind, *rest in steps:
+        if kind == "bar":
+            offset, width, value = rest
+            driver.write(offset, value, width)
+            driver.read(offset, width)
+            continue
+        id, opcode, nsid, prp1, prp2, words = rest
+        dwords = {f"dword{10 + n}": word for n, word in enumerate(words)}
+        driver.push(driver.rings[id], opcode, nsid, prp1=prp1, prp2=prp2, **dwords)
+        driver.ring_doorbell(driver.rings[id])
+        driver.pop(driver.rings[id])
+    driver.function.reset()
+    driver.function.write_config(4, 2, 6)
+    assert driver.enable(8) == 1
+    assert driver.identify(1)[0] == 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.binary(min_size=64, max_size=64), min_size=1, max_size=7), st.integers(0, 1))
+def test_any_64_bytes_are_a_command(entries, id):
+    driver = running()
+    ring = driver.rings[id]
+    for raw in entries[: ring.size - 1]:
+        driver.store(ring.at + 64 * ring.tail, raw)
+        ring.tail = (ring.tail + 1) % ring.size
+    driver.ring_doorbell(ring)
+    done = [driver.pop(ring) for _ in range(ring.size)]
+    cids = [struct.unpack_from("<H", raw, 2)[0] for raw in entries[: ring.size - 1]]
+    assert {one.cid for one in done if one is not None} <= set(cids)
+    assert driver.identify(1)[0] == 0
