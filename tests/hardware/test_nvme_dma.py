@@ -122,6 +122,7 @@ def running():
     return driver
 
 
+U64 = st.integers(0, (1 << 64) - 1)
 ADDRESSES = st.one_of(st.integers(0, 0x8000), st.integers(0, 2047).map(lambda n: n << 12), U64)
 WORDS = st.one_of(st.integers(0, 64), st.integers(0, 0xFFFFFFFF), st.sampled_from((0xF0001, 0xF0002, 0x10003, 1 << 16)))
 COMMANDS = st.tuples(
