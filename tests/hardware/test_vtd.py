@@ -159,7 +159,7 @@ def test_structures_that_are_not_there_have_reasons_of_their_own(rig):
         ({}, {"AW": 3}, Reason.CONTEXT_INVALID),
         ({}, {"AW": 0}, Reason.CONTEXT_INVALID),
         ({"SSPTPTR": 1 << 40}, {}, Reason.CONTEXT_RESERVED),
-        ({"SSPTPTR": 1 << 39}, {}, Reason.PAGING_ACCESS),
+        ({"SSPTPTR": 1 << 39}, {}, Reason.CONTEXT_INVALID),
     ],
 )
 def test_a_wrong_context_entry_blocks(rig, low, high, reason):

@@ -136,8 +136,9 @@ class Paging:
             raise fault(beyond, request)
         if found.status == BAD_TABLE:
             top = route.second is not None and found.level == route.second.table.top
-            access = Reason.SECOND_TOP_ACCESS if top else Reason.SECOND_ACCESS
-            raise fault(access if scalable else Reason.PAGING_ACCESS, request)
+            if scalable:
+                raise fault(Reason.SECOND_TOP_ACCESS if top else Reason.SECOND_ACCESS, request)
+            raise fault(Reason.CONTEXT_INVALID if top else Reason.PAGING_ACCESS, request)
         if found.status in (MALFORMED, ADDRESS_SIZE):
             raise fault(Reason.SECOND_RESERVED if scalable else Reason.PAGING_RESERVED, request)
         if found.status == NOT_MAPPED and scalable:
