@@ -10,7 +10,7 @@ from softiommu.abi import iommufd as abi, iommufd_test as test
 from softiommu.errors import ConfigError, UapiError
 from softiommu.iommufd.dispatch import execute
 from softiommu.machine.assemble import Machine, machine
-from softiommu.machine.description import Description
+from softiommu.machine.description import Description, parse
 from softiommu.machine.nodes import Node
 from softiommu.machine.pci import PciDevice
 from softiommu.memory.local import LocalCaller
@@ -27,6 +27,19 @@ def test_every_machine_has_the_nodes_of_iommufd(name):
     nodes = {path: (entry.major, entry.minor) for path, entry in entries.items() if isinstance(entry, Node)}
     assert nodes == {"/dev/iommu": (10, 127), "/dev/vfio/vfio": (10, 196)}
     assert all(stat.S_ISCHR(entries[path].mode) for path in nodes)
+
+
+def test_a_namespace_in_a_file_must_be_there(tmp_path):
+    text = 'name = "lab"\n[[iommu]]\nname = "a"\nmodel = "vtd"\n'
+    text += f'[[device]]\nname = "n"\naddress = "00:04.0"\nmodel = "nvme"\nfile = "{tmp_path}/disk"\n'
+    lab = parse(text, "lab.toml")
+    with pytest.raises(ConfigError, match="disk cannot be opened: No such file or directory"):
+        Machine(lab)
+    (tmp_path / "disk").write_bytes(bytes(4096))
+    with pytest.raises(ConfigError, match="disk has 4096 bytes: expected 0x100000 or more"):
+        Machine(lab)
+    (tmp_path / "disk").write_bytes(bytes(1 << 20))
+    assert Machine(lab).facts()["devices"][0]["id"] == "1b36:0010"
 
 
 def test_devices_behind_an_iommu_have_nodes_and_sysfs():

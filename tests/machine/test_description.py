@@ -11,6 +11,7 @@ HEAD = 'name = "lab"\n'
 DEVICE = '[[device]]\nname = "edu0"\naddress = "00:1e.0"\nvendor = 0x1234\ndevice = 0x11e8\n'
 VTD = '[[iommu]]\nname = "dmar0"\nmodel = "vtd"\n'
 EDU = '[[device]]\nname = "e"\naddress = "00:04.0"\nmodel = "edu"\n'
+NVME = EDU.replace('"edu"', '"nvme"')
 BRIDGE = '[[bridge]]\nname = "b"\naddress = "00:06.0"\nbus = 2\n'
 
 
@@ -74,6 +75,9 @@ def test_what_is_left_out_has_a_default():
         (HEAD + VTD + "ecap = { PSS = 19 }", "x.toml:5: PSS gives PASIDs a size, but PASID = 0"),
         (HEAD + VTD + "ecap = { PASID = 1 }", "x.toml:5: PASID needs scalable mode (SMTS)"),
         (HEAD + VTD + "cap = { SAGAW = 2 }", "x.toml:5: MGAW is wider than every table width in SAGAW"),
+        (HEAD + VTD + NVME + "block = 1024", "x.toml:9: block is 1024: expected one of 512, 4096"),
+        (HEAD + VTD + NVME + "size = 4096", "x.toml:9: size is 0x1000: expected a multiple of 4096, and 0x100000"),
+        (HEAD + VTD + NVME + "pairs = 0", "x.toml:9: pairs is 0: expected 1.."),
         (HEAD + BRIDGE * 2, "x.toml:7: name 'b' is taken"),
     ],
 )

@@ -1,0 +1,69 @@
+"""An NVMe controller with one namespace in a description.
+
+[[device]]
+model = "nvme"
+size = 0x4000000                     # bytes of a namespace in memory; 64 MiB when left out
+file = "disk.img"                    # or a file that holds it, and keeps it
+block = 512                          # bytes of a block: 512 or 4096
+pairs = 8                            # I/O queue pairs, each with an interrupt vector
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+from softiommu.errors import ConfigError
+from softiommu.hardware.devices.nvme.controller import Nvme
+from softiommu.hardware.devices.nvme.namespace import FORMATS, FileBacking, Namespace, RamBacking
+from softiommu.hardware.devices.nvme.registers import MAX_PAIRS
+
+if TYPE_CHECKING:
+    from softiommu.hardware.bus import Port
+    from softiommu.hardware.pci import Function
+    from softiommu.machine.reading import Table
+
+_SIZE, _LEAST, _MOST = 64 << 20, 1 << 20, 1 << 40
+_BLOCKS = [1 << lg2 for lg2 in FORMATS]
+
+
+class Options(NamedTuple):
+    """How it is made. `file` is empty for a namespace in memory."""
+
+    size: int
+    file: str
+    format: int
+    pairs: int
+
+
+def read(table: Table) -> Options:
+    """The options. ConfigError."""
+    block, file = table.number("block", _BLOCKS[-1], _BLOCKS[0]), table.text("file", "")
+    if block not in _BLOCKS:
+        raise table.error("block", f"block is {block}: expected one of {', '.join(map(str, _BLOCKS))}")
+    pairs = table.number("pairs", MAX_PAIRS, 8)
+    if not pairs:
+        raise table.error("pairs", f"pairs is 0: expected 1..{MAX_PAIRS}")
+    if file:
+        return Options(0, file, _BLOCKS.index(block), pairs)
+    size = table.number("size", _MOST, _SIZE)
+    if size < _LEAST or size % _BLOCKS[-1]:
+        raise table.error("size", f"size is {size:#x}: expected a multiple of 4096, and {_LEAST:#x} or more")
+    return Options(size, "", _BLOCKS.index(block), pairs)
+
+
+def build(options: object, port: Port, express: bool) -> Function:
+    """The controller. ConfigError: the file cannot be opened, or is too short."""
+    assert isinstance(options, Options), "options are what `read` gave"
+    backing = _file(options.file) if options.file else RamBacking(options.size)
+    return Nvme(port, [Namespace(backing, options.format)], pairs=options.pairs).function
+
+
+def _file(path: str) -> FileBacking:
+    try:
+        backing = FileBacking(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        raise ConfigError(f"the namespace's file {path} cannot be opened: {error.strerror}") from error
+    if backing.size < _LEAST:
+        raise ConfigError(f"the namespace's file {path} has {backing.size} bytes: expected {_LEAST:#x} or more")
+    return backing
