@@ -1,0 +1,92 @@
+"""The driver of one RISC-V IOMMU: it sets the hardware up, and keeps the ids and routes of its domains.
+
+It does what a kernel's driver does: it writes directories and tables in physical memory, puts commands in the queue,
+rings the doorbell and waits for the fence's word. It knows the hardware by its registers alone (`Bus`).
+"""
+
+from __future__ import annotations
+
+import heapq
+from enum import IntEnum
+from errno import ENOMEM
+from typing import TypeVar
+
+from softiommu.drivers.function import Bus, Function
+from softiommu.drivers.riscv_device import RiscvDevice
+from softiommu.drivers.riscv_faults import FaultLog
+from softiommu.drivers.riscv_queue import CommandQueue
+from softiommu.drivers.riscv_routes import Routes
+from softiommu.errors import ModelError, UapiError
+from softiommu.hardware.riscv.commands import Command, Iodir0, Iotinval0
+from softiommu.hardware.riscv.registers import Capabilities, Ddtp, Registers
+from softiommu.hardware.riscv.tables import DDT_LEVELS, FIRST_STAGE, SECOND_STAGE, FirstMode, SecondMode
+from softiommu.memory.physical import PAGE, PhysicalMemory
+
+_VERSION = 0x10
+
+M = TypeVar("M", bound=IntEnum)
+
+
+class Ids:
+    """Numbers from 1 up to `last`, the lowest free one first. 0 is nobody's."""
+
+    def __init__(self, last: int) -> None:
+        self._last, self._next = last, 1
+        self._given_back: list[int] = []
+
+    def take(self) -> int:
+        """A free number. ENOMEM: all are used."""
+        if self._given_back:
+            return heapq.heappop(self._given_back)
+        if self._next > self._last:
+            raise UapiError(ENOMEM, "every id of an address space is used")
+        self._next += 1
+        return self._next - 1
+
+    def give(self, number: int) -> None:
+        """A number is free again."""
+        heapq.heappush(self._given_back, number)
+
+
+class RiscvDriver:
+    """One IOMMU, set up and running. `msi_window`: addresses of interrupt messages that no mapping may use."""
+
+    def __init__(self, memory: PhysicalMemory, bus: Bus, msi_window: tuple[int, int] | None = None) -> None:
+        self.memory, self.msi_window, self._bus = memory, msi_window, bus
+        self.capabilities = have = Capabilities(bus.read(Registers.CAPABILITIES.offset, 8))
+        if have.VERSION != _VERSION:
+            raise ModelError(f"this driver knows version 1.0, not {have.VERSION:#x}")
+        #: The widest tables of each stage; BARE: there are none.
+        self.first_mode = _widest(have, FIRST_STAGE, FirstMode.BARE)
+        self.second_mode = _widest(have, SECOND_STAGE, SecondMode.BARE)
+        self.pscids, self.gscids = Ids((1 << 20) - 1), Ids((1 << 16) - 1)
+        self.queue = CommandQueue(memory, bus)
+        self.faults = FaultLog(memory, bus)
+        root = memory.alloc(PAGE)
+        self.routes = Routes(memory, self.queue, have, root, self._start(root))
+
+    def _start(self, root: int) -> int:
+        """Turn translation on with a directory as deep as the hardware takes; -> its levels."""
+        for mode in sorted(DDT_LEVELS, reverse=True):
+            self._bus.write(Registers.DDTP.offset, 8, Ddtp.of(MODE=mode, PPN=root >> 12))
+            taken = Ddtp(self._bus.read(Registers.DDTP.offset, 8))
+            if mode == taken.MODE and not taken.BUSY:
+                break
+        else:
+            raise ModelError("the hardware takes no device directory")
+        self.queue.submit(
+            (Iodir0.of(COMMAND=Command.IODIR_INVAL_DDT), 0),
+            (Iotinval0.of(COMMAND=Command.IOTINVAL_VMA), 0),
+            (Iotinval0.of(COMMAND=Command.IOTINVAL_GVMA), 0),
+        )
+        return DDT_LEVELS[mode]
+
+    def device(self, function: Function) -> RiscvDevice:
+        """A function behind this IOMMU. ENODEV: the directory has no place for it; ENOMEM."""
+        self.routes.prepare(function)
+        return RiscvDevice(self, function)
+
+
+def _widest(have: Capabilities, modes: dict[M, str], none: M) -> M:
+    """The widest tables that are there. A capability is named like its format."""
+    return max((mode for mode in modes if getattr(have, mode.name)), default=none)

@@ -1,0 +1,109 @@
+"""A function behind a RISC-V IOMMU, as the IOMMU's driver shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from errno import EINVAL
+from typing import TYPE_CHECKING
+
+from softiommu.drivers.driver import (
+    Device,
+    DeviceFeatures,
+    Domain,
+    DomainFlags,
+    HwInfo,
+    NestedDomain,
+    PageFault,
+    PageResponse,
+    PagingDomain,
+    Reserved,
+    ReservedKind,
+    UserData,
+    Viommu,
+    ViommuHost,
+    unsupported,
+)
+from softiommu.drivers.riscv_domain import RiscvDomain
+from softiommu.errors import UapiError
+
+if TYPE_CHECKING:
+    from softiommu.drivers.function import Function
+    from softiommu.drivers.riscv import RiscvDriver
+
+
+class RiscvDevice:
+    """A function, with everything that cannot be told from it (`function.sids`)."""
+
+    def __init__(self, driver: RiscvDriver, function: Function) -> None:
+        self.name, self.function = function.name, function
+        self.on_fault: Callable[[PageFault], None] | None = None
+        self.driver: object = driver
+        self.iommu: object = driver
+        self.group: object = self if function.group is None else function.group
+        bits = driver.routes.pasid_bits(function.pasid_bits) if driver.first_mode else 0
+        self.features = DeviceFeatures(
+            dirty_tracking=bool(driver.capabilities.AMO_HWAD), max_pasids=1 << bits if bits else 0
+        )
+        self._riscv = driver
+
+    def reserved_regions(self) -> Sequence[Reserved]:
+        """The machine's window of interrupt messages, if it has one that is not translated."""
+        window = self._riscv.msi_window
+        return () if window is None else (Reserved(*window, ReservedKind.MSI),)
+
+    def hw_info(self, type: int) -> HwInfo | None:
+        """The uAPI has no structure for this IOMMU."""
+        return None
+
+    def alloc_paging(self, flags: DomainFlags, data: UserData | None) -> PagingDomain:
+        """A domain as wide as the hardware: of the first stage, or of the second where it is to be a parent or there
+        is no first. EOPNOTSUPP: flags or data; ENOMEM."""
+        driver = self._riscv
+        if data is not None:
+            raise unsupported("a paging domain takes no data")
+        if DomainFlags.DIRTY_TRACKING in flags and not self.features.dirty_tracking:
+            raise unsupported("the hardware sets no dirty flags")
+        first = DomainFlags.NEST_PARENT not in flags and driver.first_mode != 0
+        if not first and (DomainFlags.PASID in flags or not driver.second_mode):
+            raise unsupported(f"no domain is made for {flags}")
+        return RiscvDomain(driver, flags, first)
+
+    def alloc_nested(self, parent: PagingDomain, flags: int, data: UserData) -> NestedDomain:
+        """There is no nesting."""
+        raise unsupported("there is no nesting")
+
+    def viommu_types(self) -> Sequence[int]:
+        """None."""
+        return ()
+
+    def alloc_viommu(self, type: int, parent: PagingDomain, host: ViommuHost, data: UserData | None) -> Viommu:
+        """There is no vIOMMU of this IOMMU."""
+        raise unsupported("RISC-V has no vIOMMU")
+
+    def attach(self, domain: Domain, pasid: int | None) -> None:
+        """Route the function through a domain. EINVAL: a domain of another IOMMU, or that cannot serve it;
+        EOPNOTSUPP: a PASID where there are none; ENOMEM."""
+        driver = self._riscv
+        if pasid is not None and not self.features.max_pasids:
+            raise unsupported("the device and its IOMMU have no PASIDs together")
+        if pasid is not None and not 0 < pasid < self.features.max_pasids:
+            raise UapiError(EINVAL, f"{self.name} has no PASID {pasid}")
+        if not isinstance(domain, RiscvDomain) or domain.owner is not driver:
+            raise UapiError(EINVAL, f"the domain is not of the IOMMU of {self.name}")
+        if pasid is not None and not domain.first:
+            raise UapiError(EINVAL, "a PASID needs a domain of the first stage")
+        for sid in self.function.sids:
+            driver.routes.reserve(sid, pasid, domain)
+        for sid in self.function.sids:
+            driver.routes.route(sid, pasid, domain)
+
+    def detach(self, pasid: int | None) -> None:
+        """Block the function, or one of its PASIDs."""
+        for sid in self.function.sids:
+            self._riscv.routes.route(sid, pasid, None)
+
+    def page_response(self, faults: Sequence[PageFault], code: PageResponse) -> None:
+        """Never asked: the device reports no faults."""
+
+
+_: type[Device] = RiscvDevice

@@ -1,0 +1,154 @@
+"""A domain of a RISC-V IOMMU: a first- or second-stage table in memory, and the invalidations that its changes need."""
+
+from __future__ import annotations
+
+from errno import EINVAL, ENOMEM, EOPNOTSUPP
+from typing import TYPE_CHECKING
+
+from softiommu.drivers.driver import DirtyReport, DomainFlags, Prot, Range, unsupported
+from softiommu.errors import ModelError, UapiError
+from softiommu.hardware.riscv.commands import Command, Iotinval0, Iotinval1
+from softiommu.hardware.riscv.tables import FIRST_STAGE, SECOND_STAGE, DeviceTa, Iohgatp, Iosatp
+from softiommu.pagetable.engine import PageTable, Run, TableRange
+from softiommu.pagetable.formats import VARIANTS
+from softiommu.pagetable.kinds import HW_ACCESSED, HW_DIRTY, NO_MEMORY, OK
+
+if TYPE_CHECKING:
+    from softiommu.drivers.riscv import RiscvDriver
+
+#: More commands than this cost more than forgetting the address space.
+_MOST_COMMANDS = 64
+
+
+class RiscvDomain:
+    """A page table that devices behind one IOMMU share. `first`: of the first stage, which a PSCID names; else of the
+    second, which a GSCID names."""
+
+    cache_coherent = False
+
+    def __init__(self, driver: RiscvDriver, flags: DomainFlags, first: bool) -> None:
+        self.owner, self.flags, self.first = driver, flags, first
+        self._mode = driver.first_mode if first else driver.second_mode
+        table = VARIANTS[FIRST_STAGE[driver.first_mode] if first else SECOND_STAGE[driver.second_mode]]
+        if DomainFlags.DIRTY_TRACKING in flags:
+            table = table._replace(option=table.option | HW_ACCESSED | HW_DIRTY)
+        try:
+            self.pages = PageTable(driver.memory, table)
+        except MemoryError as error:
+            raise UapiError(ENOMEM, "no memory for a page table") from error
+        self._ids = driver.pscids if first else driver.gscids
+        try:
+            self.id = self._ids.take()
+        except UapiError:
+            self.pages.destroy()
+            raise
+        self.page_sizes = self.pages.sizes
+        # Addresses of a first stage are sign-extended: the upper half is left alone.
+        self.aperture = Range(0, (1 << table.input_bits - int(first)) - 1)
+        self._tracks_dirty = False
+        self._removed: list[Run] = []
+        self._tables: list[TableRange] = []
+
+    # What contexts say of it
+
+    @property
+    def iohgatp(self) -> Iohgatp:
+        """The second stage of a device context."""
+        if self.first:
+            return Iohgatp(0)
+        return Iohgatp.of(MODE=self._mode, GSCID=self.id, PPN=self.pages.root >> 12)
+
+    @property
+    def ta(self) -> DeviceTa:
+        """The tags of a device or process context."""
+        return DeviceTa.of(PSCID=self.id if self.first else 0)
+
+    @property
+    def iosatp(self) -> Iosatp:
+        """The first stage of a device or process context."""
+        return Iosatp.of(MODE=self._mode, PPN=self.pages.root >> 12) if self.first else Iosatp(0)
+
+    # Mapping
+
+    def map(self, iova: int, pa: int, length: int, prot: Prot) -> None:
+        """Fill the table. ENOMEM: none of it is mapped then; EOPNOTSUPP: no right, which no leaf can say."""
+        if not prot.value:
+            raise UapiError(EOPNOTSUPP, "a leaf without any right is no leaf")
+        status, done = self.pages.map(iova, pa, length, prot.value)
+        if status == OK:
+            return
+        if done:
+            self.unmap(iova, done)
+            self.flush()
+        if status == NO_MEMORY:
+            raise UapiError(ENOMEM, "no memory for a page table")
+        raise ModelError(f"{iova:#x}..{iova + length - 1:#x} cannot be mapped: status {status}")
+
+    def unmap(self, iova: int, length: int) -> int:
+        """Empty the table; `flush` completes it."""
+        removed = self.pages.unmap(iova, length)
+        self._removed += removed.ranges
+        self._tables += removed.tables
+        return removed.length
+
+    def flush(self) -> None:
+        """Invalidate what was removed, then give the tables back that nothing leads to any more."""
+        if not self._removed and not self._tables:
+            return
+        # A command with an address is about leaves: what leads to a table is forgotten with the whole space.
+        few = sum(run.length >> run.lg2 for run in self._removed) <= _MOST_COMMANDS
+        self._forget(self._removed if few and not self._tables else [])
+        self.pages.free_tables(self._tables)
+        self._removed, self._tables = [], []
+
+    def _forget(self, runs: list[Run]) -> None:
+        """Forget leaves; all of the domain where no run is given."""
+        if self.first:
+            low = Iotinval0.of(COMMAND=Command.IOTINVAL_VMA, PSCV=1, PSCID=self.id)
+        else:
+            low = Iotinval0.of(COMMAND=Command.IOTINVAL_GVMA, GV=1, GSCID=self.id)
+        if not runs:
+            self.owner.queue.submit((low, 0))
+            return
+        low = low.replace(AV=1)
+        places = (place for run in runs for place in range(run.iova, run.last, 1 << run.lg2))
+        self.owner.queue.submit(*((low, Iotinval1.of(PAGE=place >> 12)) for place in places))
+
+    def iova_to_pa(self, iova: int) -> int | None:
+        """What the table says."""
+        found = self.pages.translate(iova)
+        return found.oa if found.status == OK else None
+
+    def enforce_cache_coherency(self) -> bool:
+        """The hardware cannot."""
+        return False
+
+    # Dirty tracking
+
+    def set_dirty_tracking(self, enable: bool) -> None:
+        """The hardware sets dirty flags all the time: only what is read of them changes."""
+        if DomainFlags.DIRTY_TRACKING not in self.flags:
+            raise unsupported("the domain was made without dirty tracking")
+        self._tracks_dirty = enable
+
+    def read_dirty(self, window: Range, report: DirtyReport | None, clear: bool) -> None:
+        """Report the leaves that were written; those that are cleared are flushed, so that they can be set again.
+        EINVAL: nothing is tracked."""
+        if DomainFlags.DIRTY_TRACKING not in self.flags:
+            raise unsupported("the domain was made without dirty tracking")
+        if report is not None and not self._tracks_dirty:
+            raise UapiError(EINVAL, "dirty tracking is off")
+        written = self.pages.harvest(window.first, window.last, clear)
+        for run in written:
+            if report is not None:
+                report.record(run.iova, run.length)
+        if clear:
+            self._removed += written
+            self.flush()
+
+    def free(self) -> None:
+        """Forget everything of the domain, and give its tables and its id back."""
+        self._forget([])
+        self.pages.free_tables(self._tables)
+        self.pages.destroy()
+        self._ids.give(self.id)

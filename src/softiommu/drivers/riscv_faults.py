@@ -1,0 +1,84 @@
+"""The fault queue of a RISC-V IOMMU: what a kernel's driver does when its interrupt comes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from softiommu.drivers.faults import Blocked, words
+from softiommu.hardware.riscv.events import FAULT_BYTES, Cause, Fault0, Iotval2, Ttyp
+from softiommu.hardware.riscv.registers import (
+    Capabilities,
+    Fctl,
+    Icvec,
+    Igs,
+    Ipsr,
+    MsiAddress,
+    QueueBase,
+    RecordCsr,
+    Registers,
+)
+from softiommu.memory.physical import PAGE
+
+if TYPE_CHECKING:
+    from softiommu.drivers.function import Bus
+    from softiommu.memory.physical import PhysicalMemory
+
+_ENTRIES = PAGE // FAULT_BYTES
+_VECTOR = 1
+#: Where the vector's message goes: to the first hart's interrupt file.
+_ADDRESS, _DATA = 0x28000000, 0x21
+
+_ACCESS = {
+    Ttyp.UNTRANSLATED_EXECUTE: "execute",
+    Ttyp.UNTRANSLATED_READ: "read",
+    Ttyp.UNTRANSLATED_WRITE: "write",
+    Ttyp.TRANSLATED_EXECUTE: "translated execute",
+    Ttyp.TRANSLATED_READ: "translated read",
+    Ttyp.TRANSLATED_WRITE: "translated write",
+    Ttyp.ATS_TRANSLATION: "translation request",
+    Ttyp.MESSAGE: "message",
+}
+
+
+class FaultLog:
+    """One page of fault records. Its interrupt is a message, or wire 1 where there are only wires."""
+
+    def __init__(self, memory: PhysicalMemory, bus: Bus) -> None:
+        self._memory, self._bus = memory, bus
+        self._base = memory.alloc(PAGE)
+        wired = Capabilities(bus.read(Registers.CAPABILITIES.offset, 8)).IGS == Igs.WSI
+        bus.write(Registers.FCTL.offset, 4, Fctl.of(WSI=int(wired)))
+        bus.write(Registers.ICVEC.offset, 8, Icvec.of(FIV=_VECTOR))
+        if not wired:
+            bus.write(Registers.MSI_ADDR.at(_VECTOR), 8, MsiAddress.of(ADDR=_ADDRESS >> 2))
+            bus.write(Registers.MSI_DATA.at(_VECTOR), 4, _DATA)
+            bus.write(Registers.MSI_VEC_CTL.at(_VECTOR), 4, 0)
+        base = QueueBase.of(PPN=self._base >> 12, LOG2SZ_1=_ENTRIES.bit_length() - 2)
+        bus.write(Registers.FQB.offset, 8, base)
+        bus.write(Registers.FQH.offset, 4, 0)
+        bus.write(Registers.FQCSR.offset, 4, RecordCsr.of(EN=1, IE=1))
+
+    def take(self) -> list[Blocked]:
+        """Every fault that is recorded, oldest first; the queue is empty again, and takes records."""
+        self._bus.write(Registers.IPSR.offset, 4, Ipsr.of(FIP=1))
+        head = self._bus.read(Registers.FQH.offset, 4)
+        tail = self._bus.read(Registers.FQT.offset, 4)
+        found: list[Blocked] = []
+        while head != tail:
+            found.append(_blocked([self._memory.read_u64(self._base + FAULT_BYTES * head + 8 * n) for n in range(4)]))
+            head = (head + 1) % _ENTRIES
+        self._bus.write(Registers.FQH.offset, 4, head)
+        state = RecordCsr(self._bus.read(Registers.FQCSR.offset, 4))
+        if state.OF or state.MF:
+            self._bus.write(Registers.FQCSR.offset, 4, state)
+            self._bus.write(Registers.IPSR.offset, 4, Ipsr.of(FIP=1))
+        return found
+
+
+def _blocked(record: list[int]) -> Blocked:
+    what = Fault0(record[0])
+    number = int(what.CAUSE)
+    reason = f"{words(Cause(number).name)} ({number})" if number in list(Cause) else f"cause {number}"
+    shown = " ".join(repr(word) for word in (what, Iotval2(record[3])))
+    pasid = what.PID if what.PV else None
+    return Blocked(what.DID, pasid, record[2], _ACCESS.get(what.TTYP, "access"), reason, shown)

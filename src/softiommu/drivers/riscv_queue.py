@@ -1,0 +1,55 @@
+"""A driver's side of a RISC-V IOMMU's command queue: commands in, the doorbell, and the fence's word that says done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+
+from softiommu.drivers.function import Bus
+from softiommu.errors import ModelError
+from softiommu.hardware.riscv.commands import COMMAND_BYTES, Command, Iofence0, Iofence1
+from softiommu.hardware.riscv.registers import Cqcsr, QueueBase, Registers
+from softiommu.memory.physical import PAGE, PhysicalMemory
+
+_ENTRIES = PAGE // COMMAND_BYTES
+#: Commands between fences: with the fence, fewer than the queue has room for.
+_BATCH = _ENTRIES - 2
+
+
+class CommandQueue:
+    """One page of commands."""
+
+    def __init__(self, memory: PhysicalMemory, bus: Bus) -> None:
+        self._memory, self._bus = memory, bus
+        self._base, self._status = memory.alloc(PAGE), memory.alloc(PAGE)
+        self._tail = self._tickets = 0
+        base = QueueBase.of(PPN=self._base >> 12, LOG2SZ_1=_ENTRIES.bit_length() - 2)
+        bus.write(Registers.CQB.offset, 8, base)
+        bus.write(Registers.CQT.offset, 4, 0)
+        bus.write(Registers.CQCSR.offset, 4, Cqcsr.of(CQEN=1))
+        if not Cqcsr(bus.read(Registers.CQCSR.offset, 4)).CQON:
+            raise ModelError("the command queue does not start")
+
+    def submit(self, *commands: tuple[int, int]) -> None:
+        """Put commands in the queue, and return when the hardware has carried them out."""
+        rest = iter(commands)
+        while batch := list(islice(rest, _BATCH)):
+            self._submit(batch)
+
+    def _submit(self, batch: Iterable[tuple[int, int]]) -> None:
+        for command in batch:
+            self._put(*command)
+        self._tickets = self._tickets % 0xFFFFFFFF + 1
+        # Reads and writes that were translated before are done, too: their pages may be reused.
+        fence = Iofence0.of(COMMAND=Command.IOFENCE_C, AV=1, PR=1, PW=1, DATA=self._tickets)
+        self._put(fence, Iofence1.of(ADDR=self._status >> 2))
+        self._bus.write(Registers.CQT.offset, 4, self._tail)
+        if self._memory.read_u32(self._status) != self._tickets:
+            state = Cqcsr(self._bus.read(Registers.CQCSR.offset, 4))
+            raise ModelError(f"the command queue stopped: {state!r}")
+
+    def _put(self, low: int, high: int) -> None:
+        at = self._base + COMMAND_BYTES * self._tail
+        self._memory.write_u64(at, int(low))
+        self._memory.write_u64(at + 8, int(high))
+        self._tail = (self._tail + 1) % _ENTRIES
