@@ -50,11 +50,24 @@ class InvalidationQueue:
     def _submit(self, batch: Iterable[Descriptor]) -> None:
         for descriptor in batch:
             self._put(*descriptor)
+        if not self._wait():
+            self._acknowledge()
+
+    def _wait(self) -> bool:
+        """Put a wait descriptor, ring the doorbell, and see whether the hardware got there."""
         self._tickets = self._tickets % 0xFFFF + 1
         self._put(Wait0.of(TYPE=Type.WAIT, SW=1, FN=1, DATA=self._tickets), Wait1.of(ADDR=self._status >> 2))
         self._bus.write(Registers.IQT.offset, 8, self._tail)
-        if self._memory.read_u32(self._status) != self._tickets:
-            self._recover()
+        return self._memory.read_u32(self._status) == self._tickets
+
+    def _acknowledge(self) -> None:
+        """A device TLB did not answer, and the wait was given up (6.5.2.11). All else is done: ask once more."""
+        status = Fsts(self._bus.read(Registers.FSTS.offset, 4))
+        if status.ITE and not status.IQE:
+            self._bus.write(Registers.FSTS.offset, 4, Fsts.of(ITE=1))
+            if self._wait():
+                return
+        raise ModelError(f"the invalidation queue stopped: {status!r}")
 
     def _put(self, low: int, high: int) -> None:
         at = self._base + self._tail
