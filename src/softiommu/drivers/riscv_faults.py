@@ -54,6 +54,7 @@ class FaultLog:
             bus.write(Registers.MSI_DATA.at(_VECTOR), 4, _DATA)
             bus.write(Registers.MSI_VEC_CTL.at(_VECTOR), 4, 0)
         base = QueueBase.of(PPN=self._base >> 12, LOG2SZ_1=_ENTRIES.bit_length() - 2)
+        bus.write(Registers.FQCSR.offset, 4, RecordCsr(0))
         bus.write(Registers.FQB.offset, 8, base)
         bus.write(Registers.FQH.offset, 4, 0)
         bus.write(Registers.FQCSR.offset, 4, RecordCsr.of(EN=1, IE=1))

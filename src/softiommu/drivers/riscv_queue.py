@@ -24,6 +24,7 @@ class CommandQueue:
         self._base, self._status = memory.alloc(PAGE), memory.alloc(PAGE)
         self._tail = self._tickets = 0
         base = QueueBase.of(PPN=self._base >> 12, LOG2SZ_1=_ENTRIES.bit_length() - 2)
+        bus.write(Registers.CQCSR.offset, 4, Cqcsr(0))  # whoever was here before may have left it on
         bus.write(Registers.CQB.offset, 8, base)
         bus.write(Registers.CQT.offset, 4, 0)
         bus.write(Registers.CQCSR.offset, 4, Cqcsr.of(CQEN=1))
