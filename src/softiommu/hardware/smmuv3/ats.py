@@ -1,0 +1,170 @@
+"""Address translation services and page requests. Arm IHI 0070, 3.9 and chapter 8."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from softiommu.hardware.iommu import Endpoint, PageRequest, Request, ResponseCode, Translation
+from softiommu.hardware.smmuv3.commands import Resp
+from softiommu.hardware.smmuv3.events import TRANSLATION_RELATED, Event, Request0, Request1
+from softiommu.hardware.smmuv3.faults import Response, SmmuFaultError
+from softiommu.hardware.smmuv3.tables import Config, Eats
+from softiommu.hardware.smmuv3.walker import Found
+from softiommu.pagetable.kinds import EXECUTE, LENIENT, READ, WRITE
+
+if TYPE_CHECKING:
+    from softiommu.hardware.smmuv3.model import Smmu
+    from softiommu.hardware.smmuv3.records import RecordQueue
+    from softiommu.hardware.smmuv3.streams import Stream
+
+_PAGE_LG2 = 12
+_CODES = {Resp.DENY: ResponseCode.FAILURE, Resp.FAIL: ResponseCode.INVALID, Resp.SUCCESS: ResponseCode.SUCCESS}
+
+
+class Ats:
+    """The side of one SMMU that talks to devices with their own TLBs."""
+
+    def __init__(self, smmu: Smmu, requests: RecordQueue) -> None:
+        self._smmu, self._requests = smmu, requests
+        self._endpoints: dict[int, Endpoint] = {}
+        #: The PASIDs for which a device asked: a global invalidation meets them all.
+        self._pasids: dict[int, set[int]] = {}
+
+    def connect(self, sid: int, endpoint: Endpoint) -> None:
+        """A device's function is there."""
+        self._endpoints[sid] = endpoint
+
+    # Translation
+
+    def translate(self, request: Request) -> Translation:
+        """Answer a translation request (3.9.1)."""
+        if not self._smmu.identity.idr0.ATS or not self._smmu.enabled:
+            raise self._refusal(Event.F_BAD_ATS_TREQ, request, True)
+        try:
+            stream = self._smmu.configuration.stream(request)
+            if stream.config == Config.ABORT:
+                raise self._refusal(Event.SILENT, request, False)
+            eats = self._eats(stream)
+            if eats == Eats.OFF:
+                raise self._refusal(Event.F_BAD_ATS_TREQ, request, True)
+            if request.pasid is not None:
+                self._pasids.setdefault(request.sid, set()).add(request.pasid)
+            found = self._smmu.lookup(stream, stream.override(request), LENIENT)
+        except SmmuFaultError as fault:
+            if fault.event in TRANSLATION_RELATED:
+                return Translation(0, _PAGE_LG2, 0)
+            if fault.response is Response.ABORT:
+                fault.response = Response.COMPLETER_ABORT
+                fault.recorded = fault.recorded and self._records_configuration
+            raise
+        return Translation(found.ipa if eats == Eats.SPLIT else found.pa, found.lg2, found.allowed)
+
+    def _eats(self, stream: Stream) -> Eats:
+        """The ATS that a stream may use (5.2, EATS)."""
+        if stream.config == Config.BYPASS:
+            return Eats.OFF
+        if stream.eats == Eats.SPLIT and not self._smmu.registers.CR0ACK.ATSCHK:
+            return Eats.OFF
+        return stream.eats
+
+    @property
+    def _records_configuration(self) -> bool:
+        """CR2.REC_CFG_ATS, where the hardware has it."""
+        return bool(self._smmu.registers.CR2.REC_CFG_ATS and self._smmu.identity.idr0.ATSRECERR)
+
+    @staticmethod
+    def _refusal(event: Event, request: Request, recorded: bool) -> SmmuFaultError:
+        fault = SmmuFaultError(event, request)
+        fault.response, fault.recorded = Response.UNSUPPORTED, recorded
+        return fault
+
+    def admit(self, request: Request) -> Translation:
+        """Where a transaction with a translated address goes (3.9.1.2)."""
+        smmu = self._smmu
+        if not smmu.identity.idr0.ATS or not smmu.enabled:
+            raise SmmuFaultError(Event.F_TRANSL_FORBIDDEN, request)
+        if not smmu.registers.CR0ACK.ATSCHK:
+            return smmu.untranslated(request)
+        try:
+            stream = smmu.configuration.stream(request)
+        except SmmuFaultError as fault:
+            fault.recorded = fault.recorded and self._records_configuration
+            raise
+        if stream.config == Config.ABORT:
+            raise SmmuFaultError(Event.SILENT, request)
+        eats = self._eats(stream)
+        if eats == Eats.OFF:
+            raise SmmuFaultError(Event.F_TRANSL_FORBIDDEN, request)
+        if eats == Eats.SPLIT:
+            found: Found = smmu.by_stage2(stream, stream.override(request._replace(pasid=None)), 0)
+            return Translation(found.pa, found.lg2, found.allowed)
+        return smmu.untranslated(request)
+
+    def invalidate(self, sid: int, pasid: int | None, every_pasid: bool, window: tuple[int, int]) -> bool:
+        """ATC_INV; False: no completion came in time. It is ignored while translation is off."""
+        endpoint = self._endpoints.get(sid)
+        if endpoint is None or not self._smmu.enabled:
+            return True
+        pasids: set[int | None] = {pasid}
+        if pasid is not None and every_pasid:
+            pasids |= self._pasids.get(sid, set())
+        answers = [endpoint.invalidate(each, *window) for each in sorted(pasids, key=lambda each: each or -1)]
+        return all(answers)
+
+    # Page requests
+
+    def page_request(self, request: PageRequest) -> None:
+        """Queue a page request, or answer it without software (8.1, 8.2)."""
+        queue = self._requests
+        if not self._smmu.enabled or not queue.enabled:
+            self._answer(request, None, ResponseCode.FAILURE)
+        elif queue.full or queue.overflowed:
+            queue.overflow()
+            if request.last:
+                self._answer_lost(request)
+        else:
+            pushed = queue.push(*_words(request))
+            if not pushed:
+                self._answer(request, None, ResponseCode.FAILURE)
+            elif request.last and self._smmu.registers.PRIQ_IRQ_CFG2.LO:
+                self._smmu.signals.raise_interrupt(queue.wire)
+
+    def _answer_lost(self, request: PageRequest) -> None:
+        """The automatic answer of an overflow: with the PASID, where the device expects it (8.1)."""
+        pasid = request.pasid
+        if pasid is not None and not self._smmu.identity.idr3.PPS:
+            try:
+                stream = self._smmu.configuration.stream(Request(request.sid, request.iova, request.want, pasid))
+            except SmmuFaultError as fault:
+                fault.recorded = fault.recorded and self._records_configuration
+                self._smmu.stalls.report(fault)
+                self._answer(request, None, ResponseCode.FAILURE)
+                return
+            pasid = pasid if stream.ppar else None
+        self._answer(request, pasid, ResponseCode.SUCCESS)
+
+    def _answer(self, request: PageRequest, pasid: int | None, code: ResponseCode) -> None:
+        is_stop_marker = request.last and not request.want and request.pasid is not None
+        endpoint = self._endpoints.get(request.sid)
+        if endpoint is not None and not is_stop_marker:
+            endpoint.page_response(pasid, request.group, code)
+
+    def respond(self, sid: int, pasid: int | None, group: int, answer: Resp) -> None:
+        """PRI_RESP; ignored while translation is off."""
+        endpoint = self._endpoints.get(sid)
+        if endpoint is not None and self._smmu.enabled:
+            endpoint.page_response(pasid, group, _CODES[answer])
+
+
+def _words(request: PageRequest) -> tuple[int, int]:
+    """A page request as it lies in the queue."""
+    low = Request0.of(
+        SID=request.sid,
+        R=int(bool(request.want & READ)),
+        W=int(bool(request.want & WRITE)),
+        LAST=int(request.last),
+    )
+    if request.pasid is not None:
+        executes = int(bool(request.want & EXECUTE))
+        low = low.replace(SSV=1, SSID=request.pasid, X=executes, PRIV=int(request.privileged))
+    return int(low), int(Request1.of(PRGINDEX=request.group, ADDR=request.iova >> _PAGE_LG2))

@@ -1,0 +1,184 @@
+"""A stream table entry, decoded and checked. Arm IHI 0070, 5.2 and 5.2.2."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from softiommu.hardware.iommu import Request
+from softiommu.hardware.smmuv3 import geometry
+from softiommu.hardware.smmuv3.faults import Policy
+from softiommu.hardware.smmuv3.registers import SIZES, Cr2
+from softiommu.hardware.smmuv3.tables import (
+    TG0,
+    Config,
+    Eats,
+    Override,
+    S1Dss,
+    S1Fmt,
+    Ste0,
+    Ste1,
+    Ste2,
+    Ste3,
+    Strw,
+)
+from softiommu.pagetable.formats.arm64 import AFFD, DS, XNX
+from softiommu.pagetable.kinds import EXECUTE, HW_ACCESSED, HW_DIRTY, READ, WRITE
+from softiommu.pagetable.nested import Stage
+
+if TYPE_CHECKING:
+    from softiommu.hardware.smmuv3.presets import Identity
+
+
+class Stream(NamedTuple):
+    """What an STE says."""
+
+    config: Config
+    has_stage1: bool
+    second: Stage | None
+    vmid: int
+    strw: Strw
+    #: EL2 with two levels of privilege (CR2.E2H).
+    e2h: bool
+    context_table: int
+    cdmax: int
+    s1fmt: S1Fmt
+    s1dss: S1Dss
+    eats: Eats
+    stalls_disabled: bool
+    #: What stage 2 does with faults.
+    policy: Policy
+    privcfg: int
+    instcfg: int
+    ppar: bool
+
+    def override(self, request: Request) -> Request:
+        """The transaction as the stream's overrides make it (IDR1.ATTR_PERMS_OVR)."""
+        return override(request, self.privcfg, self.instcfg)
+
+
+def override(request: Request, privcfg: int, instcfg: int) -> Request:
+    """A transaction with its privilege and its kind (data or instruction) overridden; writes are data."""
+    want = request.want
+    if instcfg == Override.OFF and want & EXECUTE:
+        want = want & ~EXECUTE | READ
+    elif instcfg == Override.ON and not want & WRITE and want & READ:
+        want = want & ~READ | EXECUTE
+    privileged = bool(privcfg & 1) if privcfg >= Override.OFF else request.privileged
+    return request._replace(want=want, privileged=privileged)
+
+
+def read_stream(words: list[int], identity: Identity, cr2: Cr2) -> Stream | None:
+    """The stream of an STE. None: it is illegal."""
+    how, attributes = Ste0(words[0]), Ste1(words[1])
+    if not how.V:
+        return None
+    if how.CONFIG < Config.BYPASS:
+        return _stream(identity, Config.ABORT, attributes)
+    if how.CONFIG == Config.BYPASS:
+        return None if _bad_eats(attributes, Ste2(0), how, identity) else _stream(identity, how.CONFIG, attributes)
+    tags = Ste2(words[2])
+    if _bad_eats(attributes, tags, how, identity) or _bad_stage1(how, attributes, identity):
+        return None
+    has_second = how.CONFIG in (Config.S2, Config.NEST)
+    second = _second(tags, Ste3(words[3]), identity) if has_second else None
+    if has_second and second is None:
+        return None
+    # In a stage-1 STE, too, the VMID tags what is cached, where there is stage 2 at all.
+    vmid = tags.S2VMID if identity.idr0.S2P else 0
+    if vmid >> 8 and not identity.idr0.VMID16:
+        return None
+    stream = _stream(identity, how.CONFIG, attributes)
+    strw = attributes.STRW if identity.idr0.HYP and how.CONFIG == Config.S1 else Strw.NS_EL1
+    return stream._replace(
+        has_stage1=how.CONFIG in (Config.S1, Config.NEST),
+        second=second,
+        vmid=0 if strw == Strw.EL2 else vmid,
+        strw=strw,
+        e2h=bool(cr2.E2H and strw == Strw.EL2),
+        context_table=how.S1CONTEXTPTR << 6,
+        cdmax=how.S1CDMAX if identity.idr1.SSIDSIZE else 0,
+        s1fmt=how.S1FMT,
+        policy=Policy(bool(tags.S2S), bool(tags.S2R)),
+    )
+
+
+def _stream(identity: Identity, config: Config, attributes: Ste1) -> Stream:
+    overrides = identity.idr1.ATTR_PERMS_OVR
+    return Stream(
+        config,
+        has_stage1=False,
+        second=None,
+        vmid=0,
+        strw=Strw.NS_EL1,
+        e2h=False,
+        context_table=0,
+        cdmax=0,
+        s1fmt=S1Fmt.LINEAR,
+        s1dss=attributes.S1DSS,
+        eats=attributes.EATS if attributes.EATS in tuple(Eats) else Eats.OFF,
+        stalls_disabled=bool(attributes.S1STALLD),
+        policy=Policy(),
+        privcfg=attributes.PRIVCFG if overrides else 0,
+        instcfg=attributes.INSTCFG if overrides else 0,
+        ppar=bool(attributes.PPAR),
+    )
+
+
+def _bad_eats(attributes: Ste1, tags: Ste2, how: Ste0, identity: Identity) -> bool:
+    if not identity.idr0.ATS:
+        return False
+    if attributes.EATS == Eats.SPLIT:
+        return how.CONFIG != Config.NEST or bool(tags.S2S or identity.idr0.NS1ATS)
+    return bool(attributes.EATS == Eats.FULL and tags.S2S and how.CONFIG in (Config.S2, Config.NEST))
+
+
+def _bad_stage1(how: Ste0, attributes: Ste1, identity: Identity) -> bool:
+    """Whether the fields of stage 1 are illegal."""
+    if how.CONFIG not in (Config.S1, Config.NEST):
+        return False
+    idr0, substreams = identity.idr0, identity.idr1.SSIDSIZE
+    if not idr0.S1P or (idr0.HYP and how.CONFIG == Config.S1 and attributes.STRW & 1):
+        return True
+    if attributes.S1STALLD and idr0.STALL_MODEL != 0:
+        return True
+    if substreams and (substreams < how.S1CDMAX or (how.S1CDMAX and how.S1FMT in LEAVES and not idr0.CD2L)):
+        return True
+    return bool((how.S1CONTEXTPTR << 6) >> identity.oas)
+
+
+LEAVES = (S1Fmt.LEAVES_4K, S1Fmt.LEAVES_64K)
+
+
+def _second(tags: Ste2, root: Ste3, identity: Identity) -> Stage | None:
+    """Stage 2. None: its fields are illegal."""
+    idr0 = identity.idr0
+    if not idr0.S2P or not tags.S2AA64 or tags.S2ENDI or (1 if tags.S2S else 2) == idr0.STALL_MODEL:
+        return None
+    if (tags.S2HA and idr0.HTTU < 1) or (tags.S2HD and idr0.HTTU < 2):
+        return None
+    granule, ds = TG0.get(tags.S2TG), bool(root.S2DS and identity.idr5.DS)
+    if granule is None or not identity.has_granule(granule):
+        return None
+    wide = geometry.reaches_52(granule, ds)
+    bits = 64 - tags.S2T0SZ
+    if not geometry.fewest_bits(granule, bool(identity.idr3.STT)) <= bits <= min(52 if wide else 48, identity.oas):
+        return None
+    output = min(SIZES[tags.S2PS], identity.oas)
+    if not wide:
+        output = min(output, 48)
+    option = (XNX if identity.idr3.XNX else 0) | (DS if ds and granule != 16 else 0)
+    option |= flags(tags.S2HA, tags.S2HD, tags.S2AFFD)
+    if granule == 12 and tags.S2SL0 == 3 and not identity.idr3.STT:
+        return None
+    table = geometry.stage2(granule, bits, output, option, tags.S2SL0, root.S2SL0_2)
+    address = root.S2TTB << 4
+    if table is None or address >> output:
+        return None
+    return Stage(table, geometry.root(table, address))
+
+
+def flags(sets_accessed: int, sets_dirty: int, ignores_accessed: int) -> int:
+    """The options of a table by HA, HD and AFFD."""
+    if not sets_accessed:
+        return AFFD if ignores_accessed else 0
+    return HW_ACCESSED | HW_DIRTY if sets_dirty else HW_ACCESSED

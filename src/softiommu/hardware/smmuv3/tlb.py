@@ -1,0 +1,71 @@
+"""The IOTLB: leaves of stage 1 (with stage 2 or without), and of stage 2 alone, by their tags. Arm IHI 0070, 3.17."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from softiommu.hardware.cache import Entry, Iotlb, Page, Shape
+from softiommu.hardware.smmuv3.tables import Strw
+from softiommu.hardware.smmuv3.walker import Found
+
+#: In place of an ASID: of stage 2 alone; of every address space.
+STAGE2_ONLY, EVERY_ASID = -1, -2
+
+#: Bits 63:56 may be a tag (TBI), or equal bit 55: no command and no entry is told apart by them.
+ADDRESS = (1 << 56) - 1
+
+#: StreamWorld, VMID, ASID, and whether the access was privileged.
+Tags = tuple[int, int, int, int]
+
+
+class Selection(NamedTuple):
+    """What a command names; None is any."""
+
+    world: Strw = Strw.NS_EL1
+    vmid: int | None = None
+    asid: int | None = None
+    #: With an ASID: global entries, too.
+    with_globals: bool = False
+    #: An inclusive range of addresses.
+    window: tuple[int, int] | None = None
+    stage1: bool = True
+    stage2: bool = False
+
+    def covers(self, page: Page, entry: Entry) -> bool:
+        """Whether an entry is named."""
+        world, vmid, asid, _ = page.tags
+        if world != self.world or (self.vmid is not None and vmid != self.vmid):
+            return False
+        if not (self.stage2 if asid == STAGE2_ONLY else self.stage1 and self._covers_asid(asid)):
+            return False
+        return self.window is None or Iotlb.meets(page, *self.window)
+
+    def _covers_asid(self, asid: int) -> bool:
+        return self.asid in (None, asid) or (asid == EVERY_ASID and self.with_globals)
+
+
+class Tlb:
+    """The IOTLB of one SMMU."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.iotlb = Iotlb(shape)
+        self._has_globals = False
+
+    def find(self, tags: Tags, iova: int) -> tuple[int, Entry] | None:
+        """The size and the entry of a cached leaf."""
+        found = self.iotlb.find(tags, iova & ADDRESS)
+        if found is None and self._has_globals:
+            return self.iotlb.find((tags[0], tags[1], EVERY_ASID, tags[3]), iova & ADDRESS)
+        return found
+
+    def fill(self, tags: Tags, iova: int, found: Found) -> None:
+        """Keep a leaf."""
+        if found.is_global:
+            self._has_globals = True
+            tags = (tags[0], tags[1], EVERY_ASID, tags[3])
+        page = found.pa & ~((1 << found.lg2) - 1)
+        self.iotlb.fill(tags, iova & ADDRESS, found.lg2, Entry(page, found.allowed, found.is_global))
+
+    def drop(self, selection: Selection) -> None:
+        """Forget what a command names."""
+        self.iotlb.drop(selection.covers)
