@@ -19,6 +19,8 @@ from softiommu.hardware.pci_config import (
     Header,
     Msi,
     MsiControl,
+    Power,
+    PowerControl,
 )
 
 if TYPE_CHECKING:
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
     from softiommu.consumers.pci_rights import Capability
     from softiommu.hardware.pci import Function
 
+#: The bytes of the BARs and of the ROM's.
+_ADDRESSES = frozenset(range(Header.BAR.at(0), Header.CARDBUS.offset)) | frozenset(
+    range(Header.ROM.offset, Header.ROM.offset + Header.ROM.size)
+)
 _ENABLES = Command.IO.mask | Command.MEMORY.mask
 
 
@@ -77,11 +83,17 @@ class ConfigSpace:
         """The Command register as the program wrote it."""
         return Command(self.kept(Header.COMMAND.offset, 2))
 
+    @property
+    def asleep(self) -> bool:
+        """Whether the device is in a power state without memory."""
+        power = self.find(CapabilityId.POWER)
+        return power is not None and bool(PowerControl(self._function.read_config(power + Power.PMCSR.offset, 2)).STATE)
+
     # Access
 
     def read(self, at: int, count: int) -> bytes:
         """The bytes that a program reads. EFAULT: past the end."""
-        self._check(at, count)
+        self.check(at, count)
         data = b""
         while len(data) < count:
             place = at + len(data)
@@ -91,7 +103,7 @@ class ConfigSpace:
 
     def write(self, at: int, data: bytes) -> int:
         """A program writes: how many bytes. EFAULT: past the end."""
-        self._check(at, len(data))
+        self.check(at, len(data))
         done = 0
         while done < len(data):
             width = self._width(at + done, len(data) - done)
@@ -99,7 +111,8 @@ class ConfigSpace:
             done += width
         return done
 
-    def _check(self, at: int, count: int) -> None:
+    def check(self, at: int, count: int) -> None:
+        """EFAULT: an access past the end."""
         if at + count > self.size:
             raise UapiError(EFAULT, f"{at:#x}..{at + count - 1:#x} passes the end of configuration space")
 
@@ -114,7 +127,7 @@ class ConfigSpace:
         cap, whole = self._owners[at], (1 << 8 * width) - 1
         if cap is None:
             return self._function.read_config(at, width)
-        if cap.start == 0 and Header.BAR.at(0) <= at < Header.BAR.at(0) + Header.BAR.count * Header.BAR.stride:
+        if cap.start == 0 and at in _ADDRESSES:
             self._align_bars()
         virtual = cap.rights.virtual >> 8 * (at - cap.start) & whole
         value = self.kept(at, width) & virtual
@@ -167,7 +180,7 @@ class ConfigSpace:
         self._function.write_config(at, 2, control)
 
     def _align_bars(self) -> None:
-        """A BAR reads as an aligned address of its size, and its type; what is no BAR reads as 0."""
+        """A BAR reads as an aligned address of its size, and its type; what is no BAR reads as 0, as does the ROM's."""
         bars = self._function.bars
         for index, bar in enumerate(bars):
             at, below = Header.BAR.at(index), bars[index - 1] if index else None
@@ -176,3 +189,4 @@ class ConfigSpace:
                 self.keep(at, width, self.kept(at, width) & ~(bar.size - 1) | bar.kind)
             elif below is None or not below.is_64:
                 self.keep(at, 4, 0)
+        self.keep(Header.ROM.offset, 4, 0)

@@ -6,7 +6,7 @@ request to give it back.
 
 from __future__ import annotations
 
-from errno import EINVAL, ENOTTY
+from errno import EINVAL, ENOTTY, ERANGE
 from typing import TYPE_CHECKING
 
 from softiommu.abi.vfio import IrqFlags, IrqInfo, IrqSet, IrqSetFlags as Set, PciIrq
@@ -197,7 +197,8 @@ class Interrupts:
             self._set_trigger(0, trigger)
             if not on:
                 self._enable(PciIrq.INTX, 1)
-                self._mask(bool(self._config.command.INTX_DISABLE))
+                self._mask(True)
+                self.command_changed()
         elif not on:
             raise UapiError(EINVAL, "INTx is not enabled")
         elif request.wanted(0):
@@ -240,6 +241,8 @@ class Interrupts:
         elif not (on or self.kind is None):
             raise UapiError(EINVAL, f"{self.kind} is enabled: one kind at a time")
         elif request.data is Set.DATA_EVENTFD:
+            if not on and not request.start + request.count:
+                raise UapiError(ERANGE, "no vector is to be enabled")
             if not on:
                 self._enable(index, request.start + request.count)
             try:

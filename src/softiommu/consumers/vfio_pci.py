@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from softiommu.consumers.vfio_device import VfioDevice
     from softiommu.iommufd.context import Services
 
+_FEATURE_FLAGS = int(FeatureFlags.MASK | FeatureFlags.GET | FeatureFlags.SET | FeatureFlags.PROBE)
+
 
 class OpenFunction:
     """What an open device is made of. It is made when the device is opened first, and closed with its last file."""
@@ -116,22 +118,18 @@ class OpenFunction:
     def feature(self, call: Call) -> None:
         """VFIO_DEVICE_FEATURE. ENOTTY: a feature that the device does not have, such as migration."""
         cmd = call.struct(vfio.DeviceFeature)
-        flags = FeatureFlags(cmd.flags & ~int(FeatureFlags.MASK))
-        both = FeatureFlags.GET | FeatureFlags.SET
-        if flags & ~(both | FeatureFlags.PROBE):
+        get, set, probe = (bool(cmd.flags & flag) for flag in (FeatureFlags.GET, FeatureFlags.SET, FeatureFlags.PROBE))
+        if cmd.flags & ~_FEATURE_FLAGS:
             raise UapiError(EINVAL, f"flags {cmd.flags:#x} are not known")
-        if not flags & FeatureFlags.PROBE and flags & both == both:
+        if get and set and not probe:
             raise UapiError(EINVAL, "a feature is got or set, not both")
         number = cmd.flags & int(FeatureFlags.MASK)
         if number not in (Feature.LOW_POWER_ENTRY, Feature.LOW_POWER_EXIT):
             raise UapiError(ENOTTY, f"the device has no feature {number}")
-        if flags & FeatureFlags.GET:
+        if get or not (set or probe):
             raise UapiError(EINVAL, "power states are set")
-        if flags & FeatureFlags.PROBE:
-            return
-        if not flags & FeatureFlags.SET:
-            raise UapiError(EINVAL, "neither GET nor SET")
-        self._set_power(number == Feature.LOW_POWER_ENTRY)
+        if not probe:
+            self._set_power(number == Feature.LOW_POWER_ENTRY)
 
     def _set_power(self, low: bool) -> None:
         """The program lets the device sleep: until it wakes it, the device's memory is off."""

@@ -50,9 +50,11 @@ class Regions:
     # Bytes
 
     def room(self, offset: int, count: int) -> int:
-        """How many bytes an access to `count` bytes at a file offset moves. EINVAL: no region is there."""
+        """How many bytes an access to `count` bytes at a file offset moves. EINVAL: no region is there; EFAULT: past
+        the end of configuration space."""
         region, at = divmod(offset, 1 << _OFFSET_LG2)
         if region == PciRegion.CONFIG:
+            self._config.check(at, count)
             return count
         bar = self._bar(region)
         if bar is None or at >= bar.size:
@@ -97,6 +99,6 @@ class Regions:
             at += width
 
     def _check_enabled(self, region: int) -> None:
-        bar, command = self._bar(region), self._config.command
-        if bar is not None and not bar.io and (self.low_power or not command.MEMORY):
+        bar, config = self._bar(region), self._config
+        if bar is not None and not bar.io and (self.low_power or not config.command.MEMORY or config.asleep):
             raise UapiError(EIO, f"region {region}: the memory of the device is disabled")
