@@ -17,6 +17,7 @@ from softiommu.hardware.config_space import CONVENTIONAL_SIZE, EXPRESS_SIZE, FIR
 from softiommu.hardware.msi import Interrupt, Kind, MessageCapability, TableCapability
 from softiommu.hardware.pci_config import (
     AtsCapabilities,
+    AtsControl,
     CapabilityId,
     Command,
     DeviceCapabilities,
@@ -28,6 +29,7 @@ from softiommu.hardware.pci_config import (
     PortType,
     PowerCapabilities,
     PowerControl,
+    PriControl,
     Status,
 )
 
@@ -124,6 +126,8 @@ class Function:
         self.bars: tuple[Bar | None, ...] = tuple(bars.get(number) for number in range(_BARS))
         #: Hears every change of the INTx line and every message. None: nobody does.
         self.on_interrupt: Callable[[Interrupt], None] | None = None
+        #: Hears when software lets the function ask for translations, and when not.
+        self.on_ats: Callable[[bool], None] = lambda enabled: None
         self._on_reset = on_reset
         self._level = self._asserted = False
         self.header = Header(self)
@@ -237,6 +241,16 @@ class Function:
         if new.STATE in (1, 2):
             self.power.PMCSR = new.replace(STATE=old.STATE)
 
+    def on_write_ATS_CONTROL(self, old: AtsControl, new: AtsControl) -> None:
+        """Software turns address translation of the function on and off (10.5.1.3)."""
+        if new.ENABLE != old.ENABLE:
+            self.on_ats(bool(new.ENABLE))
+
+    def on_write_PRI_CONTROL(self, old: PriControl, new: PriControl) -> None:
+        """Page requests stop when software says so; RESET is done at once (10.5.2.2)."""
+        self.pri.PRI_CONTROL = new.replace(RESET=0)
+        self.pri.STATUS = self.pri.STATUS.replace(STOPPED=int(not new.ENABLE))
+
     def _refresh(self) -> None:
         """Let what software set take effect."""
         self.port.bus_master = bool(self.header.COMMAND.MASTER) and self.power.PMCSR.STATE == _D0
@@ -318,6 +332,7 @@ class Function:
         if self.msix is not None:
             self.msix.reset()
         self.set_intx(False)
+        self.on_ats(False)
         self._on_reset()
         self._refresh()
 

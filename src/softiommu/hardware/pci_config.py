@@ -293,7 +293,7 @@ class Ats(RegisterFile):
 
     HEADER = reg(0x00, ExtendedHeader, ro)
     CAPABILITIES = reg(0x04, AtsCapabilities, ro)
-    CONTROL = reg(0x06, AtsControl, rw)
+    ATS_CONTROL = reg(0x06, AtsControl, rw)
 
 
 class PriControl(Word, width=16):
@@ -316,7 +316,7 @@ class Pri(RegisterFile):
     """The page request extended capability (10.5.2)."""
 
     HEADER = reg(0x00, ExtendedHeader, ro)
-    CONTROL = reg(0x04, PriControl, rw)
+    PRI_CONTROL = reg(0x04, PriControl, rw)
     STATUS = reg(0x06, PriStatus, ro, reset=PriStatus.of(STOPPED=1), RESPONSE_FAILURE=w1c, UNEXPECTED_GROUP=w1c)
     CAPACITY = reg(0x08, Value32, ro)
     ALLOCATION = reg(0x0C, Value32, rw)
@@ -343,4 +343,4 @@ class Pasid(RegisterFile):
 
     HEADER = reg(0x00, ExtendedHeader, ro)
     CAPABILITIES = reg(0x04, PasidCapabilities, ro)
-    CONTROL = reg(0x06, PasidControl, rw)
+    PASID_CONTROL = reg(0x06, PasidControl, rw)
