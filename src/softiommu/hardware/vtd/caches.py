@@ -5,13 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from softiommu.hardware.cache import Cache, Entry, Iotlb, Page, Shape
-from softiommu.hardware.iommu import Request
-from softiommu.hardware.vtd.tables import Irte0, Irte1, Pgtt
-from softiommu.hardware.vtd.walker import Context, Route
-
-#: Tags of an IOTLB entry: domain, PASID (or none), nested, privileged.
-Tags = tuple[int, ...]
-NO_PASID = -1
+from softiommu.hardware.vtd.tables import Irte0, Irte1
+from softiommu.hardware.vtd.walker import NO_PASID, Context, Route
 
 
 class Shapes(NamedTuple):
@@ -32,13 +27,6 @@ class Selection(NamedTuple):
     sid_mask: int = 0xFFFF
     #: An inclusive range of addresses.
     window: tuple[int, int] | None = None
-
-
-def tags_of(route: Route, request: Request) -> Tags:
-    """Second-stage translations are the domain's; those of a first stage are the PASID's too (6.2.6)."""
-    if route.first is None:
-        return route.did, NO_PASID, 0, 0
-    return route.did, route.pasid, int(route.pgtt == Pgtt.NESTED), int(request.privileged)
 
 
 class Caches:

@@ -156,7 +156,7 @@ class Layout(NamedTuple):
     needs: int = 0
 
 
-LAYOUTS = {
+LAYOUTS: dict[int, Layout] = {
     Type.CONTEXT: Layout(Context, None),
     Type.IOTLB: Layout(Iotlb0, Range),
     Type.DEVICE_TLB: Layout(DeviceTlb0, DeviceTlb1, Ecap.DT.mask),

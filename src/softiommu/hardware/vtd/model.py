@@ -19,7 +19,7 @@ from softiommu.hardware.iommu import (
     Translation,
     TranslationFaultError,
 )
-from softiommu.hardware.vtd.caches import Caches, Selection, Shapes, tags_of
+from softiommu.hardware.vtd.caches import Caches, Selection, Shapes
 from softiommu.hardware.vtd.events import ATS_ANSWERS, AddressType, Reason, Unreported
 from softiommu.hardware.vtd.faults import Event, FaultLog, Interrupt
 from softiommu.hardware.vtd.pages import PageRequests
@@ -43,7 +43,16 @@ from softiommu.hardware.vtd.registers import (
 )
 from softiommu.hardware.vtd.remapper import InterruptFaultError, Message, Remapper
 from softiommu.hardware.vtd.tables import FUNCTION_MASKS, Pgtt
-from softiommu.hardware.vtd.walker import INTERRUPTS, WIDEST, Context, QuietFaultError, Route, Walker, fault_kind, mode
+from softiommu.hardware.vtd.walker import (
+    INTERRUPTS,
+    WIDEST,
+    Context,
+    QuietFaultError,
+    Route,
+    Walker,
+    check_mode,
+    fault_kind,
+)
 from softiommu.memory.physical import PhysicalMemory
 from softiommu.pagetable.kinds import EXECUTE, WRITE
 
@@ -82,13 +91,12 @@ class Unit:
         self._walker = Walker(memory, cap, ecap, host_bits)
         self._paging = Paging(memory, cap)
         self._remapper = Remapper(memory, self.caches.interrupts)
-        self._rtaddr = self.registers.RTADDR
         self._queue = Queue(self, memory)
-
-    @property
-    def table_mode(self) -> Ttm:
-        """What the root table is of."""
-        return self._rtaddr.TTM
+        self._rtaddr = self.registers.RTADDR
+        #: What the root table in use is of.
+        self.table_mode = self._rtaddr.TTM
+        #: The state of TE, and that of the mode: they are asked at each request.
+        self._translates = self._scalable = False
 
     # Requests
 
@@ -99,30 +107,27 @@ class Unit:
         request = Request(sid, iova, want, pasid, privileged)
         if pasid is None and want & WRITE and iova in INTERRUPTS:
             return Translation(iova, 12, WRITE)  # an interrupt request: never translated
-        if not self.registers.GSTS.TE:
+        if not self._translates:
             return self._protect(Translation(iova, 64, ALL), request)
-        return self._recorded(request, AddressType.UNTRANSLATED)
-
-    def _recorded(self, request: Request, kind: AddressType) -> Translation:
-        """Translate, and record a fault."""
         try:
-            return self._translate(request, kind)
+            return self._translate(request)
         except TranslationFaultError as fault:
-            self._record(fault, kind)
+            self._record(fault, AddressType.UNTRANSLATED)
             raise
 
     def _record(self, fault: TranslationFaultError, kind: AddressType, is_page_request: bool = False) -> None:
         if not isinstance(fault, QuietFaultError) and isinstance(fault.reason, Reason):
             self.log.record(fault, kind, is_page_request)
 
-    def _translate(self, request: Request, kind: AddressType) -> Translation:
+    def _translate(self, request: Request, asks: bool = False) -> Translation:
+        """Translate a request; `asks`: it is one of a device's own TLB."""
         route, request = self._route(request)
-        asks = kind == AddressType.TRANSLATION
         if asks and not route.device_tlb:
             missing = Reason.DEVICE_TLB_NOT_ENABLED if route.scalable else Reason.REQUEST_BLOCKED_BY_TT
             raise fault_kind(route.quiet)(missing, request)
-        self._admit(route, request)
-        tags = tags_of(route, request)
+        if request.privileged or request.want & EXECUTE:
+            self._admit(route, request)
+        tags = route.privileged_tags if request.privileged else route.tags
         cached = self.caches.iotlb.find(tags, request.iova)
         if cached is not None and not request.want & ~cached[1].allowed and request.want:
             lg2, entry = cached
@@ -135,14 +140,8 @@ class Unit:
 
     def _route(self, request: Request) -> tuple[Route, Request]:
         """The route of a request, and the request with the privilege that it then has."""
-        if mode(self._rtaddr, self.registers.ECAP, request) == Ttm.LEGACY:
-            if request.pasid is not None:
-                raise TranslationFaultError(Reason.RTA_PASID, request)
-            route = self.caches.legacy.get(request.sid)
-            if route is None:
-                route = self._walker.legacy(self._rtaddr, request)
-                self.caches.legacy.put(request.sid, route)
-            return route, request
+        if not self._scalable:
+            return self._legacy(request), request
         context = self._context(request)
         pasid = self._walker.pasid_of(context, request)
         if request.pasid is None and context.rid_privileged:
@@ -152,6 +151,15 @@ class Unit:
             route = self._walker.route(context, pasid, request)
             self.caches.pasids.put((request.sid, pasid), route)
         return route, request
+
+    def _legacy(self, request: Request) -> Route:
+        if self.table_mode is not Ttm.LEGACY or request.pasid is not None:
+            check_mode(self._rtaddr, request)
+        route = self.caches.legacy.get(request.sid)
+        if route is None:
+            route = self._walker.legacy(self._rtaddr, request)
+            self.caches.legacy.put(request.sid, route)
+        return route
 
     def _context(self, request: Request) -> Context:
         context = self.caches.contexts.get(request.sid)
@@ -192,12 +200,12 @@ class Unit:
         """Answer a translation request; `allowed` without READ and WRITE: nothing is there.
         TranslationFaultError: the completion is UR or CA."""
         request = Request(sid, iova, want, pasid, privileged)
-        if not self.registers.GSTS.TE:
+        if not self._translates:
             raise TranslationFaultError(Reason.REQUEST_BLOCKED_BY_TT, request)
         if pasid is None and iova in INTERRUPTS:
             return Translation(iova, 12, 0)  # such addresses are for untranslated requests only
         try:
-            return self._translate(request, AddressType.TRANSLATION)
+            return self._translate(request, asks=True)
         except TranslationFaultError as fault:
             if fault.reason in ATS_ANSWERS:
                 return Translation(iova, 12, 0)
@@ -214,19 +222,18 @@ class Unit:
             raise
 
     def _admit_translated(self, request: Request) -> Translation:
-        if not self.registers.GSTS.TE:
+        if not self._translates:
             raise TranslationFaultError(Reason.REQUEST_BLOCKED_BY_TT, request)
-        scalable = mode(self._rtaddr, self.registers.ECAP, request) == Ttm.SCALABLE
-        if scalable:
+        if self._scalable:
             context = self._context(request)
             allowed, quiet, missing = context.device_tlb, context.quiet, Reason.DEVICE_TLB_NOT_ENABLED
         else:
-            route, _ = self._route(request)
+            route = self._legacy(request)
             allowed, quiet, missing = route.device_tlb, route.quiet, Reason.REQUEST_BLOCKED_BY_TT
         if not allowed:
             raise fault_kind(quiet)(missing, request)
         if request.iova in INTERRUPTS:
-            blocked = Reason.SCALABLE_OUTPUT_IN_INTERRUPT_RANGE if scalable else Reason.OUTPUT_IN_INTERRUPT_RANGE
+            blocked = Reason.SCALABLE_OUTPUT_IN_INTERRUPT_RANGE if self._scalable else Reason.OUTPUT_IN_INTERRUPT_RANGE
             raise fault_kind(quiet)(blocked, request)
         return self._protect(Translation(request.iova, 12, ALL), request)
 
@@ -242,7 +249,8 @@ class Unit:
         self.pages.add(request)
 
     def _check_page_request(self, request: Request) -> None:
-        if mode(self._rtaddr, self.registers.ECAP, request) == Ttm.LEGACY:
+        if not self._scalable:
+            check_mode(self._rtaddr, request)
             raise TranslationFaultError(Reason.RTA_PAGE_REQUEST, request)
         context = self._context(request)
         if not context.page_requests:
@@ -295,6 +303,8 @@ class Unit:
         status = int(self.registers.GSTS) & ~levels | int(new) & levels
         if new.SRTP:
             self._rtaddr = self.registers.RTADDR
+            self.table_mode = self._rtaddr.TTM
+            self._scalable = bool(self.table_mode == Ttm.SCALABLE and ecap.SMTS)
             status |= Gcmd.SRTP.mask
             if cap.ESRTPS:
                 self.caches.forget_all()
@@ -304,6 +314,7 @@ class Unit:
             if cap.ESIRTPS:
                 self.caches.forget_interrupts(0, 0xFFFF)
         self.registers.GSTS = status
+        self._translates = bool(status & Gcmd.TE.mask)
         if not self.registers.GSTS.QIE:
             self.registers.IQH = 0
         self._queue.run()

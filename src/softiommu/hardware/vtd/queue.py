@@ -25,7 +25,7 @@ from softiommu.hardware.vtd.commands import (
     Wait0,
     Wait1,
 )
-from softiommu.hardware.vtd.registers import Iqa, Iva, QueueErrorInfo, Ttm
+from softiommu.hardware.vtd.registers import Fsts, Iqa, Iva, QueueErrorInfo, Ttm
 from softiommu.hardware.vtd.tables import FUNCTION_MASKS
 from softiommu.memory.physical import BadAddressError
 from softiommu.words import Word
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from softiommu.memory.physical import PhysicalMemory
 
 _EVERYTHING = (1 << 64) - 1
+_STOPPED = Fsts.IQE.mask | Fsts.ITE.mask
 
 
 class QueueError(Exception):
@@ -48,7 +49,7 @@ class QueueError(Exception):
 class Descriptor(NamedTuple):
     """A descriptor with right reserved bits."""
 
-    kind: Type
+    kind: int
     low: Word
     high: Word
 
@@ -61,7 +62,7 @@ class Queue:
         self._running = False
         #: A function whose device TLB did not answer since the last wait.
         self._late: int | None = None
-        self._handlers: dict[Type, Callable[[Any, Any], None]] = {
+        self._handlers: dict[int, Callable[[Any, Any], None]] = {
             Type.CONTEXT: self._context,
             Type.IOTLB: self._iotlb,
             Type.DEVICE_TLB: self._device_tlb,
@@ -87,7 +88,7 @@ class Queue:
 
     def _run(self) -> None:
         registers = self._unit.registers
-        while registers.GSTS.QIE and not registers.FSTS.IQE and not registers.FSTS.ITE:
+        while registers.GSTS.QIE and not int(registers.FSTS) & _STOPPED:
             head, tail = registers.IQH.OFFSET << 4, registers.IQT.OFFSET << 4
             if head == tail:
                 self._time_out()
@@ -124,27 +125,19 @@ class Queue:
         except BadAddressError as error:
             raise QueueError(QueueErrorInfo.FETCH) from error
         kind = words[0] & 0xF | words[0] >> 5 & 0x70
-        layout = LAYOUTS.get(Type(kind)) if kind in Type.__members__.values() else None
+        layout = LAYOUTS.get(kind)
         if layout is None or layout.needs & ~int(self._unit.registers.ECAP):
             raise QueueError(QueueErrorInfo.TYPE)
         low, high = layout.low(words[0]), (layout.high or Word)(words[1])
         if low.reserved or high.reserved or any(words[2:]):
             raise QueueError(QueueErrorInfo.RESERVED)
-        return Descriptor(Type(kind), low, high)
+        return Descriptor(kind, low, high)
 
     # What each does
 
     def _context(self, command: Context, _: Word) -> None:
-        self._unit.caches.forget_contexts(
-            _choose(
-                {
-                    1: Selection(),
-                    2: Selection(did=command.DID),
-                    3: Selection(sid=command.SID, sid_mask=FUNCTION_MASKS[command.FM]),
-                },
-                command.G,
-            )
-        )
+        one = Selection(sid=command.SID, sid_mask=FUNCTION_MASKS[command.FM])
+        self._unit.caches.forget_contexts(_choose({1: Selection(), 2: Selection(did=command.DID), 3: one}, command.G))
 
     def _pasid_cache(self, command: PasidCache0, _: Word) -> None:
         one = Selection(did=command.DID, pasid=command.PASID)

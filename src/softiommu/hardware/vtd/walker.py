@@ -42,6 +42,11 @@ _FLAGS = HW_ACCESSED | HW_DIRTY
 WIDEST = 52
 
 
+#: Tags of an IOTLB entry: domain, PASID (or none), nested, privileged.
+Tags = tuple[int, ...]
+NO_PASID = -1
+
+
 class QuietFaultError(TranslationFaultError):
     """A fault that FPD keeps from being recorded."""
 
@@ -74,6 +79,10 @@ class Route(NamedTuple):
     pgtt: Pgtt
     first: Stage | None
     second: Stage | None
+    #: Those of second-stage translations are the domain's; those of a first stage are the PASID's too (6.2.6), and
+    #: what a first stage allows depends on privilege.
+    tags: Tags
+    privileged_tags: Tags
     #: FPD: faults from here on are blocked but not recorded.
     quiet: bool
     scalable: bool
@@ -144,10 +153,10 @@ class Walker:
         if not needs.get(context.TT, 0) or tags.AW not in self._second:
             raise fault(Reason.CONTEXT_INVALID, request)
         if context.TT == TranslationType.PASS_THROUGH:
-            return Route(tags.DID, 0, Pgtt.PASS_THROUGH, None, None, bool(context.FPD), False)
+            return Route(tags.DID, 0, Pgtt.PASS_THROUGH, None, None, *_tags(tags.DID), bool(context.FPD), False)
         second = Stage(self._second[tags.AW], context.SSPTPTR << 12)
         device_tlb = context.TT == TranslationType.DEVICE_TLB
-        return Route(tags.DID, 0, Pgtt.SECOND, None, second, bool(context.FPD), False, device_tlb)
+        return Route(tags.DID, 0, Pgtt.SECOND, None, second, *_tags(tags.DID), bool(context.FPD), False, device_tlb)
 
     # Scalable mode
 
@@ -213,12 +222,14 @@ class Walker:
             raise fault(Reason.PASID_ENTRY_RESERVED, request)
         if not self._is_valid(how, stage1):
             raise fault(Reason.PASID_ENTRY_INVALID, request)
+        first = how.PGTT in (Pgtt.FIRST, Pgtt.NESTED)
         return Route(
             tags.DID,
             pasid,
             how.PGTT,
-            self._first_stage(stage1) if how.PGTT in (Pgtt.FIRST, Pgtt.NESTED) else None,
+            self._first_stage(stage1) if first else None,
             self._second_stage(how) if how.PGTT in (Pgtt.SECOND, Pgtt.NESTED) else None,
+            *(_tags(tags.DID, pasid, how.PGTT == Pgtt.NESTED) if first else _tags(tags.DID)),
             quiet or bool(how.FPD),
             True,
             context.device_tlb,
@@ -280,8 +291,15 @@ def _reserved(ecap: Ecap) -> dict[type, int]:
     return {word: sum(field.mask for field, has in fields.items() if not has) for word, fields in choices.items()}
 
 
-def mode(rtaddr: Rtaddr, ecap: Ecap, request: Request) -> Ttm:
-    """The mode that the root table is of: legacy or scalable. TranslationFaultError: none."""
-    if rtaddr.TTM == Ttm.LEGACY or (rtaddr.TTM == Ttm.SCALABLE and ecap.SMTS):
-        return rtaddr.TTM
-    raise TranslationFaultError(Reason.RTA_ABORT if rtaddr.TTM == Ttm.ABORT else Reason.RTA_INVALID, request)
+def _tags(did: int, pasid: int = NO_PASID, nested: bool = False) -> tuple[Tags, Tags]:
+    """The tags of a route, and those for privileged requests."""
+    return (did, pasid, int(nested), 0), (did, pasid, int(nested), int(pasid != NO_PASID))
+
+
+def check_mode(rtaddr: Rtaddr, request: Request) -> None:
+    """Whether a request meets a root table of legacy mode, which the hardware does not take for one of scalable mode.
+    TranslationFaultError."""
+    if rtaddr.TTM != Ttm.LEGACY:
+        raise TranslationFaultError(Reason.RTA_ABORT if rtaddr.TTM == Ttm.ABORT else Reason.RTA_INVALID, request)
+    if request.pasid is not None:
+        raise TranslationFaultError(Reason.RTA_PASID, request)
