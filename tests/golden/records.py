@@ -10,7 +10,8 @@ from pathlib import Path
 from golden.player import DifferenceError, Player
 
 DATA = Path(__file__).parent.parent / "data" / "golden"
-PROFILES = [(kernel, profile) for kernel in ("6.12", "7.2") for profile in ("nodev", "mock", "vtd-noir")]
+VTD = ("vtd", "vtd-39", "vtd-sm", "vtd-flts", "vtd-sc", "vtd-noir")
+PROFILES = [(kernel, profile) for kernel in ("6.12", "7.2") for profile in ("nodev", "mock", *VTD)]
 
 
 @functools.cache

@@ -20,6 +20,7 @@ def test_every_answer_under_supervision_is_the_recorded_kernels(kernel, profile)
     done = subprocess.run(
         [*command, sys.executable, str(CLIENT), kernel, profile], capture_output=True, text=True, timeout=300
     )
-    assert done.stderr == ""
+    # The recordings have DMA that is blocked, which a kernel tells.
+    assert [line for line in done.stderr.splitlines() if not line.startswith("softiommu: kernel: DMA ")] == []
     assert done.stdout.splitlines()[-1].endswith("sequences, 0 differ"), done.stdout
     assert done.returncode == 0
