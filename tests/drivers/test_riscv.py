@@ -132,8 +132,9 @@ def test_an_unmap_takes_effect_at_its_flush():
     assert reach(iommu, 0x200000) is Cause.READ_PAGE_FAULT
 
 
-def test_few_pages_are_invalidated_one_by_one_and_many_or_tables_as_a_whole():
-    _, driver = rig()
+@pytest.mark.parametrize("nl", [0, 1])
+def test_few_pages_are_invalidated_one_by_one_and_many_or_tables_as_a_whole(nl):
+    _, driver = rig(FULL.replace(NL=nl))
     domain = driver.device(function()).alloc_paging(NONE, None)
     commands = driver._bus.commands
     domain.map(0, 0, 4 << 20, RW)
@@ -144,7 +145,7 @@ def test_few_pages_are_invalidated_one_by_one_and_many_or_tables_as_a_whole():
         (0x400000, 0x3000, [ask | 1 << 10] * 3),
         (0x403000, 0x1000 * 70, [ask]),
         (0, 0x200000, [ask | 1 << 10]),
-        (0x449000, 0xB7000, [ask]),
+        (0x449000, 0xB7000, [ask | 1 << 10 | 1 << 34] * 8 if nl else [ask]),
     ):
         commands.clear()
         domain.unmap(iova, length)

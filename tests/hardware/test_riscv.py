@@ -123,10 +123,17 @@ def test_each_wrong_leaf_is_a_page_fault(fields):
 
 @pytest.mark.parametrize("bit", [*range(54, 61), 63])
 def test_reserved_bits_and_napot_of_superpages_are_page_faults(bit):
-    rig = one_stage()
+    rig = one_stage(capabilities=FULL.replace(SVRSW60T59B=0))
     rig.pages1.map(0x200000, 0x400000, 0x200000, RW)
     rig.memory.write_u64(leaf_of(rig.pages1, 0x200000).at, leaf_of(rig.pages1, 0x200000).pte | 1 << bit)
     assert rig.pa(0x200000) is Cause.READ_PAGE_FAULT
+
+
+def test_bits_60_and_59_are_softwares_with_svrsw60t59b():
+    rig = one_stage()
+    rig.pages1.map(0x5000, 0x9000, 0x1000, RW)
+    rig.memory.write_u64(leaf_of(rig.pages1, 0x5000).at, leaf_of(rig.pages1, 0x5000).pte | 3 << 59)
+    assert rig.pa(0x5000) == 0x9000
 
 
 def test_svpbmt_is_reserved_where_it_is_not_there():
@@ -486,11 +493,15 @@ def test_ats_grants_what_is_there_and_says_nothing_of_the_rest():
     rig.pages1.map(0x6000, 0xA000, 0x1000, RWX)
     assert rig.iommu.ats_translate(SID, 0x5123, RW) == Translation(0x9123, 12, READ)
     assert rig.iommu.ats_translate(SID, 0x6000, RWX) == Translation(0xA000, 12, RWX)
-    assert rig.iommu.ats_translate(SID, 0x6000, READ).allowed == READ
+    assert rig.iommu.ats_translate(SID, 0x6000, READ).allowed == RW, "it may be written, since it is dirty"
     assert rig.iommu.ats_translate(SID, 0x7000, RW).allowed == 0
     change(rig, rig.pages1, 0x6000, D=0)
     vma(rig)
-    assert rig.iommu.ats_translate(SID, 0x6000, RW).allowed == READ, "a page that is not dirty is not written"
+    assert rig.iommu.ats_translate(SID, 0x6000, RW).allowed == 0, "a write would be a page fault"
+    assert rig.iommu.ats_translate(SID, 0x6000, READ).allowed == READ
+    change(rig, rig.pages1, 0x6000, R=0, W=0)
+    vma(rig)
+    assert rig.iommu.ats_translate(SID, 0x6000, RWX).allowed == 0, "nothing is for execution alone"
     assert rig.faults() == []
 
 
@@ -510,7 +521,7 @@ def test_ats_aborts_are_recorded():
     rig.device(context(rig.pages1, EN_ATS=1))
     rig.submit(Command.IODIR_INVAL_DDT)
     rig.memory.write_u64(rig.pages1.root, 1 | 1 << 50)
-    assert outcome(lambda: rig.iommu.ats_translate(SID, 0x5000, WRITE)) is Cause.READ_ACCESS_FAULT
+    assert outcome(lambda: rig.iommu.ats_translate(SID, 0x5000, RWX)) is Cause.WRITE_ACCESS_FAULT
     assert [record.TTYP for record, _, _ in rig.faults()] == [8, Ttyp.TRANSLATED_WRITE, 8]
 
 

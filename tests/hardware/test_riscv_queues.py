@@ -92,7 +92,7 @@ GOOD = [
 ]
 RESERVED = {
     Command.IOTINVAL_VMA: ([11, *range(35, 44), *range(60, 64)], [*range(9), 62, 63]),
-    Command.IOTINVAL_GVMA: ([11, 32, 34, *range(35, 44), *range(60, 64)], [*range(9), 62, 63]),
+    Command.IOTINVAL_GVMA: ([11, 32, *range(35, 44), *range(60, 64)], [*range(9), 62, 63]),
     Command.IOFENCE_C: (list(range(14, 32)), [62, 63]),
     Command.IODIR_INVAL_DDT: ([10, 11, 12, 31, 32, *range(34, 40)], [0, 9, 63]),
     Command.IODIR_INVAL_PDT: ([10, 11, 32, *range(34, 40)], [0, 63]),
@@ -127,7 +127,7 @@ def test_each_reserved_bit_of_a_command_is_illegal(command):
         (FULL, 2 | 1 << 7, 0),
         (FULL, 3 | 2 << 7, 0),
         (FULL, 0x7F, 0),
-        (FULL, Command.IOTINVAL_VMA | 1 << 34, 0),
+        (FULL.replace(NL=0), Command.IOTINVAL_VMA | 1 << 34, 0),
         (FULL.replace(S=0), Command.IOTINVAL_VMA, 1 << 9),
         (FULL, Command.IOFENCE_C | 1 << 11, 0),
         (FULL, Command.IODIR_INVAL_PDT, 0),
@@ -499,6 +499,7 @@ def test_events_are_counted():
         ({"DV_GSCV": 1, "DID_GSCID": (SID ^ 0x10) & ~0xF | 7, "DMASK": 1}, False),
         ({"PV_PSCV": 1, "PID_PSCID": 0}, False),
         ({"DV_GSCV": 1, "DID_GSCID": 1, "IDT": 1}, False),
+        ({"IDT": 1}, False),
     ],
     ids=str,
 )

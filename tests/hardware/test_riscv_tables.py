@@ -162,7 +162,7 @@ def test_a_default_process_serves_requests_without_one():
     rig.process(0, (tables.ProcessTa.of(V=1), satp(pages)))
     assert rig.pa(0x5000) == 0x9000
     record = rig.faults()[0][0]
-    assert (record.PV, record.PID) == (0, 0)
+    assert (record.PV, record.PID, record.PRIV) == (1, 0, 0)
 
 
 def test_a_bare_process_directory_is_a_bare_first_stage():

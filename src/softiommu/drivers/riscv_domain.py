@@ -95,14 +95,15 @@ class RiscvDomain:
         """Invalidate what was removed, then give the tables back that nothing leads to any more."""
         if not self._removed and not self._tables:
             return
-        # A command with an address is about leaves: what leads to a table is forgotten with the whole space.
+        # A command with an address is about leaves, or (NL) about what leads to them, too.
         few = sum(run.length >> run.lg2 for run in self._removed) <= _MOST_COMMANDS
-        self._forget(self._removed if few and not self._tables else [])
+        each = few and (not self._tables or bool(self.owner.capabilities.NL))
+        self._forget(self._removed if each else [], non_leaf=bool(self._tables))
         self.pages.free_tables(self._tables)
         self._removed, self._tables = [], []
 
-    def _forget(self, runs: list[Run]) -> None:
-        """Forget leaves; all of the domain where no run is given."""
+    def _forget(self, runs: list[Run], non_leaf: bool = False) -> None:
+        """Forget leaves, and what leads to them; all of the domain where no run is given."""
         if self.first:
             low = Iotinval0.of(COMMAND=Command.IOTINVAL_VMA, PSCV=1, PSCID=self.id)
         else:
@@ -110,7 +111,7 @@ class RiscvDomain:
         if not runs:
             self.owner.queue.submit((low, 0))
             return
-        low = low.replace(AV=1)
+        low = low.replace(AV=1, NL=int(non_leaf))
         places = (place for run in runs for place in range(run.iova, run.last, 1 << run.lg2))
         self.owner.queue.submit(*((low, Iotinval1.of(PAGE=place >> 12)) for place in places))
 

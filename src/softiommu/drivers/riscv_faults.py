@@ -81,5 +81,5 @@ def _blocked(record: list[int]) -> Blocked:
     number = int(what.CAUSE)
     reason = f"{words(Cause(number).name)} ({number})" if number in list(Cause) else f"cause {number}"
     shown = " ".join(repr(word) for word in (what, Iotval2(record[3])))
-    pasid = what.PID if what.PV else None
+    pasid = what.PID or None  # requests without a process id are those of process 0
     return Blocked(what.DID, pasid, record[2], _ACCESS.get(what.TTYP, "access"), reason, shown)

@@ -192,5 +192,7 @@ class Decoder:
             option |= HW_ACCESSED | HW_DIRTY
         if not self._capabilities.SVPBMT:
             option |= riscv.NO_PBMT
+        if self._capabilities.SVRSW60T59B:
+            option |= riscv.MORE_RSW
         width = self._capabilities.PAS if physical else table.output_bits
         return Stage(table._replace(option=option, output_bits=width), ppn << 12)

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 _TOP = 1 << 64
 
+#: Events that can be filtered by GSCID and PSCID. Others are not counted by such a filter.
+_OF_ADDRESS_SPACES = (EventId.TLB_MISS, EventId.FIRST_STAGE_WALK, EventId.SECOND_STAGE_WALK)
+
 
 class Who(NamedTuple):
     """Who caused an event; NO_ID where there is none."""
@@ -55,7 +58,8 @@ class Counters:
         """An event happened."""
         for number in self._of.get(event, ()):
             inhibited = self._registers.IOCOUNTINH.HPM >> number & 1
-            if not inhibited and _matches(self._registers.IOHPMEVT[number], who):
+            how = self._registers.IOHPMEVT[number]
+            if not inhibited and not (how.IDT and event not in _OF_ADDRESS_SPACES) and _matches(how, who):
                 self._add(number)
 
     def _add(self, number: int) -> None:

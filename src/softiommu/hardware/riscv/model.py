@@ -27,7 +27,7 @@ from softiommu.hardware.riscv.registers import Capabilities, TrReqCtl, TrRespons
 from softiommu.hardware.riscv.translator import Found, Kind, Shapes, Translator
 from softiommu.hardware.riscv.walker import BlockedError
 from softiommu.memory.physical import BadAddressError
-from softiommu.pagetable.kinds import EXECUTE, READ, WRITE
+from softiommu.pagetable.kinds import EXECUTE, LENIENT, READ, WRITE
 
 if TYPE_CHECKING:
     from softiommu.clock import Clock
@@ -132,11 +132,10 @@ class RiscvIommu:
         if control.EXE and not control.NW:
             return TrResponse.of(FAULT=1)
         try:
-            found = self.translator.serve(request, Kind.UNTRANSLATED)
+            found = self._serve(request, Kind.UNTRANSLATED)
             if found.mrif is not None:
-                raise BlockedError(Cause.TRANSACTION_TYPE_DISALLOWED, request)
-        except BlockedError as fault:
-            self._blocked(fault, Kind.UNTRANSLATED)
+                raise self._blocked(BlockedError(Cause.TRANSACTION_TYPE_DISALLOWED, request), Kind.UNTRANSLATED)
+        except BlockedError:
             return TrResponse.of(FAULT=1)
         page = found.at.pa >> 12 & (1 << TrResponse.PPN.width) - 1
         lg2 = found.at.lg2 - 12
@@ -153,25 +152,20 @@ class RiscvIommu:
     def ats_translate(
         self, sid: int, iova: int, want: int, pasid: int | None = None, privileged: bool = False
     ) -> Translation:
-        """Answer a translation request: each right is asked for alone, and what faults is not granted."""
-        request = Request(sid, iova, want, pasid, privileged and pasid is not None)
-        self._counters.count(Kind.ATS.event, _who(request))
-        granted, answer = 0, Translation(0, 12, 0)
-        for right in (READ, WRITE, EXECUTE):
-            if not (want | READ) & right or (right == EXECUTE and not granted & READ):
-                continue
-            try:
-                found = self.translator.serve(request._replace(want=right), Kind.ATS)
-            except BlockedError as fault:
-                if fault.cause in NOTHING_THERE:
-                    continue
-                self._blocked(fault, Kind.ATS)
+        """Answer a translation request; `allowed` without READ: nothing is there. TranslationFaultError: the completion
+        is UR or CA. WRITE may be allowed though it was not asked for, if the page is dirty."""
+        request = Request(sid, iova, want | READ | LENIENT, pasid, privileged and pasid is not None)
+        try:
+            found = self._serve(request, Kind.ATS)
+        except BlockedError as fault:
+            if fault.cause not in NOTHING_THERE:
                 raise
-            if found.mrif is not None:
-                continue  # only untranslated requests reach an interrupt file in memory
-            granted |= right
-            answer = found.at._replace(allowed=granted)
-        return answer
+            return _NOTHING
+        executes = found.at.allowed & EXECUTE & want
+        # Only untranslated requests reach an interrupt file in memory.
+        if not found.at.allowed & READ or found.mrif is not None:
+            return _NOTHING
+        return found.at._replace(allowed=found.at.allowed & (READ | WRITE) | executes)
 
     def admit_translated(self, sid: int, pa: int, want: int, pasid: int | None = None) -> Translation:
         """Where a request with a translated address goes. TranslationFaultError: the device may not send such."""
@@ -221,6 +215,10 @@ class RiscvIommu:
         """Send ATS.PRGR. Codes that PCIe reserves are a failure."""
         known = code in ResponseCode.__members__.values()
         self._respond(sid, pasid, group, ResponseCode(code) if known else ResponseCode.FAILURE)
+
+
+#: The completion of a translation request without any right.
+_NOTHING = Translation(0, 12, 0)
 
 
 def _who(request: Request) -> Who:

@@ -12,7 +12,9 @@ QEMU = _BASE.replace(MSI_FLAT=1, ATS=1, IGS=Igs.MSI, HPM=1, DBG=1, PD8=1, PD17=1
 #: First-stage tables and MSIs, nothing else.
 SMALL = Capabilities.of(VERSION=0x10, SV39=1, PAS=56)
 #: Everything that this model has.
-FULL = QEMU.replace(SVPBMT=1, AMO_HWAD=1, T2GPA=1, IGS=Igs.BOTH, QOSID=1, S=1, MSI_MRIF=1, AMO_MRIF=1)
+FULL = QEMU.replace(
+    SVPBMT=1, AMO_HWAD=1, T2GPA=1, IGS=Igs.BOTH, QOSID=1, NL=1, S=1, MSI_MRIF=1, AMO_MRIF=1, SVRSW60T59B=1
+)
 
 #: What each capability needs.
 _NEEDS = {
@@ -24,7 +26,7 @@ _NEEDS = {
     "MSI_MRIF": "MSI_FLAT",
     "AMO_MRIF": "MSI_MRIF",
 }
-_NOT_MODELLED = ("SV32", "SV32X4", "END", "SVRSW60T59B", "NL", "CUSTOM")
+_NOT_MODELLED = ("SV32", "SV32X4", "END", "CUSTOM")
 
 
 def check(capabilities: Capabilities) -> None:

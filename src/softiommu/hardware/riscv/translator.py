@@ -120,6 +120,10 @@ class Translator:
         translated = kind is Kind.TRANSLATED
         if translated and not device.tc.T2GPA:  # step 8
             return Found(Translation(request.iova, 64, ALL))
+        if (
+            device.tc.DPE and request.pasid is None and not translated
+        ):  # step 11, as the reference model: also in records
+            request = request._replace(pasid=0)
         space = _GUEST_PHYSICAL if translated else self._space(device, request)
         inner = self._first(device, space, request)
         if device.second is None:
@@ -132,16 +136,13 @@ class Translator:
 
     def _space(self, device: Device, request: Request) -> Space:
         """The first stage of a request (steps 10 to 16)."""
-        if not device.tc.PDTV:
+        if not device.tc.PDTV or request.pasid is None or not device.pdtp.MODE:
             return device.space
-        process_id = self.walker.process_id(device, request)
-        if process_id is None:
-            return device.space
-        key = (request.sid, process_id)
+        key = (request.sid, request.pasid)
         space = self.processes.get(key)
         if space is None:
-            self._counters.count(EventId.PROCESS_WALK, Who(request.sid, process_id, device.gscid))
-            space = self.walker.process(device, process_id, request)
+            self._counters.count(EventId.PROCESS_WALK, Who(request.sid, request.pasid, device.gscid))
+            space = self.walker.process(device, request.pasid, request)
             self.processes.put(key, space)
         if request.privileged and not space.ens:  # step 15
             raise BlockedError(Cause.TRANSACTION_TYPE_DISALLOWED, request)
@@ -156,7 +157,7 @@ class Translator:
             who = _SUPERVISOR_WITH_SUM if space.first.table.option & SUM else _SUPERVISOR
         tags = (device.gscid, space.pscid, who)
         cached = self.first.find(tags, request.iova)
-        if cached is not None and not request.want & ~cached[1].allowed:
+        if cached is not None and not request.want & ALL & ~cached[1].allowed:
             return _hit(cached, request.iova)
         if self._counters.counted:
             self._missed(EventId.FIRST_STAGE_WALK, device, space, request)
@@ -168,7 +169,7 @@ class Translator:
         """The second stage or an interrupt file, cached or walked (steps 18 and 19)."""
         tags = (device.gscid,)
         cached = self.second.find(tags, gpa)
-        if cached is not None and not request.want & ~cached[1].allowed:
+        if cached is not None and not request.want & ALL & ~cached[1].allowed:
             return _hit(cached, gpa)
         if self._counters.counted:
             self._missed(EventId.SECOND_STAGE_WALK, device, _GUEST_PHYSICAL, request)

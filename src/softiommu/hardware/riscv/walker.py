@@ -36,6 +36,7 @@ from softiommu.pagetable.kinds import (
     BAD_TABLE,
     EXECUTE,
     GLOBAL,
+    LENIENT,
     OK,
     PRIVILEGED,
     READ,
@@ -226,20 +227,12 @@ class Walker:
         wrong = file.reserved or notice.reserved if mrif else pte.reserved or pte.M != MsiPteMode.BASIC
         if pte.C or wrong:
             raise BlockedError(Cause.MSI_PTE_MISCONFIGURED, request)
-        if request.want & EXECUTE:
+        if request.want & (EXECUTE | LENIENT) == EXECUTE:
             raise BlockedError(Cause.INSTRUCTION_ACCESS_FAULT, request)
         if not mrif:
             return Step(pte.PPN << 12 | gpa & 0xFFF, 12, READ | WRITE)
         number = notice.N_HIGH << 10 | notice.N_LOW
         return Step(gpa, 12, READ | WRITE, mrif=InterruptFile(file.ADDR << 9, number, notice.NPPN << 12))
-
-    def process_id(self, device: Device, request: Request) -> int | None:
-        """The process of a device with a directory whose context is to be located (steps 11 to 13); None: Bare."""
-        if not device.pdtp.MODE:
-            return None
-        if request.pasid is None:
-            return 0 if device.tc.DPE else None
-        return request.pasid
 
 
 def _step(found: Walk) -> Step:
@@ -252,8 +245,10 @@ def _step(found: Walk) -> Step:
 
 
 def _by_access(causes: tuple[Cause, Cause, Cause], want: int) -> Cause:
-    """The cause for the original access: execute, read or write."""
-    return causes[0] if want & EXECUTE else causes[2] if want & WRITE else causes[1]
+    """The cause for the original access: execute, read or write. A translation request (LENIENT) does not execute."""
+    if want & (EXECUTE | LENIENT) == EXECUTE:
+        return causes[0]
+    return causes[2] if want & WRITE else causes[1]
 
 
 def _guest_page_fault(request: Request, gpa: int, **how: int) -> BlockedError:

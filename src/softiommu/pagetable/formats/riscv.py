@@ -43,12 +43,14 @@ class Pte(Word):
 
 
 V, R, W, X, U, G, A, D = (f.mask for f in (Pte.V, Pte.R, Pte.W, Pte.X, Pte.U, Pte.G, Pte.A, Pte.D))
-RWX, PPN, RESERVED, PBMT_LOW, N_LOW = R | W | X, Pte.PPN.mask, 0x7F << 54, Pte.PBMT.low, Pte.N.low
+RWX, PPN, RESERVED, PBMT_LOW, N_LOW = R | W | X, Pte.PPN.mask, 0x1F << 54, Pte.PBMT.low, Pte.N.low
+RSW_HIGH = 3 << 59  # reserved without Svrsw60t59b
 NAPOT_64K = 1 << 13  # ppn[3:0] is 0b1000
 N = -1 << 63  # entries are signed in a kernel
 
-#: Options: the second stage, where every access is a user's; privileged data accesses may use user pages; no Svpbmt.
-STAGE2, SUM, NO_PBMT = 16, 32, 64
+#: Options: the second stage, where every access is a user's; privileged data accesses may use user pages; no Svpbmt;
+#: Svrsw60t59b, with which bits 60 and 59 are software's.
+STAGE2, SUM, NO_PBMT, MORE_RSW = 16, 32, 64, 128
 
 VARIANTS = {
     "riscv-sv39": Table(RISCV, 2, 12, 9, 9, 2, 39, 56),
@@ -68,6 +70,8 @@ def load(t: Table, level: int, pte: int) -> tuple[int, int, int, int]:
     oa = (pte & PPN) << 2
     pbmt = pte >> PBMT_LOW & 3
     napot = pte >> N_LOW & 1
+    if pte & RSW_HIGH and t.option & MORE_RSW == 0:
+        return BAD, 0, 0, 0
     if pte & RESERVED or pte & (R | W) == W or pbmt == 3 or (pbmt and t.option & NO_PBMT):
         return BAD, 0, 0, 0
     if pte & RWX == 0:
