@@ -1,0 +1,376 @@
+"""A virtio-iommu: registers, two virtqueues, and translation by what requests mapped. Virtio 1.2, 5.13.
+
+There is nothing to invalidate: a request has taken effect when it is given back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from softiommu.hardware.iommu import ALL, Iommu, Request, Translation, TranslationFaultError
+from softiommu.hardware.virtio.commands import (
+    REQUESTS,
+    Attach,
+    Code,
+    Detach,
+    Head,
+    Map,
+    Probe,
+    Request as Order,
+    Subtype,
+    Tail,
+    Type,
+    Unmap,
+    size_of,
+    to_bytes,
+)
+from softiommu.hardware.virtio.domains import Domains
+from softiommu.hardware.virtio.events import Fault, Reason
+from softiommu.hardware.virtio.queue import BrokenQueueError, Chain, Virtqueue
+from softiommu.hardware.virtio.registers import (
+    EVENTS,
+    NO_VECTOR,
+    QUEUES,
+    REQUESTS as REQUEST_QUEUE,
+    Address,
+    Bypass,
+    Features,
+    Half,
+    Isr,
+    Number,
+    Registers,
+    Select,
+    Status,
+    Switch,
+)
+from softiommu.memory.physical import BadAddressError
+from softiommu.pagetable.kinds import EXECUTE, READ, WRITE
+
+if TYPE_CHECKING:
+    from softiommu.events import EventBus
+    from softiommu.hardware.virtio.commands import ResvMem
+    from softiommu.hardware.virtio.presets import Offer
+    from softiommu.memory.physical import PhysicalMemory
+
+_TAIL = size_of(Tail)
+
+
+class VirtioIommu:
+    """One device. `interrupt` hears the vector of an MSI-X message; `line` the level of the pin, where no vector is
+    assigned."""
+
+    def __init__(
+        self,
+        memory: PhysicalMemory,
+        offer: Offer,
+        interrupt: Callable[[int], None] | None = None,
+        line: Callable[[bool], None] | None = None,
+        events: EventBus | None = None,
+    ) -> None:
+        offer.check()
+        self._offer, self._interrupt, self._line = offer, interrupt, line
+        self.domains = Domains(offer)
+        self.queues = [Virtqueue(memory, offer.queue_size) for _ in range(QUEUES)]
+        #: Faults that found no buffer in the event queue.
+        self.lost = 0
+        self.registers = Registers(self, events)
+        self._reset(offer.bypass)
+
+    def _reset(self, bypass: bool) -> None:
+        self.features = self._accepted = Features(0)
+        self.domains.reset()
+        for queue in self.queues:
+            queue.reset()
+        registers, offer = self.registers, self._offer
+        registers.reset()
+        registers.PAGE_SIZE_MASK = offer.page_size_mask
+        if offer.features.INPUT_RANGE:
+            registers.INPUT_START, registers.INPUT_END = offer.input_range
+        if offer.features.DOMAIN_RANGE:
+            registers.DOMAIN_START, registers.DOMAIN_END = offer.domain_range
+        if offer.features.PROBE:
+            registers.PROBE_SIZE = offer.probe_size
+        registers.BYPASS = Bypass.of(ON=int(bypass))
+        registers.DEVICE_FEATURE = _half(offer.features, registers.DEVICE_FEATURE_SELECT)
+        self._show_queue()
+
+    # Registers
+
+    def read(self, offset: int, width: int) -> int:
+        """Software reads a register."""
+        return self.registers.read(offset, width)
+
+    def write(self, offset: int, width: int, value: int) -> None:
+        """Software writes a register."""
+        self.registers.write(offset, width, value)
+
+    def on_write_DEVICE_FEATURE_SELECT(self, old: Select, new: Select) -> None:
+        """Show a half of what is offered."""
+        self.registers.DEVICE_FEATURE = _half(self._offer.features, new)
+
+    def on_write_DRIVER_FEATURE_SELECT(self, old: Select, new: Select) -> None:
+        """Show a half of what the driver accepts."""
+        self.registers.DRIVER_FEATURE = _half(self._accepted, new)
+
+    def on_write_DRIVER_FEATURE(self, old: Half, new: Half) -> None:
+        """The driver accepts features, until it has said that it is done."""
+        half = self.registers.DRIVER_FEATURE_SELECT
+        if half < 2 and not self.registers.DEVICE_STATUS.FEATURES_OK:
+            self._accepted = Features(self._accepted & ~(Half.BITS.mask << 32 * half) | new << 32 * half)
+        self.registers.DRIVER_FEATURE = _half(self._accepted, half)
+
+    def on_write_DEVICE_STATUS(self, old: Status, new: Status) -> None:
+        """Reset, or one step further. Features that are not offered, or without VERSION_1, are not OK."""
+        if not new & ~Status.DEVICE_NEEDS_RESET.mask:
+            self._reset(bool(self.registers.BYPASS.ON))
+            self._set_line(False)
+        elif new.FEATURES_OK and not old.FEATURES_OK:
+            if self._accepted & ~self._offer.features or not self._accepted.VERSION_1:
+                self.registers.DEVICE_STATUS = new.replace(FEATURES_OK=0)
+                return
+            self.features = self._accepted
+            for queue in self.queues:
+                queue.indirect = bool(self.features.INDIRECT_DESC)
+
+    @property
+    def _selected(self) -> Virtqueue | None:
+        number = self.registers.QUEUE_SELECT.VALUE
+        return self.queues[number] if number < QUEUES else None
+
+    def _show_queue(self) -> None:
+        """The registers of a queue are those of the selected one; a queue that is not there has size 0."""
+        registers, queue = self.registers, self._selected
+        registers.QUEUE_SIZE = queue.size if queue else 0
+        registers.QUEUE_MSIX_VECTOR = queue.vector if queue else NO_VECTOR
+        registers.QUEUE_ENABLE = int(queue is not None and queue.enabled)
+        registers.QUEUE_NOTIFY_OFF = registers.QUEUE_SELECT.VALUE if queue else 0
+        registers.QUEUE_DESC = queue.desc if queue else 0
+        registers.QUEUE_DRIVER = queue.driver if queue else 0
+        registers.QUEUE_DEVICE = queue.device if queue else 0
+
+    def on_write_QUEUE_SELECT(self, old: Number, new: Number) -> None:
+        """Another queue is set up."""
+        self._show_queue()
+
+    def on_write_QUEUE_SIZE(self, old: Number, new: Number) -> None:
+        """The driver wants a smaller queue."""
+        if self._selected:
+            self._selected.resize(new.VALUE)
+        self._show_queue()
+
+    def on_write_QUEUE_MSIX_VECTOR(self, old: Number, new: Number) -> None:
+        """Assign a vector to a queue."""
+        if self._selected:
+            self._selected.vector = new.VALUE
+        self._show_queue()
+
+    def on_write_QUEUE_ENABLE(self, old: Switch, new: Switch) -> None:
+        """A queue is enabled for good: only a reset disables it."""
+        if self._selected and new.ON:
+            self._selected.enabled = True
+        self._show_queue()
+
+    def on_write_QUEUE_DESC(self, old: Address, new: Address) -> None:
+        """Where a queue's descriptors are."""
+        self._move(desc=new)
+
+    def on_write_QUEUE_DRIVER(self, old: Address, new: Address) -> None:
+        """Where a queue's available ring is."""
+        self._move(driver=new)
+
+    def on_write_QUEUE_DEVICE(self, old: Address, new: Address) -> None:
+        """Where a queue's used ring is."""
+        self._move(device=new)
+
+    def _move(self, **where: int) -> None:
+        """Move a part of a queue, which must not run yet."""
+        if self._selected and not self._selected.enabled:
+            vars(self._selected).update(where)
+        self._show_queue()
+
+    def on_read_ISR(self) -> Isr:
+        """Why there was an interrupt; the pin goes down."""
+        isr = self.registers.ISR
+        self.registers.ISR = Isr(0)
+        self._set_line(False)
+        return isr
+
+    def on_write_BYPASS(self, old: Bypass, new: Bypass) -> None:
+        """Only a driver that negotiated BYPASS_CONFIG may write it."""
+        if not self.features.BYPASS_CONFIG:
+            self.registers.BYPASS = old
+
+    def on_write_NOTIFY(self, number: int, old: Number, new: Number) -> None:
+        """A queue has something new. Buffers for events are taken when there are events."""
+        if number == REQUEST_QUEUE:
+            self._run()
+
+    def _set_line(self, level: bool) -> None:
+        if self._line is not None:
+            self._line(level)
+
+    def _tell(self, vector: int, why: Isr) -> None:
+        """An interrupt: a message where a vector is assigned, the pin elsewhere."""
+        if vector == NO_VECTOR:
+            self.registers.ISR = self.registers.ISR | why
+            self._set_line(True)
+        elif self._interrupt is not None:
+            self._interrupt(vector)
+
+    # Queues
+
+    def _runs(self, queue: Virtqueue) -> bool:
+        status = self.registers.DEVICE_STATUS
+        return bool(queue.enabled and status.DRIVER_OK and status.FEATURES_OK and not status.DEVICE_NEEDS_RESET)
+
+    def _break(self) -> None:
+        """The device cannot go on with what the driver put in memory."""
+        self.registers.DEVICE_STATUS = self.registers.DEVICE_STATUS.replace(DEVICE_NEEDS_RESET=1)
+        self._tell(self.registers.CONFIG_MSIX_VECTOR.VALUE, Isr.of(CONFIG=1))
+
+    def _run(self) -> None:
+        """Carry requests out in order, until none is left."""
+        queue, wanted = self.queues[REQUEST_QUEUE], False
+        try:
+            while self._runs(queue) and (chain := queue.take()) is not None:
+                wanted |= queue.give(chain, self._carry_out(chain))
+        except (BrokenQueueError, BadAddressError):
+            self._break()
+        if wanted:
+            self._tell(queue.vector, Isr.of(QUEUE=1))
+
+    def _carry_out(self, chain: Chain) -> int:
+        """Carry a request out; the bytes written: none where it cannot be told what is asked, or where to answer."""
+        raw = chain.read(size_of(Head))
+        if len(raw) < size_of(Head) or chain.writable < _TAIL:
+            return 0
+        kind = Head(int.from_bytes(raw, "little")).TYPE
+        if not isinstance(kind, Type) or not self._knows(kind):
+            return 0
+        layout = REQUESTS[kind]
+        raw = chain.read(size_of(layout))
+        properties = self._offer.probe_size if kind is Type.PROBE else 0
+        if len(raw) < size_of(layout) or chain.writable < properties + _TAIL:
+            return self._answer(chain, min(properties, chain.writable - _TAIL), b"", Code.INVAL)
+        request = layout(int.from_bytes(raw, "little"))
+        if isinstance(request, Probe):
+            known = request.ENDPOINT in self._offer.endpoints
+            data = b"".join(to_bytes(mem) for mem in self._offer.reserved) if known else b""
+            return self._answer(chain, properties, data, Code.OK if known else Code.NOENT)
+        return self._answer(chain, 0, b"", self._order(request))
+
+    def _knows(self, kind: Type) -> bool:
+        if kind is Type.PROBE:
+            return bool(self._offer.features.PROBE)
+        return bool(self.features.MAP_UNMAP or kind not in (Type.MAP, Type.UNMAP))
+
+    def _order(self, request: Order) -> Code:
+        domains = self.domains
+        match request:
+            case Attach():
+                return domains.attach(request, self.features)
+            case Detach():
+                return domains.detach(request)
+            case Map():
+                return domains.map(request, self.features)
+            case Unmap():
+                return domains.unmap(request)
+        return Code.DEVERR
+
+    @staticmethod
+    def _answer(chain: Chain, length: int, properties: bytes, code: Code) -> int:
+        """Write `length` bytes of properties, padded with zeros, and the tail; how many bytes that is."""
+        chain.write(0, properties.ljust(length, b"\0") + to_bytes(Tail.of(STATUS=code)))
+        return length + _TAIL
+
+    def _report(self, fault: Fault) -> None:
+        """Put a fault in the event queue; without a buffer that has room for it, it is lost."""
+        queue, data = self.queues[EVENTS], to_bytes(fault)
+        try:
+            chain = queue.take() if self._runs(queue) else None
+            if chain is None:
+                self.lost += 1
+                return
+            fits = chain.writable >= len(data)
+            chain.write(0, data if fits else b"")
+            self.lost += not fits
+            if queue.give(chain, len(data) if fits else 0):
+                self._tell(queue.vector, Isr.of(QUEUE=1))
+        except (BrokenQueueError, BadAddressError):
+            self._break()
+
+    # Translation
+
+    def translate(
+        self, sid: int, iova: int, want: int, pasid: int | None = None, privileged: bool = False
+    ) -> Translation:
+        """Where a request goes. TranslationFaultError."""
+        request = Request(sid, iova, want, pasid, privileged)
+        if sid not in self._offer.endpoints:
+            # A report has an endpoint that the driver knows.
+            raise TranslationFaultError(Reason.DOMAIN, request)
+        if pasid is not None:
+            raise self._fault(Reason.UNKNOWN, request)
+        mem = self.domains.reserved(iova, iova)
+        if mem is not None:
+            return self._at_reserved(mem, request)
+        domain = self.domains.of(sid)
+        if domain is None:
+            if not self._bypasses_unattached():
+                raise self._fault(Reason.DOMAIN, request)
+            return self._identity(iova)
+        if domain.is_bypass:
+            return self._identity(iova)
+        mapping = domain.at(iova)
+        needed = want & WRITE | (READ if want & (READ | EXECUTE) else 0)
+        if mapping is None or needed & ~mapping.allowed:
+            raise self._fault(Reason.MAPPING, request)
+        allowed = mapping.allowed | (EXECUTE if mapping.allowed & READ else 0)
+        pa = mapping.pa + iova - mapping.first
+        return Translation(pa, _block(iova, pa, mapping.first, mapping.last), allowed)
+
+    def _bypasses_unattached(self) -> bool:
+        if self._offer.features.BYPASS_CONFIG:
+            return bool(self.registers.BYPASS.ON)
+        return bool(self.features.BYPASS)
+
+    def _at_reserved(self, mem: ResvMem, request: Request) -> Translation:
+        """Doorbells of interrupts are reached as they are; nothing else that is reserved is reached."""
+        if mem.SUBTYPE != Subtype.MSI:
+            raise self._fault(Reason.MAPPING, request)
+        return Translation(request.iova, _block(request.iova, request.iova, mem.START, mem.END), ALL)
+
+    def _identity(self, iova: int) -> Translation:
+        """As it is, up to the next reserved range."""
+        low, high = 0, (1 << 64) - 1
+        for mem in self._offer.reserved:
+            if iova > mem.END:
+                low = max(low, mem.END + 1)
+            else:
+                high = min(high, mem.START - 1)
+        return Translation(iova, _block(iova, iova, low, high), ALL)
+
+    def _fault(self, reason: Reason, request: Request) -> TranslationFaultError:
+        read = int(bool(request.want & (READ | EXECUTE)))
+        write = int(bool(request.want & WRITE))
+        self._report(
+            Fault.of(REASON=reason, READ=read, WRITE=write, ADDRESS_VALID=1, ENDPOINT=request.sid, ADDRESS=request.iova)
+        )
+        return TranslationFaultError(reason, request)
+
+
+def _half(features: int, select: int) -> Half:
+    """A half of feature bits; there are two."""
+    return Half(features >> 32 * select & Half.BITS.mask if select < 2 else 0)
+
+
+def _block(iova: int, pa: int, first: int, last: int) -> int:
+    """log2 of the largest aligned block around `iova` in `first`..`last` that lies alike in both address spaces."""
+    lg2 = ((iova ^ pa) & -(iova ^ pa)).bit_length() - 1 if iova != pa else 64
+    while lg2 and (iova >> lg2 << lg2 < first or (iova >> lg2 << lg2) + (1 << lg2) - 1 > last):
+        lg2 -= 1
+    return lg2
+
+
+_: type[Iommu] = VirtioIommu
