@@ -2,7 +2,7 @@
 
 import pytest
 from hypothesis import given, settings, strategies as st
-from vtd_rig import DID, SID, Bench, Device
+from vtd_rig import DID, SID, Bench, Device, reason
 
 from softiommu.hardware.vtd import presets
 from softiommu.hardware.vtd.caches import Shapes
@@ -17,6 +17,7 @@ from softiommu.hardware.vtd.commands import (
     Wait0,
     Wait1,
 )
+from softiommu.hardware.vtd.events import Reason
 from softiommu.hardware.vtd.registers import (
     Ccmd,
     Fsts,
@@ -148,6 +149,24 @@ def test_a_new_root_table_forgets_where_the_hardware_says_so(esrtps):
     bench.unit.translate(SID, IOVA, READ)
     bench.command(SRTP=1)
     assert len(bench.unit.caches.iotlb.cache) == len(bench.unit.caches.legacy) == 1 - esrtps
+
+
+@pytest.mark.parametrize("cm", [0, 1])
+@pytest.mark.parametrize("pgtt", [None, Pgtt.FIRST, Pgtt.SECOND])
+def test_only_in_caching_mode_is_it_remembered_that_nothing_is_there(cm, pgtt):
+    full = presets.FULL
+    bench = Bench(full._replace(cap=full.cap.replace(CM=cm)), Ttm.SCALABLE if pgtt else Ttm.LEGACY)
+    if pgtt:
+        bench.pasid(pgtt)
+    nothing = reason(bench.unit.translate, SID, IOVA, READ)
+    for pages in (bench.first, bench.second):
+        pages.map(IOVA, 0x600000, 0x1000, READ)
+    assert reason(bench.unit.translate, SID, IOVA, READ) is (nothing if cm else None)
+    assert reason(bench.unit.translate, SID, IOVA + 0x1000, READ) is nothing
+    bench.submit(Iotlb0.of(TYPE=Type.IOTLB, G=2, DID=DID))
+    assert bench.unit.translate(SID, IOVA, READ).pa == 0x600000
+    assert reason(bench.unit.translate, SID, IOVA, WRITE) in (Reason.NO_WRITE, Reason.SCALABLE_NO_WRITE)
+    assert bench.unit.translate(SID, IOVA, READ).pa == 0x600000
 
 
 # Queues that are wrong

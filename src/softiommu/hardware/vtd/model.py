@@ -23,7 +23,7 @@ from softiommu.hardware.vtd.caches import Caches, Selection, Shapes
 from softiommu.hardware.vtd.events import ATS_ANSWERS, AddressType, Reason, Unreported
 from softiommu.hardware.vtd.faults import Event, FaultLog, Interrupt
 from softiommu.hardware.vtd.pages import PageRequests
-from softiommu.hardware.vtd.paging import Paging
+from softiommu.hardware.vtd.paging import NOTHING, Paging, absent
 from softiommu.hardware.vtd.presets import LEGACY, check
 from softiommu.hardware.vtd.queue import Queue, window
 from softiommu.hardware.vtd.registers import (
@@ -129,12 +129,19 @@ class Unit:
             self._admit(route, request)
         tags = route.privileged_tags if request.privileged else route.tags
         cached = self.caches.iotlb.find(tags, request.iova)
-        if cached is not None and not request.want & ~cached[1].allowed and request.want:
+        if cached is not None:
             lg2, entry = cached
-            return Translation(entry.oa | request.iova & (1 << lg2) - 1, lg2, entry.allowed)
+            if not entry.allowed:
+                raise fault_kind(route.quiet)(absent(route, request), request)
+            if request.want and not request.want & ~entry.allowed:
+                return Translation(entry.oa | request.iova & (1 << lg2) - 1, lg2, entry.allowed)
         found = self._paging.translate(route, request, lenient=asks)
-        first = found.pa & ~((1 << found.lg2) - 1)
-        self.caches.iotlb.fill(tags, request.iova, found.lg2, Entry(first, found.cacheable))
+        # Only in caching mode (CM) does the hardware remember that nothing is there (6.1).
+        if found.cacheable or (found == NOTHING and self.registers.CAP.CM):
+            first = found.pa & ~((1 << found.lg2) - 1)
+            self.caches.iotlb.fill(tags, request.iova, found.lg2, Entry(first, found.cacheable))
+        if found == NOTHING:
+            raise fault_kind(route.quiet)(absent(route, request), request)
         answer = Translation(found.pa, found.lg2, found.cacheable if asks else found.allowed)
         return self._protect(answer, request) if route.pgtt == Pgtt.PASS_THROUGH else answer
 

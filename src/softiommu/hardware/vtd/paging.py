@@ -45,6 +45,10 @@ class Found(NamedTuple):
     cacheable: int
 
 
+#: No entry is there.
+NOTHING = Found(0, 12, 0, 0)
+
+
 class Paging:
     """Walks tables in one memory."""
 
@@ -53,7 +57,7 @@ class Paging:
 
     def translate(self, route: Route, request: Request, lenient: bool = False) -> Found:
         """Walk the route's tables; `lenient` tells what is allowed, also when that is less than is wanted.
-        TranslationFaultError."""
+        TranslationFaultError; NOTHING where nothing is mapped."""
         if route.pgtt == Pgtt.PASS_THROUGH:
             if request.iova >> self._cap.MGAW + 1:
                 beyond = Reason.BEYOND_WIDTH if route.scalable else Reason.ADDRESS_BEYOND_WIDTH
@@ -87,12 +91,16 @@ class Paging:
 
     def _second(self, route: Route, second: Stage, request: Request, want: int) -> Found:
         found = self._one(route, second, request, (request.iova, want))
+        if found.status == NOT_MAPPED:
+            return NOTHING
         beyond = Reason.BEYOND_WIDTH if route.scalable else Reason.ADDRESS_BEYOND_WIDTH
         self._check_second(found, route, request, beyond)
         return Found(found.oa, found.lg2, found.allowed, _cacheable(second, found, want))
 
     def _first(self, route: Route, first: Stage, request: Request, asked: tuple[int, int]) -> Found:
         found = self._one(route, first, request, asked)
+        if found.status == NOT_MAPPED:
+            return NOTHING
         self._check_first(found, route, request)
         return Found(found.oa, found.lg2, found.allowed & RIGHTS, _cacheable(first, found, asked[1]))
 
@@ -111,6 +119,8 @@ class Paging:
         both = nested_walk(*stages, self._memory, *asked)
         if both.fetch_ipa is not None and both.stage2 is not None:
             self._check_fetch(both.stage2, both, route, request)
+        if both.stage1 is not None and both.stage1.status == NOT_MAPPED:
+            return NOTHING
         if both.stage1 is not None:
             self._check_first(both.stage1, route, request)
         if both.stage2 is not None:
@@ -141,12 +151,11 @@ class Paging:
             raise fault(Reason.CONTEXT_INVALID if top else Reason.PAGING_ACCESS, request)
         if found.status in (MALFORMED, ADDRESS_SIZE):
             raise fault(Reason.SECOND_RESERVED if scalable else Reason.PAGING_RESERVED, request)
-        if found.status == NOT_MAPPED and scalable:
+        if found.status == NOT_MAPPED:
             raise fault(Reason.SECOND_NOT_PRESENT, request)
         if found.status == OK and found.allowed & (READ | WRITE):
             return
-        # An entry without any right lacks what the request wants.
-        lacks_write = request.want & WRITE and (found.status == NOT_MAPPED or not found.allowed & WRITE)
+        lacks_write = request.want & WRITE and not found.allowed & WRITE
         if scalable:
             raise fault(Reason.SCALABLE_NO_WRITE if lacks_write else Reason.SCALABLE_NO_READ, request)
         raise fault(Reason.NO_WRITE if lacks_write else Reason.NO_READ, request)
@@ -168,8 +177,6 @@ class Paging:
         if found.status == BAD_TABLE:
             top = route.first is not None and found.level == route.first.table.top
             raise fault(Reason.FIRST_TOP_ACCESS if top else Reason.FIRST_ACCESS, request)
-        if found.status == NOT_MAPPED:
-            raise fault(Reason.FIRST_NOT_PRESENT, request)
         if found.status in (MALFORMED, ADDRESS_SIZE):
             raise fault(Reason.FIRST_RESERVED, request)
         if not found.allowed & READ:
@@ -179,6 +186,13 @@ class Paging:
         if request.want & WRITE and not found.allowed & WRITE:
             raise fault(Reason.SCALABLE_NO_WRITE, request)
         raise fault(Reason.NO_EXECUTE, request)
+
+
+def absent(route: Route, request: Request) -> Reason:
+    """The reason of a request for an address where nothing is."""
+    if route.scalable:
+        return Reason.SECOND_NOT_PRESENT if route.first is None else Reason.FIRST_NOT_PRESENT
+    return Reason.NO_WRITE if request.want & WRITE else Reason.NO_READ
 
 
 def _cacheable(stage: Stage, found: Walk, want: int) -> int:
