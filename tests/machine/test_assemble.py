@@ -42,6 +42,16 @@ def test_a_namespace_in_a_file_must_be_there(tmp_path):
     assert Machine(lab).facts()["devices"][0]["id"] == "1b36:0010"
 
 
+@pytest.mark.parametrize(("unit", "works"), [("vtd", False), ("full", True)])
+def test_ats_and_pasids_work_where_device_and_iommu_have_them(unit, works):
+    text = f'name = "lab"\n[[iommu]]\nname = "a"\nmodel = "vtd"\nunit = "{unit}"\n'
+    text += '[[device]]\nname = "t"\naddress = "00:04.0"\nmodel = "pcitest"\npasid_bits = 16\n'
+    (wired,) = Machine(parse(text, "lab.toml")).hardware.devices
+    assert wired.function.features.pasid_bits == 16
+    assert wired.device.features.ats == works
+    assert wired.device.features.max_pasids == (1 << 16 if works else 0)
+
+
 def test_devices_behind_an_iommu_have_nodes_and_sysfs():
     built = machine("vtd")
     nodes = {path: (entry.major, entry.minor) for path, entry in built.entries.items() if isinstance(entry, Node)}

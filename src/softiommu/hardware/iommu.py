@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from softiommu.pagetable.kinds import EXECUTE, READ, WRITE
 
@@ -88,6 +88,7 @@ class Iommu(Protocol):
         ...
 
 
+@runtime_checkable
 class AtsIommu(Iommu, Protocol):
     """An IOMMU that serves address translation and page requests of devices."""
 
