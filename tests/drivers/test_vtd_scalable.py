@@ -4,11 +4,11 @@ import pytest
 from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from softiommu.drivers.driver import Device, DomainFlags, Prot, Range
+from softiommu.drivers.driver import Device, DomainFlags, PageFault, PageResponse, Prot, Range
 from softiommu.drivers.function import Function
 from softiommu.drivers.vtd import LINUX_6_12, LINUX_7_2, VtdDriver
 from softiommu.errors import UapiError
-from softiommu.hardware.iommu import TranslationFaultError
+from softiommu.hardware.iommu import PageRequest, ResponseCode, TranslationFaultError
 from softiommu.hardware.vtd.events import Reason
 from softiommu.hardware.vtd.model import Unit
 from softiommu.hardware.vtd.presets import FULL, QEMU
@@ -39,7 +39,7 @@ class DeviceTlb:
     """A device that caches every translation that it asked for, until it is told to forget."""
 
     def __init__(self, unit, sid):
-        self.unit, self.sid, self.held = unit, sid, {}
+        self.unit, self.sid, self.held, self.answers = unit, sid, {}, []
         unit.connect(sid, self)
 
     def read(self, iova, pasid=None):
@@ -57,7 +57,7 @@ class DeviceTlb:
         return True
 
     def page_response(self, pasid, group, code):
-        raise AssertionError("nothing was asked")
+        self.answers.append((pasid, group, code))
 
 
 def test_a_device_tlb_forgets_what_is_unmapped_or_replaced():
@@ -91,6 +91,47 @@ def test_a_device_tlb_that_does_not_answer_keeps_nobody_waiting():
     domain.flush()  # no device is connected: the hardware's time-out
     assert reach(unit, 0x20, 0x10000) is Reason.FIRST_NOT_PRESENT
     assert unit.registers.FSTS.ITE == 0
+
+
+def test_page_requests_reach_who_hears_them_and_are_answered():
+    memory = PhysicalMemory(RAM)
+    unit = Unit(memory, *FULL, interrupt=lambda address, data: driver.service())
+    driver = VtdDriver(memory, unit)
+    device = driver.device(GPU)
+    assert device.features.page_faults
+    tlb = DeviceTlb(unit, 0x20)
+    unit.page_request(PageRequest(0x20, 0x5000, READ, 1, True))
+    assert tlb.answers == [(None, 1, ResponseCode.INVALID)]
+    heard = []
+    device.on_fault = heard.append
+    unit.page_request(PageRequest(0x20, 0x5000, READ | WRITE, 2, False, 7, True))
+    unit.page_request(PageRequest(0x20, 0x6000, READ, 2, True, 7))
+    assert heard == [PageFault(7, 2, False, 11, 0x5000), PageFault(7, 2, True, 1, 0x6000)]
+    device.page_response(heard, PageResponse.SUCCESS)
+    assert tlb.answers[1:] == [(7, 2, ResponseCode.SUCCESS)]
+    assert unit.registers.PQH == unit.registers.PQT
+
+
+def test_a_flood_of_page_requests_is_served_again_after_an_overflow():
+    unit, driver = rig()  # no message comes: the queue fills
+    device = driver.device(GPU)
+    tlb = DeviceTlb(unit, 0x20)
+    device.on_fault = (heard := []).append
+    for group in range(2100):
+        unit.page_request(PageRequest(0x20, 0x5000, READ, group % 512, True))
+    assert len(tlb.answers) == 2100 - 2047
+    driver.service()
+    assert len(heard) == 2047
+    unit.page_request(PageRequest(0x20, 0x5000, READ, 9, True))
+    driver.service()
+    assert len(heard) == 2048
+
+
+def test_a_function_without_page_requests_has_none():
+    unit, driver = rig(QEMU["vtd-sm"])
+    assert not driver.device(GPU).features.page_faults
+    driver.service()
+    assert unit.registers.PQA == 0
 
 
 class Report:

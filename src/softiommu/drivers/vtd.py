@@ -10,9 +10,11 @@ import heapq
 from dataclasses import dataclass
 from errno import ENOMEM
 
+from softiommu.drivers.driver import PageResponse
 from softiommu.drivers.function import Bus, Function
 from softiommu.drivers.vtd_device import VtdDevice
 from softiommu.drivers.vtd_domain import Route, VtdDomain
+from softiommu.drivers.vtd_pages import PageRequestQueue
 from softiommu.drivers.vtd_queue import ALL_PASIDS, GLOBAL, InvalidationQueue, command
 from softiommu.drivers.vtd_routes import LegacyRoutes, Routes, ScalableRoutes
 from softiommu.errors import ModelError, UapiError
@@ -53,6 +55,9 @@ class VtdDriver:
         self.routes: Routes = kind(memory, self.queue, self.cap, self.ecap)
         self._dids = list(range(1, 1 << 4 + 2 * self.cap.ND))
         self._attached: dict[Route, VtdDomain] = {}
+        self._devices: dict[int, VtdDevice] = {}
+        has_pages = self.scalable and self.ecap.PRS
+        self.pages = PageRequestQueue(memory, bus, self.queue) if has_pages else None
         self._start()
 
     def _start(self) -> None:
@@ -94,4 +99,15 @@ class VtdDriver:
     def device(self, function: Function) -> VtdDevice:
         """A function behind this unit. ENOMEM."""
         self.routes.prepare(function)
-        return VtdDevice(self, function)
+        device = VtdDevice(self, function)
+        self._devices[function.sids[0]] = device
+        return device
+
+    def service(self) -> None:
+        """The hardware's message came: hand page requests to their devices. Those that nobody hears are invalid."""
+        for sid, fault in self.pages.take() if self.pages is not None else ():
+            device = self._devices.get(sid)
+            if device is not None and device.on_fault is not None:
+                device.on_fault(fault)
+            elif fault.last and self.pages is not None:
+                self.pages.respond(sid, fault, PageResponse.INVALID)

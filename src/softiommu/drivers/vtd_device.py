@@ -49,6 +49,7 @@ class VtdDevice:
         self.features = DeviceFeatures(
             enforces_coherency=bool(ecap.SC),
             dirty_tracking=driver.scalable and bool(ecap.SSADS and ecap.SSTS),
+            page_faults=driver.pages is not None and function.pri and driver.routes.uses_ats(function.sids[0]),
             ats=driver.routes.uses_ats(function.sids[0]),
             max_pasids=1 << min(function.pasid_bits, ecap.PSS + 1) if pasids and function.pasid_bits else 0,
             isolated_msi=bool(ecap.IR),
@@ -128,7 +129,9 @@ class VtdDevice:
             self._vtd.attach(Route(sid, pasid), None)
 
     def page_response(self, faults: Sequence[PageFault], code: PageResponse) -> None:
-        """Never asked: the device reports no faults."""
+        """Answer the group that the last of these faults closed."""
+        if self._vtd.pages is not None:
+            self._vtd.pages.respond(self.function.sids[0], faults[-1], code)
 
 
 _: type[Device] = VtdDevice
