@@ -123,11 +123,10 @@ class Ats:
             if request.last:
                 self._answer_lost(request)
         else:
-            pushed = queue.push(*_words(request))
-            if not pushed:
+            # With LO the last request of a group interrupts, instead of the first in the queue.
+            interrupts = request.last if self._smmu.registers.PRIQ_IRQ_CFG2.LO else None
+            if not queue.push(*_words(request), interrupts=interrupts):
                 self._answer(request, None, ResponseCode.FAILURE)
-            elif request.last and self._smmu.registers.PRIQ_IRQ_CFG2.LO:
-                self._smmu.signals.raise_interrupt(queue.wire)
 
     def _answer_lost(self, request: PageRequest) -> None:
         """The automatic answer of an overflow: with the PASID, where the device expects it (8.1)."""

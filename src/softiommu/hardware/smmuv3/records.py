@@ -63,8 +63,9 @@ class RecordQueue:
         if not self.overflowed:
             self._set_prod(self._prod.replace(OVFLG=self._prod.OVFLG ^ 1))
 
-    def push(self, *words: int) -> bool:
-        """Write a record, for which there is room; whether it could be written."""
+    def push(self, *words: int, interrupts: bool | None = None) -> bool:
+        """Write a record, for which there is room; whether it could be written. It interrupts if it is the first in
+        the queue, or as `interrupts` says."""
         ring, prod = self._ring, self._prod
         base = (self._base.ADDR << 5) & ~(max(32, self._size << ring.lg2) - 1)
         at = base + self._size * ring.slot(prod.WR)
@@ -76,7 +77,7 @@ class RecordQueue:
             return False
         was_empty = ring.empty(prod.WR, self._cons.RD)
         self._set_prod(prod.replace(WR=ring.next(prod.WR)))
-        if was_empty:
+        if was_empty if interrupts is None else interrupts:
             self._signals.raise_interrupt(self.wire)
         return True
 
