@@ -39,7 +39,7 @@ def test_the_first_dma_uses_nothing_but_what_a_program_on_hardware_has():
     assert imports == {"ctypes", "fcntl", "mmap", "os", "pathlib", "struct", "sys", "time"}
 
 
-@pytest.mark.parametrize("machine", ["vtd", "vtd-39", "vtd-sm", "vtd-flts", "vtd-sc", "riscv"])
+@pytest.mark.parametrize("machine", ["vtd", "vtd-39", "vtd-sm", "vtd-flts", "vtd-sc", "riscv", "viommu"])
 def test_the_first_dma_moves_bytes_and_shows_the_fault(machine):
     command = [sys.executable, "-m", "softiommu", "run", "--machine", machine, "--"]
     ended = start(*command, sys.executable, str(EXAMPLES / "first_dma.py"))

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from softiommu.drivers.driver import DomainFlags, Prot, Range, Reserved, ReservedKind
 from softiommu.drivers.function import Function
-from softiommu.drivers.virtio import VirtioDriver
+from softiommu.drivers.virtio import LINUX_6_12, LINUX_7_2, VirtioDriver
 from softiommu.drivers.virtio_device import reserved_of
 from softiommu.errors import ModelError, UapiError
 from softiommu.hardware.iommu import TranslationFaultError
@@ -26,10 +26,10 @@ RW = Prot.READ | Prot.WRITE
 MSI = Reserved(0xFEE00000, 0xFEEFFFFF, ReservedKind.MSI)
 
 
-def rig(offer=QEMU, **callbacks):
+def rig(offer=QEMU, quirks=LINUX_7_2, **callbacks):
     memory = PhysicalMemory(RAM)
     unit = VirtioIommu(memory, offer, **callbacks)
-    return unit, VirtioDriver(memory, unit)
+    return unit, VirtioDriver(memory, unit, quirks)
 
 
 def device(driver, *sids):
@@ -229,6 +229,22 @@ def test_domain_numbers_are_reused_and_end():
     assert error.value.errno == ENOSPC
     domain.free()
     assert paging(edu).number == domain.number
+
+
+def test_an_old_kernel_s_domain_has_a_number_and_an_aperture_from_its_first_attach():
+    unit, driver = rig(replace(FULL, domain_range=(3, 4)), LINUX_6_12)
+    edu = device(driver)
+    unused, domain, last = (paging(edu) for _ in range(3))
+    assert (domain.aperture, domain.number) == (Range(0, 0), None)
+    domain.map(0x10000, 0x800000, 0x1000, RW)
+    edu.attach(domain, None)
+    assert (domain.aperture, domain.number) == (Range(0, 2**64 - 1), 4)
+    assert reach(unit, 0x20, 0x10000) == 0x800000
+    unused.free()
+    with pytest.raises(UapiError) as error:
+        edu.attach(last, None)
+    assert error.value.errno == ENOSPC
+    assert reach(unit, 0x20, 0x10000) == 0x800000
 
 
 def test_pages_larger_than_the_machine_s_have_no_domains():

@@ -12,6 +12,7 @@ from golden.player import DifferenceError, Player
 DATA = Path(__file__).parent.parent / "data" / "golden"
 VTD = ("vtd", "vtd-39", "vtd-sm", "vtd-flts", "vtd-sc", "vtd-noir")
 PROFILES = [(kernel, profile) for kernel in ("6.12", "7.2") for profile in ("nodev", "mock", *VTD)]
+PROFILES.append(("6.12", "viommu"))
 
 
 @functools.cache

@@ -13,6 +13,7 @@ VTD = '[[iommu]]\nname = "dmar0"\nmodel = "vtd"\n'
 EDU = '[[device]]\nname = "e"\naddress = "00:04.0"\nmodel = "edu"\n'
 NVME = EDU.replace('"edu"', '"nvme"')
 RISCV = VTD.replace('"vtd"', '"riscv"')
+VIRTIO = VTD.replace('"vtd"', '"virtio"')
 BRIDGE = '[[bridge]]\nname = "b"\naddress = "00:06.0"\nbus = 2\n'
 
 
@@ -76,6 +77,9 @@ def test_what_is_left_out_has_a_default():
         (HEAD + VTD + "ecap = { PSS = 19 }", "x.toml:5: PSS gives PASIDs a size, but PASID = 0"),
         (HEAD + VTD + "ecap = { PASID = 1 }", "x.toml:5: PASID needs scalable mode (SMTS)"),
         (HEAD + VTD + "cap = { SAGAW = 2 }", "x.toml:5: MGAW is wider than every table width in SAGAW"),
+        (HEAD + VIRTIO + "input_bits = 0", "x.toml:5: input_bits is 0: expected 1..64"),
+        (HEAD + VIRTIO + "features = { MAP_UNMAP = 0 }", "x.toml:5: MAP_UNMAP = 0: the driver needs map requests"),
+        (HEAD + VIRTIO + "features = { INPUT_RANGE = 0 }", "x.toml:5: virtio-iommu: input_range has limits, but"),
         (HEAD + VTD + NVME + "block = 1024", "x.toml:9: block is 1024: expected one of 512, 4096"),
         (HEAD + VTD + NVME + "size = 4096", "x.toml:9: size is 0x1000: expected a multiple of 4096, and 0x100000"),
         (HEAD + VTD + NVME + "pairs = 0", "x.toml:9: pairs is 0: expected 1.."),

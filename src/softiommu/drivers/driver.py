@@ -251,6 +251,8 @@ class DeviceFeatures(NamedTuple):
     enforces_coherency: bool = False
     dirty_tracking: bool = False
     nesting: bool = False
+    #: The driver has an operation for nested domains, whether the hardware can nest or not.
+    nested_domains: bool = True
     page_faults: bool = False
     ats: bool = False
     max_pasids: int = 0

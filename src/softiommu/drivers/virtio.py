@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from dataclasses import dataclass
 from errno import ENOSPC
 
 from softiommu.drivers.driver import Range
@@ -25,11 +26,23 @@ from softiommu.memory.physical import PhysicalMemory
 _KNOWN = Features.of(INPUT_RANGE=1, DOMAIN_RANGE=1, MAP_UNMAP=1, PROBE=1, MMIO=1, BYPASS_CONFIG=1, VERSION_1=1)
 
 
+@dataclass(frozen=True)
+class Quirks:
+    """How a kernel's driver behaves where versions differ."""
+
+    #: A domain gets its number and its aperture at its first attach; until then its aperture is one byte.
+    late_domains: bool = False
+
+
+LINUX_6_12 = Quirks(late_domains=True)
+LINUX_7_2 = Quirks()
+
+
 class VirtioDriver:
     """One device, set up and running."""
 
-    def __init__(self, memory: PhysicalMemory, bus: Bus) -> None:
-        self.memory, self._bus = memory, bus
+    def __init__(self, memory: PhysicalMemory, bus: Bus, quirks: Quirks = LINUX_7_2) -> None:
+        self.memory, self.quirks, self._bus = memory, quirks, bus
         self._status(Status(0))
         self._status(Status.of(ACKNOWLEDGE=1))
         self._status(Status.of(ACKNOWLEDGE=1, DRIVER=1))
@@ -103,7 +116,7 @@ class VirtioDriver:
             raise
 
     def _attach(self, sid: int, domain: VirtioDomain) -> None:
-        self.requests.send(Attach.of(TYPE=Type.ATTACH, DOMAIN=domain.number, ENDPOINT=sid))
+        self.requests.send(Attach.of(TYPE=Type.ATTACH, DOMAIN=domain.settle(), ENDPOINT=sid))
         old = self._attached.get(sid)
         if old is domain:
             return

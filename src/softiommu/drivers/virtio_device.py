@@ -40,7 +40,7 @@ class VirtioDevice:
     """A function, with everything that cannot be told from it (`function.sids`)."""
 
     #: Interrupts are not remapped.
-    features = DeviceFeatures(isolated_msi=False)
+    features = DeviceFeatures(isolated_msi=False, nested_domains=False)
 
     def __init__(self, driver: VirtioDriver, function: Function, properties: bytes) -> None:
         self.name, self.function = function.name, function

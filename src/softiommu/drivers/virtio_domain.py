@@ -33,11 +33,20 @@ class VirtioDomain:
 
     def __init__(self, driver: VirtioDriver) -> None:
         self.owner = driver
-        self.number = driver.take_number()
-        self.page_sizes, self.aperture = driver.page_sizes, driver.aperture
+        self.page_sizes, self.aperture = driver.page_sizes, Range(0, 0)
+        self.number: int | None = None
         #: Endpoints that are attached.
         self.sids: set[int] = set()
         self._mappings: SortedDict[int, Mapping] = SortedDict()
+        if not driver.quirks.late_domains:
+            self.settle()
+
+    def settle(self) -> int:
+        """From now on the domain has a number, which is given back, and its aperture. ENOSPC."""
+        if self.number is None:
+            self.number = self.owner.take_number()
+            self.aperture = self.owner.aperture
+        return self.number
 
     def map(self, iova: int, pa: int, length: int, prot: Prot) -> None:
         """Ask for a mapping, if anybody is attached, and wait for it. UapiError: the device refuses it. EINVAL:
@@ -53,7 +62,7 @@ class VirtioDomain:
     def _request(self, iova: int, mapping: Mapping) -> Map:
         return Map.of(
             TYPE=Type.MAP,
-            DOMAIN=self.number,
+            DOMAIN=self.settle(),
             VIRT_START=iova,
             VIRT_END=mapping.last,
             PHYS_START=mapping.pa,
@@ -81,7 +90,7 @@ class VirtioDomain:
         gone = [self._mappings.pop(first).last - first + 1 for first in found]
         if self.sids:
             last = found[-1] + gone[-1] - 1
-            unmap = Unmap.of(TYPE=Type.UNMAP, DOMAIN=self.number, VIRT_START=found[0], VIRT_END=last)
+            unmap = Unmap.of(TYPE=Type.UNMAP, DOMAIN=self.settle(), VIRT_START=found[0], VIRT_END=last)
             self.owner.requests.add(unmap)
         return sum(gone)
 
@@ -109,4 +118,5 @@ class VirtioDomain:
     def free(self) -> None:
         """Give the number back. The device forgot the domain with its last endpoint."""
         self._mappings.clear()
-        self.owner.give_number(self.number)
+        if self.number is not None:
+            self.owner.give_number(self.number)

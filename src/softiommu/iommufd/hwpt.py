@@ -186,8 +186,8 @@ def _alloc_nested(
     ctx: Context, parent: HwptPaging, device: DeviceObject, flags: int, data: UserData | None
 ) -> HwptNested:
     refuse(flags & ~(FAULT_ID_VALID | (PASID if ctx.kernel.hwpt_pasid else 0)), "flags for a nested HWPT")
-    if data is None:
-        raise UapiError(EOPNOTSUPP, "a nested HWPT needs the driver's data")
+    if data is None or not device.device.features.nested_domains:
+        raise UapiError(EOPNOTSUPP, "a nested HWPT needs the driver's data, and a driver that has such")
     if parent.auto or not parent.nest_parent or parent.domain.owner is not device.device.driver:
         raise UapiError(EINVAL, f"HWPT {parent.id} is no nesting parent for device {device.device.name}")
     domain = device.device.alloc_nested(parent.domain, flags & ~FAULT_ID_VALID, data)

@@ -5,7 +5,6 @@ model = "virtio"
 unit = "qemu"                        # qemu (the default), full
 features = { BYPASS_CONFIG = 0 }     # feature bits as virtio 5.13.3 names them
 input_bits = 39                      # how wide addresses are
-bypass = false                       # whether devices reach all memory before a driver is there
 mappings = 0                         # how many a domain can have; 0: no limit
 """
 
@@ -14,7 +13,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from softiommu.drivers.virtio import VirtioDriver
+from softiommu.drivers.virtio import LINUX_6_12, LINUX_7_2, VirtioDriver
 from softiommu.errors import ModelError
 from softiommu.hardware.virtio.model import VirtioIommu
 from softiommu.hardware.virtio.presets import FULL, QEMU, Offer
@@ -33,11 +32,12 @@ def read(table: Table) -> Offer:
     bits = table.number("input_bits", 64, unit.input_range[1].bit_length())
     if not bits:
         raise table.error("input_bits", "input_bits is 0: expected 1..64")
+    features = table.word("features", unit.features)
     offer = replace(
         unit,
-        features=table.word("features", unit.features),
+        features=features,
         input_range=(0, (1 << bits) - 1),
-        bypass=table.flag("bypass"),
+        bypass=unit.bypass and bool(features.BYPASS_CONFIG),
         most_mappings=table.number("mappings", (1 << 32) - 1, 0),
     )
     try:
@@ -58,6 +58,6 @@ def build(features: object, site: Site) -> Built:
             for blocked in driver.faults.take():
                 site.report(str(blocked))
 
-    unit = VirtioIommu(site.memory, features, line=lambda level: tell(level))
-    driver = VirtioDriver(site.memory, unit)
+    unit = VirtioIommu(site.memory, features, line=tell)
+    driver = VirtioDriver(site.memory, unit, LINUX_6_12 if site.kernel.name == "6.12" else LINUX_7_2)
     return Built(unit, driver)
