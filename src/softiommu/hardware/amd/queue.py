@@ -1,0 +1,179 @@
+"""The command buffer: commands are fetched, checked and carried out in order. AMD IOMMU 48882, 2.4."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from softiommu.hardware.amd.commands import (
+    COMMAND_SIZE,
+    LAYOUTS,
+    Iotlb0,
+    Iotlb1,
+    OfDevice,
+    Opcode,
+    Pages0,
+    Pages1,
+    Plain,
+    PprResponse0,
+    PprResponse1,
+    Prefetch0,
+    Prefetch1,
+    StoreData,
+    Wait,
+    window,
+)
+from softiommu.hardware.amd.events import Code, HardwareError, Record
+from softiommu.hardware.amd.faults import command_event
+from softiommu.hardware.amd.logs import COMMANDS, ring_place, ring_size
+from softiommu.hardware.amd.registers import RingPointer
+from softiommu.hardware.iommu import ResponseCode
+from softiommu.memory.physical import BadAddressError
+from softiommu.words import Word
+
+if TYPE_CHECKING:
+    from softiommu.hardware.amd.model import AmdIommu
+    from softiommu.memory.physical import PhysicalMemory
+
+
+class IllegalCommandError(Exception):
+    """A reserved bit, an opcode that there is not, or a feature that the hardware has not."""
+
+
+class CommandQueue:
+    """The command buffer of one IOMMU."""
+
+    def __init__(self, iommu: AmdIommu, memory: PhysicalMemory) -> None:
+        self._iommu, self._memory = iommu, memory
+        self._running = False
+        self._carry_out = {
+            Opcode.COMPLETION_WAIT: self._wait,
+            Opcode.INVALIDATE_DEVTAB_ENTRY: self._device,
+            Opcode.INVALIDATE_IOMMU_PAGES: self._pages,
+            Opcode.INVALIDATE_IOTLB_PAGES: self._iotlb,
+            Opcode.INVALIDATE_INTERRUPT_TABLE: self._interrupts,
+            Opcode.PREFETCH_IOMMU_PAGES: self._prefetch,
+            Opcode.COMPLETE_PPR_REQUEST: self._response,
+            Opcode.INVALIDATE_IOMMU_ALL: self._all,
+        }
+
+    def run(self) -> None:
+        """Carry commands out until the buffer is empty, one is wrong, or one waits for a device."""
+        if self._running:
+            return  # a doorbell that a command's interrupt rang: the loop below goes on
+        self._running = True
+        try:
+            while self._iommu.registers.STATUS.CmdBufRun and self._step():
+                pass
+        finally:
+            self._running = False
+
+    def _step(self) -> bool:
+        """Carry one command out; whether to go on."""
+        registers = self._iommu.registers
+        head, tail = (ring_place(registers, COMMANDS, pointer) for pointer in (COMMANDS.head, COMMANDS.tail))
+        if head == tail:
+            return False
+        at = (registers.CMD_BASE.BASE << 12) + head
+        try:
+            done = self._command(at, self._memory.read_u64(at), self._memory.read_u64(at + 8))
+        except BadAddressError:
+            return self._stop(command_event(Code.COMMAND_HARDWARE_ERROR, at, TYPE=HardwareError.MASTER_ABORT))
+        except IllegalCommandError:
+            return self._stop(command_event(Code.ILLEGAL_COMMAND_ERROR, at))
+        if done:
+            registers.CMD_HEAD = RingPointer((head + COMMAND_SIZE) % ring_size(registers, COMMANDS))
+        return done
+
+    def _stop(self, record: Record) -> bool:
+        """The command at the head is wrong: it stays there, and software starts the buffer again."""
+        self._iommu.signals.set(CmdBufRun=0)
+        self._iommu.log(record)
+        return False
+
+    def _command(self, at: int, low: int, high: int) -> bool:
+        """Carry a command out; False: it waits. IllegalCommandError; BadAddressError: its store failed."""
+        opcode = Plain(low).OPCODE
+        if opcode not in LAYOUTS:
+            raise IllegalCommandError(f"opcode {opcode:#x}")
+        layout = LAYOUTS[opcode]
+        command = layout.low(low)
+        operand = layout.high(high) if layout.high is not None else Word(high)
+        if command.reserved or operand.reserved:
+            raise IllegalCommandError(f"reserved bits in {command!r} {operand!r}")
+        return self._carry_out[opcode](at, low, high)
+
+    def _require(self, feature: int) -> None:
+        if not feature:
+            raise IllegalCommandError("the hardware has no such command")
+
+    # Commands
+
+    def _wait(self, at: int, low: int, high: int) -> bool:
+        """COMPLETION_WAIT: what came before it is done."""
+        command = Wait(low)
+        if command.S:
+            self._memory.write(command.StoreAddress << 3, StoreData(high).DATA.to_bytes(8, "little"))
+        if command.I:
+            self._iommu.signals.set(ComWaitInt=1)
+        return True
+
+    def _device(self, at: int, low: int, high: int) -> bool:
+        """INVALIDATE_DEVTAB_ENTRY."""
+        self._iommu.forget_device(OfDevice(low).DeviceID)
+        return True
+
+    def _pages(self, at: int, low: int, high: int) -> bool:
+        """INVALIDATE_IOMMU_PAGES."""
+        command, operand = Pages0(low), Pages1(high)
+        if operand.GN:
+            self._require(self._iommu.efr.GTSup)
+        pasid = command.PASID if operand.GN else None
+        self._iommu.forget_pages(command.DomainID, pasid, window(operand.S, operand.Address), upper=bool(operand.PDE))
+        return True
+
+    def _iotlb(self, at: int, low: int, high: int) -> bool:
+        """INVALIDATE_IOTLB_PAGES: the device says when it has forgotten; or after a time its event does (2.4.4)."""
+        command, operand = Iotlb0(low), Iotlb1(high)
+        self._require(self._iommu.capability.HEADER.IotlbSup)
+        if operand.Type:
+            self._require(self._iommu.efr.InvIotlbTypeSup)
+        pasid = None
+        if operand.GN:
+            pasid = command.PASID19_16 << 16 | command.PASID15_8 << 8 | command.PASID7_0
+        if self._iommu.invalidate_device(command.DeviceID, pasid, window(operand.S, operand.Address)):
+            return True
+        if not self._iommu.registers.CONTROL.InvTimeOut:
+            return False  # it waits for as long as it takes: until the next doorbell
+        self._iommu.log(command_event(Code.IOTLB_INV_TIMEOUT, at, DeviceID=command.DeviceID))
+        return True
+
+    def _interrupts(self, at: int, low: int, high: int) -> bool:
+        """INVALIDATE_INTERRUPT_TABLE."""
+        self._iommu.forget_interrupts(OfDevice(low).DeviceID)
+        return True
+
+    def _prefetch(self, at: int, low: int, high: int) -> bool:
+        """PREFETCH_IOMMU_PAGES: a hint."""
+        command, operand = Prefetch0(low), Prefetch1(high)
+        self._require(self._iommu.efr.PreFSup)
+        pasid = None
+        if operand.GN:
+            pasid = command.PASID19_16 << 16 | command.PASID15_8 << 8 | command.PASID7_0
+        self._iommu.prefetch(command.DeviceID, pasid, operand.Address << 12)
+        return True
+
+    def _response(self, at: int, low: int, high: int) -> bool:
+        """COMPLETE_PPR_REQUEST."""
+        command, operand = PprResponse0(low), PprResponse1(high)
+        self._require(self._iommu.efr.PPRSup)
+        code = ResponseCode.FAILURE
+        if operand.Status in (ResponseCode.SUCCESS, ResponseCode.INVALID):
+            code = ResponseCode(operand.Status)
+        self._iommu.respond(command.DeviceID, command.PASID if operand.GN else None, operand.Tag, code)
+        return True
+
+    def _all(self, at: int, low: int, high: int) -> bool:
+        """INVALIDATE_IOMMU_ALL."""
+        self._require(self._iommu.efr.IASup)
+        self._iommu.forget_all()
+        return True
