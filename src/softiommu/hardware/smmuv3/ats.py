@@ -9,7 +9,6 @@ from softiommu.hardware.smmuv3.commands import Resp
 from softiommu.hardware.smmuv3.events import TRANSLATION_RELATED, Event, Request0, Request1
 from softiommu.hardware.smmuv3.faults import Response, SmmuFaultError
 from softiommu.hardware.smmuv3.tables import Config, Eats
-from softiommu.hardware.smmuv3.walker import Found
 from softiommu.pagetable.kinds import EXECUTE, LENIENT, READ, WRITE
 
 if TYPE_CHECKING:
@@ -49,7 +48,8 @@ class Ats:
                 raise self._refusal(Event.F_BAD_ATS_TREQ, request, True)
             if request.pasid is not None:
                 self._pasids.setdefault(request.sid, set()).add(request.pasid)
-            found = self._smmu.lookup(stream, stream.override(request), LENIENT)
+            answer = self._smmu.to_intermediate if eats == Eats.SPLIT else self._smmu.lookup
+            return answer(stream, stream.override(request), LENIENT)
         except SmmuFaultError as fault:
             if fault.event in TRANSLATION_RELATED:
                 return Translation(0, _PAGE_LG2, 0)
@@ -57,7 +57,6 @@ class Ats:
                 fault.response = Response.COMPLETER_ABORT
                 fault.recorded = fault.recorded and self._records_configuration
             raise
-        return Translation(found.ipa if eats == Eats.SPLIT else found.pa, found.lg2, found.allowed)
 
     def _eats(self, stream: Stream) -> Eats:
         """The ATS that a stream may use (5.2, EATS)."""
@@ -96,8 +95,7 @@ class Ats:
         if eats == Eats.OFF:
             raise SmmuFaultError(Event.F_TRANSL_FORBIDDEN, request)
         if eats == Eats.SPLIT:
-            found: Found = smmu.by_stage2(stream, stream.override(request._replace(pasid=None)), 0)
-            return Translation(found.pa, found.lg2, found.allowed)
+            return smmu.by_stage2(stream, stream.override(request), 0)
         return smmu.untranslated(request)
 
     def invalidate(self, sid: int, pasid: int | None, every_pasid: bool, window: tuple[int, int]) -> bool:

@@ -25,7 +25,6 @@ from softiommu.hardware.smmuv3.stalls import Resumed, Stalls
 from softiommu.hardware.smmuv3.streams import Stream
 from softiommu.hardware.smmuv3.tables import Config
 from softiommu.hardware.smmuv3.tlb import STAGE2_ONLY, Tlb
-from softiommu.hardware.smmuv3.walker import Found
 from softiommu.memory.physical import PhysicalMemory
 from softiommu.pagetable.kinds import PRIVILEGED
 
@@ -81,11 +80,10 @@ class Smmu(RegisterRules):
                 request = stream.override(request)
             if stream.config == Config.ABORT:
                 raise SmmuFaultError(Event.SILENT, request)
-            found = self.lookup(stream, request, 0)
+            return self.lookup(stream, request, 0)
         except SmmuFaultError as fault:
             self.stalls.report(fault)
             raise
-        return Translation(found.pa, found.lg2, found.allowed)
 
     def _while_disabled(self, request: Request) -> Translation:
         """SMMUEN is 0: GBPA says what happens (3.11)."""
@@ -99,37 +97,42 @@ class Smmu(RegisterRules):
             raise SmmuFaultError(Event.F_ADDR_SIZE, request)
         return Translation(request.iova, self.identity.oas, ALL)
 
-    def lookup(self, stream: Stream, request: Request, how: int) -> Found:
+    def lookup(self, stream: Stream, request: Request, how: int) -> Translation:
         """Translate by what the stream has: the IOTLB, then tables. `how` may be LENIENT. SmmuFaultError."""
         context = self.configuration.context(stream, request)
         if context is None:
-            self.untranslated(request)
-            if stream.second is None:
-                return Found(request.iova, request.iova, self.identity.oas, ALL)
-            return self.by_stage2(stream, request, how)
+            whole = self.untranslated(request)
+            return whole if stream.second is None else self.by_stage2(stream, request, how)
         half = walker.half_of(context, request)
-        tags = (int(stream.strw), stream.vmid, context.asid, int(request.privileged))
-        split = bool(how) and stream.second is not None  # an ATS request may want the intermediate address
-        cached = None if split else self.tlb.find(tags, request.iova)
-        if cached is not None and not request.want & ~cached[1].allowed:
-            lg2, entry = cached
-            pa = entry.oa | request.iova & (1 << lg2) - 1
-            return Found(pa, pa, lg2, entry.allowed)
-        found = walker.first_stage(self._memory, stream, context, half, request, how)
-        self.tlb.fill(tags, request.iova, found)
-        return found
-
-    def by_stage2(self, stream: Stream, request: Request, how: int) -> Found:
-        """Translate an intermediate address by stage 2 alone. SmmuFaultError."""
-        tags = (int(stream.strw), stream.vmid, STAGE2_ONLY, int(request.privileged))
+        tags = (stream.strw, stream.vmid, context.asid, request.privileged)
         cached = self.tlb.find(tags, request.iova)
         if cached is not None and not request.want & ~cached[1].allowed:
             lg2, entry = cached
-            return Found(entry.oa | request.iova & (1 << lg2) - 1, request.iova, lg2, entry.allowed)
+            return Translation(entry.oa | request.iova & (1 << lg2) - 1, lg2, entry.allowed)
+        found = walker.first_stage(self._memory, stream, context, half, request, how)
+        self.tlb.fill(tags, request.iova, found)
+        return Translation(found.pa, found.lg2, found.allowed)
+
+    def by_stage2(self, stream: Stream, request: Request, how: int) -> Translation:
+        """Translate an intermediate address by stage 2 alone. SmmuFaultError."""
+        tags = (stream.strw, stream.vmid, STAGE2_ONLY, request.privileged)
+        cached = self.tlb.find(tags, request.iova)
+        if cached is not None and not request.want & ~cached[1].allowed:
+            lg2, entry = cached
+            return Translation(entry.oa | request.iova & (1 << lg2) - 1, lg2, entry.allowed)
         want = request.want | how | (PRIVILEGED if request.privileged else 0)
         found = walker.second_stage(self._memory, stream, request, request.iova, want)
         self.tlb.fill(tags, request.iova, found)
-        return found
+        return Translation(found.pa, found.lg2, found.allowed)
+
+    def to_intermediate(self, stream: Stream, request: Request, how: int) -> Translation:
+        """The intermediate address of a transaction, with the rights of both stages. SmmuFaultError."""
+        context = self.configuration.context(stream, request)
+        if context is None:
+            return self.by_stage2(stream, request, how)._replace(pa=request.iova)
+        half = walker.half_of(context, request)
+        found = walker.first_stage(self._memory, stream, context, half, request, how)
+        return Translation(found.ipa, found.lg2, found.allowed)
 
     # ATS
 
