@@ -8,7 +8,12 @@ from hypothesis import given, settings, strategies as st
 from consumers.rig import CONFIG, Rig
 from softiommu.abi import vfio
 from softiommu.abi.vfio import Feature, FeatureFlags, PciRegion, RegionFlags
+from softiommu.consumers import pci_reset
 from softiommu.errors import UapiError
+from softiommu.hardware.bus import Port
+from softiommu.hardware.pci import Features, Function, Identity
+from softiommu.hardware.pci_config import ExtendedId
+from softiommu.memory.physical import PhysicalMemory
 
 MEMORY, MASTER = 2, 4
 
@@ -290,3 +295,16 @@ def test_whatever_a_program_does_is_answered_and_undone_at_close(calls):
     assert not len(iommufd.context.objects)
     assert not rig.services.owners
     assert rig.edus["alone"].function.on_interrupt is None
+
+
+def test_what_the_host_set_up_outlasts_a_reset():
+    memory = PhysicalMemory(1 << 20)
+    features = Features(ats=True, pri=8, pasid_bits=16)
+    function = Function(Port(memory, 0x30), Identity(1, 2, 3), {}, features)
+    ats, pri, pasid = (function.find_capability(id) for id in (ExtendedId.ATS, ExtendedId.PRI, ExtendedId.PASID))
+    for at, value in ((ats + 6, 0x8001), (pri + 12, 4), (pri + 4, 1), (pasid + 6, 1), (4, 6)):
+        function.write_config(at, 2, value)
+    before = [function.read_config(at, 2) for at in (ats + 6, pri + 12, pri + 4, pasid + 6, 4)]
+    pci_reset.reset(function)
+    assert [function.read_config(at, 2) for at in (ats + 6, pri + 12, pri + 4, pasid + 6, 4)] == before
+    assert before == [0x8001, 4, 1, 1, 6]

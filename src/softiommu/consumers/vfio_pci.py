@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from softiommu.abi import vfio
 from softiommu.abi.vfio import DeviceFlags, Feature, FeatureFlags
+from softiommu.consumers import pci_reset
 from softiommu.consumers.calls import carry_out
 from softiommu.consumers.vfio_config import ConfigSpace
 from softiommu.consumers.vfio_irq import Interrupts
@@ -33,7 +34,7 @@ class OpenFunction:
         self._enable()
         self.resettable = self._function.can_reset or (device.bus is not None and len(device.bus.devices) == 1)
         if self.resettable:
-            self._reset()
+            pci_reset.reset(self._function)
         self.config = ConfigSpace(self._function)
         self.interrupts = Interrupts(self._function, self.config)
         self.regions = Regions(self._function, self.config, self.interrupts.lines)
@@ -48,12 +49,6 @@ class OpenFunction:
         )
         self._function.write_config(Header.COMMAND.offset, 2, command)
 
-    def _reset(self) -> None:
-        """Reset the function, and give it back the Command register it had."""
-        command = self._function.read_config(Header.COMMAND.offset, 2)
-        self._function.reset()
-        self._function.write_config(Header.COMMAND.offset, 2, command)
-
     def restore(self) -> None:
         """After a reset: interrupts go on as they were set up."""
         self.interrupts.restore()
@@ -61,7 +56,7 @@ class OpenFunction:
     def _reset_function(self) -> None:
         """The program resets the function, by ioctl or through its Device Control register."""
         if self.resettable:
-            self._reset()
+            pci_reset.reset(self._function)
             self.restore()
 
     def close(self) -> None:
@@ -70,7 +65,7 @@ class OpenFunction:
         self._function.write_config(Header.COMMAND.offset, 2, command.replace(MASTER=0, INTX_DISABLE=1))
         self.interrupts.close()
         if self.resettable:
-            self._function.reset()
+            pci_reset.reset(self._function)
         self._device.needs_reset = not self.resettable
 
     def ioctl(self, services: Services, call: Call, cmd: int) -> int:

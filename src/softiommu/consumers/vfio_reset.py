@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from softiommu.abi import vfio
 from softiommu.abi.vfio import HotResetFlags
+from softiommu.consumers import pci_reset
 from softiommu.consumers.vfio_group import GroupFile
 from softiommu.errors import UapiError
-from softiommu.hardware.pci_config import Header
 
 if TYPE_CHECKING:
     from softiommu.consumers.calls import Call
@@ -26,9 +26,7 @@ class Bus:
     def reset(self) -> None:
         """Reset everything on the bus."""
         for device in self.devices:
-            command = device.function.read_config(Header.COMMAND.offset, 2)
-            device.function.reset()
-            device.function.write_config(Header.COMMAND.offset, 2, command)
+            pci_reset.reset(device.function)
             device.needs_reset = False
             if device.pci is not None:
                 device.pci.restore()
