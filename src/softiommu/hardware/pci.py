@@ -306,7 +306,10 @@ class Function:
 
     def set_intx(self, level: bool) -> None:
         """The device has, or no longer has, a reason for INTx. The line follows unless software disabled it."""
-        self._level = level and self.features.intx
+        level = level and self.features.intx
+        if level == self._level:
+            return
+        self._level = level
         self.header.STATUS = self.header.STATUS.replace(INTERRUPT=int(self._level))
         self._refresh()
 

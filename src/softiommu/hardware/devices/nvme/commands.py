@@ -12,6 +12,9 @@ SUBMISSION_LG2, COMPLETION_LG2 = 6, 4
 SUBMISSION_SIZE, COMPLETION_SIZE = 1 << SUBMISSION_LG2, 1 << COMPLETION_LG2
 ALL_NAMESPACES = 0xFFFFFFFF
 
+_COMMAND = struct.Struct("<IIQQQQ6I")
+_COMPLETION = struct.Struct("<IIHHHH")
+
 
 class Admin(IntEnum):
     """Opcodes of admin commands (5, figure 139)."""
@@ -107,7 +110,7 @@ class Command(NamedTuple):
     @classmethod
     def from_bytes(cls, raw: bytes) -> Command:
         """The command in these 64 bytes."""
-        dword0, nsid, _, _, prp1, prp2, *rest = struct.unpack("<IIQQQQ6I", raw)
+        dword0, nsid, _, _, prp1, prp2, *rest = _COMMAND.unpack(raw)
         return cls(Dword0(dword0), nsid, prp1, prp2, *rest)
 
     @property
@@ -117,7 +120,7 @@ class Command(NamedTuple):
 
 
 class CompletionStatus(Word, width=16):
-    """The upper half of dword 3 of a completion (4.6, figure 124)."""
+    """The upper half of dword 3 of a completion (4.6, figure 124). P, the lowest bit, is added when it is posted."""
 
     P = bit(0)
     SC = bits(8, 1)
@@ -138,8 +141,7 @@ class Completion(NamedTuple):
 
     def to_bytes(self, phase: int) -> bytes:
         """The 16 bytes of the entry."""
-        status = self.status.replace(P=phase)
-        return struct.pack("<IIHHHH", self.dword0, 0, self.sq_head, self.sq_id, self.cid, status)
+        return _COMPLETION.pack(self.dword0, 0, self.sq_head, self.sq_id, self.cid, self.status | phase)
 
 
 class QueueDword10(Word, width=32):

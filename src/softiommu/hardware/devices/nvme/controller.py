@@ -6,6 +6,7 @@ A command runs when its doorbell is written. It is not fetched while its complet
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 from softiommu.errors import ModelError
 from softiommu.hardware.bus import DmaError, Port
@@ -78,6 +79,8 @@ class Nvme:
         self.page = 1 << _MIN_PAGE_LG2
         self._masked = 0
         self._working = False
+        #: Whether commands run: what CSTS says, in short.
+        self._alive = False
         bars = {0: Bar(BAR_SIZE, self.registers, is_64=True)}
         self.function = Function(port, IDENTITY, bars, PciFeatures(msix=place), self.reset)
 
@@ -113,7 +116,7 @@ class Nvme:
         self.page = 1 << _MIN_PAGE_LG2 + configuration.MPS
         cq = CompletionQueue(0, int(self.registers.ACQ), aqa.ACQS + 1, vector=0, interrupts=True)
         self.cqs[0], self.sqs[0] = cq, SubmissionQueue(0, int(self.registers.ASQ), aqa.ASQS + 1, cq)
-        self.registers.CSTS = ControllerStatus.of(RDY=1)
+        self._report(ControllerStatus.of(RDY=1))
 
     def _stop(self) -> None:
         """A controller reset (7.3.2): what is left are the admin queues' registers."""
@@ -122,7 +125,7 @@ class Nvme:
         self.features.reset()
         self.logs.temperature_warning = False
         self._masked = 0
-        self.registers.CSTS = ControllerStatus(0)
+        self._report(ControllerStatus(0))
         self.refresh_line()
 
     def _shut_down(self) -> None:
@@ -131,16 +134,15 @@ class Nvme:
                 namespace.flush()
         except CommandError as error:
             self._log(logs.NO_COMMAND, logs.NO_COMMAND, error.status, 0, 0)
-        self.registers.CSTS = self.registers.CSTS.replace(SHST=Shutdown.COMPLETE)
+        self._report(self.registers.CSTS.replace(SHST=Shutdown.COMPLETE))
 
     def _fail(self) -> None:
         """Nothing goes on until the controller is reset (9.5)."""
-        self.registers.CSTS = self.registers.CSTS.replace(CFS=1)
+        self._report(self.registers.CSTS.replace(CFS=1))
 
-    @property
-    def _alive(self) -> bool:
-        status = self.registers.CSTS
-        return bool(status.RDY and not status.CFS and status.SHST == Shutdown.NONE)
+    def _report(self, status: ControllerStatus) -> None:
+        self.registers.CSTS = status
+        self._alive = bool(status.RDY and not status.CFS and status.SHST == Shutdown.NONE)
 
     # Doorbells
 
@@ -301,6 +303,7 @@ class Nvme:
         self.function.set_intx(waiting and not self._masked & 1)
 
 
+@cache
 def _status(status: Status) -> CompletionStatus:
     """A status as completions have it: whether the error log has more, and whether to try again."""
     again = status in RETRYABLE or status == Status.SUCCESS
