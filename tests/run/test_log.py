@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from softiommu.abi import iommufd_structs as abi
+from softiommu.abi import iommufd_structs as abi, vfio_structs as vfio
 from softiommu.errors import UapiError
 from softiommu.memory.files import File
 from softiommu.run.log import CallLog, describe
@@ -72,6 +72,13 @@ def test_flags_have_the_names_of_the_header(cmd: object, told: str | None) -> No
 def test_an_enumeration_is_told_also_when_it_is_zero_or_unknown() -> None:
     assert describe(abi.HwptAlloc(data_type=0))["data_type"] == "NONE"
     assert describe(abi.HwptAlloc(data_type=999))["data_type"] == "0x3e7"
+
+
+def test_vfio_has_names_too() -> None:
+    told = describe(vfio.IrqSet(24, 0x24, 2, 1, 1))
+    assert told == {"flags": "DATA_EVENTFD|ACTION_TRIGGER", "index": "MSIX", "start": "0x1", "count": "1"}
+    assert describe(vfio.RegionInfo(32, 3, 7, 0, 4096))["index"] == "CONFIG"
+    assert describe(vfio.DeviceFeature(8, 0x10001))["flags"] == "GET|0x1"
 
 
 class Refusing(File):

@@ -131,9 +131,9 @@ def describe(cmd: object) -> dict[str, str]:
     """The fields of a structure that say something: those that are not 0 or have a name, without size and padding."""
     if not isinstance(cmd, UserStruct):
         return {}
-    told = {}
+    told, meanings = {}, _meanings(type(cmd))
     for name in cmd.FIELDS:
-        value, meaning = getattr(cmd, name), _MEANINGS.get((type(cmd).__name__, name))
+        value, meaning = getattr(cmd, name), meanings.get((type(cmd).__name__, name))
         if name in ("size", "argsz") or name.startswith(("reserved", "pad")):
             continue
         if meaning is not None and issubclass(meaning, IntEnum):
@@ -143,6 +143,14 @@ def describe(cmd: object) -> dict[str, str]:
         elif value:
             told[name] = hex(value) if isinstance(value, int) and not name.endswith(_DECIMAL) else str(value)
     return told
+
+
+def _meanings(kind: type[UserStruct]) -> Mapping[tuple[str, str], type[IntEnum] | type[IntFlag]]:
+    if not kind.__module__.endswith(".vfio_structs"):
+        return _MEANINGS
+    from softiommu.run.log_vfio import MEANINGS
+
+    return MEANINGS
 
 
 def _member(meaning: type[IntEnum], value: int) -> str:
