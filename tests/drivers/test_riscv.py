@@ -159,6 +159,22 @@ def test_few_pages_are_invalidated_one_by_one_and_many_or_tables_as_a_whole(nl):
     assert commands == []
 
 
+def test_the_queues_wrap():
+    iommu, driver = rig()
+    device = driver.device(function())
+    domain = device.alloc_paging(NONE, None)
+    device.attach(domain, None)
+    for number in range(300):
+        domain.map(0x1000 * number, 0x9000, 0x1000, RW)
+        assert reach(iommu, 0x1000 * number) == 0x9000
+        domain.unmap(0x1000 * number, 0x1000)
+        domain.flush()
+        assert reach(iommu, 0x1000 * number) is Cause.READ_PAGE_FAULT
+        assert [fault.iova for fault in driver.faults.take()] == [0x1000 * number]
+    driver.queue.submit(*[(1, 0)] * 1000)
+    assert iommu.read(0x48, 4) == 1 | 1 << 16
+
+
 def test_every_id_of_a_function_is_routed():
     iommu, driver = rig()
     device = driver.device(function(SID, 0x1234))
@@ -220,6 +236,8 @@ def test_processes_have_routes_of_their_own(bits, have, most):
     assert reach(iommu, 0x10000, pasid=last) is Cause.DDT_NOT_VALID
     refused(EINVAL, device.attach, own, 1 << most)
     refused(EINVAL, device.attach, own, 0)
+    device.attach(own, 1)
+    assert reach(iommu, 0x10000, pasid=1) == 0x900000
 
 
 def test_a_device_without_processes_has_none():

@@ -491,7 +491,7 @@ def test_ats_grants_what_is_there_and_says_nothing_of_the_rest():
     rig = one_stage(EN_ATS=1)
     rig.pages1.map(0x5000, 0x9000, 0x1000, READ)
     rig.pages1.map(0x6000, 0xA000, 0x1000, RWX)
-    assert rig.iommu.ats_translate(SID, 0x5123, RW) == Translation(0x9123, 12, READ)
+    assert rig.iommu.ats_translate(SID, 0x5123, RWX) == Translation(0x9123, 12, READ)
     assert rig.iommu.ats_translate(SID, 0x6000, RWX) == Translation(0xA000, 12, RWX)
     assert rig.iommu.ats_translate(SID, 0x6000, READ).allowed == RW, "it may be written, since it is dirty"
     assert rig.iommu.ats_translate(SID, 0x7000, RW).allowed == 0

@@ -290,7 +290,11 @@ def test_a_full_fault_queue_overflows_and_drops_until_it_is_cleared():
     assert [iova >> 12 for _, iova, _ in faults] == list(range(127))
     rig.pa(0x5000)
     assert rig.faults() == []
+    rig.write(IPSR, 4, 2)
+    assert rig.read(IPSR) == 2, "the overflow is still there"
     rig.write(FQCSR, 4, 3 | OF)
+    rig.write(IPSR, 4, 2)
+    assert rig.read(IPSR) == 0
     rig.pa(0x6000)
     assert [iova for _, iova, _ in rig.faults()] == [0x6000]
 
@@ -519,6 +523,8 @@ def test_a_counter_that_overflows_interrupts_once():
     assert (count(), rig.read(0x160, 8) >> 63, rig.read(0x58), rig.read(IPSR)) == (0, 1, 2, 4)
     rig.write(0x160, 8, EventId.UNTRANSLATED)
     assert rig.read(0x58) == 0
+    rig.write(0x160 + 8 * 30, 8, HpmEvent.of(OF=1))
+    assert rig.read(0x58) == 1 << 31
 
 
 def test_the_cycle_counter_counts_the_clock():

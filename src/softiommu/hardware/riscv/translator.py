@@ -120,10 +120,8 @@ class Translator:
         translated = kind is Kind.TRANSLATED
         if translated and not device.tc.T2GPA:  # step 8
             return Found(Translation(request.iova, 64, ALL))
-        if (
-            device.tc.DPE and request.pasid is None and not translated
-        ):  # step 11, as the reference model: also in records
-            request = request._replace(pasid=0)
+        if device.tc.DPE and request.pasid is None and not translated:
+            request = request._replace(pasid=0)  # step 11; as in the reference model, records have it, too
         space = _GUEST_PHYSICAL if translated else self._space(device, request)
         inner = self._first(device, space, request)
         if device.second is None:
