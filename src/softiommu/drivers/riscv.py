@@ -6,17 +6,16 @@ rings the doorbell and waits for the fence's word. It knows the hardware by its 
 
 from __future__ import annotations
 
-import heapq
 from enum import IntEnum
-from errno import ENOMEM
 from typing import TypeVar
 
 from softiommu.drivers.function import Bus, Function
+from softiommu.drivers.ids import Ids
 from softiommu.drivers.riscv_device import RiscvDevice
 from softiommu.drivers.riscv_faults import FaultLog
 from softiommu.drivers.riscv_queue import CommandQueue
 from softiommu.drivers.riscv_routes import Routes
-from softiommu.errors import ModelError, UapiError
+from softiommu.errors import ModelError
 from softiommu.hardware.riscv.commands import Command, Iodir0, Iotinval0
 from softiommu.hardware.riscv.registers import Capabilities, Ddtp, Registers
 from softiommu.hardware.riscv.tables import DDT_LEVELS, FIRST_STAGE, SECOND_STAGE, FirstMode, SecondMode
@@ -25,27 +24,6 @@ from softiommu.memory.physical import PAGE, PhysicalMemory
 _VERSION = 0x10
 
 M = TypeVar("M", bound=IntEnum)
-
-
-class Ids:
-    """Numbers from 1 up to `last`, the lowest free one first. 0 is nobody's."""
-
-    def __init__(self, last: int) -> None:
-        self._last, self._next = last, 1
-        self._given_back: list[int] = []
-
-    def take(self) -> int:
-        """A free number. ENOMEM: all are used."""
-        if self._given_back:
-            return heapq.heappop(self._given_back)
-        if self._next > self._last:
-            raise UapiError(ENOMEM, "every id of an address space is used")
-        self._next += 1
-        return self._next - 1
-
-    def give(self, number: int) -> None:
-        """A number is free again."""
-        heapq.heappush(self._given_back, number)
 
 
 class RiscvDriver:
