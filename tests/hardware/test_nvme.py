@@ -36,6 +36,7 @@ from nvme_driver import (
 
 from softiommu.errors import ModelError
 from softiommu.hardware.bus import Port
+from softiommu.hardware.devices.nvme import namespace
 from softiommu.hardware.devices.nvme.controller import Nvme
 from softiommu.hardware.devices.nvme.namespace import FileBacking, Namespace, RamBacking
 from softiommu.hardware.msi import Kind
@@ -464,6 +465,18 @@ def test_blocks_of_a_file_are_in_the_file(tmp_path):
     assert driver.io(WRITE, 0, 1, [page]).status == 0x280
     assert driver.io(WRITE_ZEROES, 0, 1, [page]).status == 0x280
     assert driver.log(2)[1][160] == 4
+
+
+def test_deallocated_blocks_of_a_file_take_no_room_where_it_can_have_holes(tmp_path, monkeypatch):
+    path = tmp_path / "disk"
+    for holes in (True, False):
+        path.write_bytes(b"x" * SIZE)
+        with path.open("r+b") as file, monkeypatch.context() as patch:
+            if not holes:
+                patch.setattr(namespace, "_fallocate", lambda *arguments: -1)
+            FileBacking(file.fileno()).zero(4096, SIZE - 8192)
+        assert path.read_bytes() == b"x" * 4096 + bytes(SIZE - 8192) + b"x" * 4096
+        assert path.stat().st_blocks <= (SIZE >> 9 if not holes else 128)
 
 
 def test_impossible_namespaces_and_controllers_are_refused():
