@@ -1,0 +1,137 @@
+"""A function behind an AMD IOMMU, as the IOMMU's driver shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from errno import EINVAL
+from typing import TYPE_CHECKING
+
+from softiommu.abi.iommufd import HwInfoAmd, HwInfoType
+from softiommu.drivers.amd_domain import AmdDomain
+from softiommu.drivers.amd_routes import Route
+from softiommu.drivers.driver import (
+    Device,
+    DeviceFeatures,
+    Domain,
+    DomainFlags,
+    HwInfo,
+    NestedDomain,
+    PageFault,
+    PageResponse,
+    PagingDomain,
+    Reserved,
+    ReservedKind,
+    UserData,
+    Viommu,
+    ViommuHost,
+    unsupported,
+)
+from softiommu.errors import UapiError
+
+if TYPE_CHECKING:
+    from softiommu.drivers.amd import AmdDriver
+    from softiommu.drivers.function import Function
+
+_MSI = (0xFEE00000, 0xFEEFFFFF)
+#: HyperTransport's messages.
+_HT = (0xFD_0000_0000, 0xFF_FFFF_FFFF)
+
+
+class AmdDevice:
+    """A function, with everything that cannot be told from it (`function.sids`)."""
+
+    def __init__(self, driver: AmdDriver, function: Function) -> None:
+        self.name, self.function = function.name, function
+        self.on_fault: Callable[[PageFault], None] | None = None
+        self.driver: object = driver
+        self.iommu: object = driver
+        self.group: object = self if function.group is None else function.group
+        efr = driver.efr
+        ats = function.ats and bool(driver.capability.IotlbSup)
+        pri = ats and function.pri and bool(efr.PPRSup)
+        bits = min(function.pasid_bits, efr.PASmax + 1, 9 * (efr.GLXSup + 1)) if driver.has_guest_tables else 0
+        self.features = DeviceFeatures(
+            enforces_coherency=True,
+            dirty_tracking=bool(efr.HASup and efr.HDSup),
+            page_faults=pri,
+            ats=ats,
+            max_pasids=1 << bits if bits else 0,
+        )
+        self._amd = driver
+        for number, sid in enumerate(function.sids):
+            # Only the function itself has a device TLB: its aliases are bridges.
+            driver.routes.add(sid, ats and not number, pri and not number, bits)
+
+    def reserved_regions(self) -> Sequence[Reserved]:
+        """Writes to the interrupt range are interrupts; HyperTransport's range is left alone."""
+        msi = Reserved(*_MSI, ReservedKind.MSI)
+        if self._amd.efr2.HTRangeIgnore:
+            return (msi,)
+        return (msi, Reserved(*_HT, ReservedKind.RESERVED))
+
+    def hw_info(self, type: int) -> HwInfo | None:
+        """The raw feature registers."""
+        if type not in (HwInfoType.DEFAULT, HwInfoType.AMD):
+            return None
+        return HwInfo(HwInfoType.AMD, HwInfoAmd(int(self._amd.efr), int(self._amd.efr2)).to_bytes())
+
+    def alloc_paging(self, flags: DomainFlags, data: UserData | None) -> PagingDomain:
+        """A host table; a guest table for PASIDs. EOPNOTSUPP: flags or data."""
+        if data is not None:
+            raise unsupported("a paging domain takes no data")
+        if flags == DomainFlags.PASID:
+            if not self._amd.has_guest_tables:
+                raise unsupported("the hardware has no guest tables")
+            return AmdDomain(self._amd, flags, guest=True)
+        if flags & ~DomainFlags.DIRTY_TRACKING:
+            raise unsupported(f"no domain is made for {flags}")
+        if flags and not self.features.dirty_tracking:
+            raise unsupported("the hardware sets no dirty flags")
+        return AmdDomain(self._amd, flags)
+
+    def alloc_nested(self, parent: PagingDomain, flags: int, data: UserData) -> NestedDomain:
+        """No domain can be a parent, so none is."""
+        raise unsupported("there is no nesting")
+
+    def viommu_types(self) -> Sequence[int]:
+        """None."""
+        return ()
+
+    def alloc_viommu(self, type: int, parent: PagingDomain, host: ViommuHost, data: UserData | None) -> Viommu:
+        """There is no vIOMMU of this IOMMU."""
+        raise unsupported("the AMD IOMMU has no vIOMMU")
+
+    def attach(self, domain: Domain, pasid: int | None) -> None:
+        """Route the function through a domain. EINVAL: a domain of another IOMMU, or that cannot serve it; EOPNOTSUPP:
+        a PASID where there are none; ENOMEM."""
+        if pasid is not None:
+            self._check_pasid(pasid)
+        if not isinstance(domain, AmdDomain) or domain.owner is not self._amd:
+            raise UapiError(EINVAL, f"the domain is not of the IOMMU of {self.name}")
+        for sid in self.function.sids:
+            self._amd.routes.check(sid, pasid, domain)
+        for sid in self.function.sids:
+            self._amd.routes.reserve(sid, pasid, domain)
+        for sid in self.function.sids:
+            self._amd.attach(Route(sid, pasid), domain)
+
+    def _check_pasid(self, pasid: int) -> None:
+        if not self.features.max_pasids:
+            raise unsupported("the device and its IOMMU have no PASIDs together")
+        if not 0 < pasid < self.features.max_pasids:
+            raise UapiError(EINVAL, f"{self.name} has no PASID {pasid}")
+
+    def detach(self, pasid: int | None) -> None:
+        """Block the function, or one of its PASIDs."""
+        if pasid is not None and not 0 < pasid < self.features.max_pasids:
+            return
+        for sid in self.function.sids:
+            self._amd.attach(Route(sid, pasid), None)
+
+    def page_response(self, faults: Sequence[PageFault], code: PageResponse) -> None:
+        """Answer the group that the last of these faults closed."""
+        if self._amd.pages is not None:
+            self._amd.pages.respond(self.function.sids[0], faults[-1], code)
+
+
+_: type[Device] = AmdDevice
