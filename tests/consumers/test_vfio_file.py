@@ -5,9 +5,10 @@ from errno import E2BIG, EBADF, EBADFD, EBUSY, EFAULT, EINVAL, ENODEV, ENOENT, E
 import pytest
 
 from consumers.rig import Rig
-from softiommu.abi import vfio
+from softiommu.abi import iommufd as abi, vfio
 from softiommu.drivers.driver import DeviceFeatures
 from softiommu.errors import UapiError
+from softiommu.iommufd import dispatch
 from softiommu.iommufd.device import DeviceObject
 
 
@@ -142,6 +143,21 @@ def test_attach_moves_a_device_that_is_attached_and_detach_forgives():
     rig.detach(file)
     file.release()
     assert [obj.kind for obj in iommufd.context.objects] == ["IOAS", "IOAS"]
+
+
+def test_a_device_without_page_requests_takes_no_fault_queue():
+    rig = Rig()
+    file, iommufd, id = rig.bound()
+    ioas = rig.ioas(iommufd)
+    queue, hwpt = abi.FaultAlloc(16), abi.HwptAlloc(48, 4, id, ioas)
+    dispatch.execute(iommufd.context, rig.caller, abi.FAULT_QUEUE_ALLOC, queue)
+    hwpt.fault_id = queue.out_fault_id
+    dispatch.execute(iommufd.context, rig.caller, abi.HWPT_ALLOC, hwpt)
+    cmd = vfio.DeviceAttachIommufdPt(12, 0, hwpt.out_hwpt_id)
+    assert rig.errno(file, vfio.DEVICE_ATTACH_IOMMUFD_PT, cmd) == ENODEV
+    assert rig.attach(file, ioas)
+    assert rig.errno(file, vfio.DEVICE_ATTACH_IOMMUFD_PT, cmd) == ENODEV
+    file.release()
 
 
 @pytest.mark.parametrize("kernel", ["6.12", "7.2"])

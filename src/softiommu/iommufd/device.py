@@ -5,7 +5,7 @@ All devices of a group share one HWPT for each PASID. A PASID that is None is th
 
 from __future__ import annotations
 
-from errno import EBUSY, EINVAL, EOPNOTSUPP, EPERM
+from errno import EBUSY, EINVAL, ENODEV, EOPNOTSUPP, EPERM
 from typing import TYPE_CHECKING
 
 from softiommu.abi import iommufd as abi
@@ -205,6 +205,7 @@ def _attach(device: DeviceObject, hwpt: Hwpt, pasid: int | None) -> None:
     if attachment is None:
         try:
             _check_pasid(group, hwpt, device, pasid)
+            _check_faults(hwpt, device)
             device.device.attach(hwpt.domain, pasid)
         except UapiError:
             if paging is not None and pasid is None:
@@ -231,6 +232,7 @@ def _replace(device: DeviceObject, hwpt: Hwpt, pasid: int | None) -> None:
         _reserve_all(new_ioas, attachment.devices)
     try:
         _check_pasid(device.group, hwpt, device, pasid)
+        _check_faults(hwpt, device)
         device.device.attach(hwpt.domain, pasid)
     except UapiError:
         if moves and new_ioas is not None:
@@ -259,6 +261,12 @@ def _check_pasid(group: Group, hwpt: Hwpt, device: DeviceObject, pasid: int | No
     limit = device.device.features.max_pasids
     if pasid >= limit:
         raise UapiError(EINVAL, f"PASID {pasid} is past the {limit} PASIDs of {device.device.name}")
+
+
+def _check_faults(hwpt: Hwpt, device: DeviceObject) -> None:
+    """A fault queue is for devices that make page requests."""
+    if hwpt.fault_queue is not None and not device.device.features.page_faults:
+        raise UapiError(ENODEV, f"device {device.device.name} makes no page requests: HWPT {hwpt.id} has a fault queue")
 
 
 def _reserve(ioas: Ioas, device: DeviceObject) -> None:
