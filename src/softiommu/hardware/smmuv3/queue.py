@@ -23,7 +23,7 @@ from softiommu.hardware.smmuv3.commands import (
     Sync0,
     Sync1,
 )
-from softiommu.hardware.smmuv3.registers import CommandError, Ring
+from softiommu.hardware.smmuv3.registers import CmdqCons, CommandError, Ring
 from softiommu.hardware.smmuv3.signals import Wire
 from softiommu.hardware.smmuv3.stalls import Outcome
 from softiommu.hardware.smmuv3.tables import Strw
@@ -98,7 +98,7 @@ class CommandQueue:
             registers.CMDQ_CONS = cons.replace(ERR=error)
             signals.error("CMDQ_ERR")
             return False
-        registers.CMDQ_CONS = cons.replace(RD=ring.next(cons.RD))
+        registers.CMDQ_CONS = CmdqCons(cons & CmdqCons.ERR.mask | ring.next(cons.RD))
         return True
 
     def _carry_out(self, at: int) -> CommandError:

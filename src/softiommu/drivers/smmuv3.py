@@ -1,0 +1,96 @@
+"""The driver of one SMMUv3: it sets the hardware up, and keeps the ids and routes of its domains.
+
+It does what a kernel's driver does: it writes tables in physical memory, puts commands in the queue, rings the doorbell
+and waits for the SYNC. It knows the hardware by its registers alone (`Bus`).
+"""
+
+from __future__ import annotations
+
+from softiommu.drivers import smmuv3_pages
+from softiommu.drivers.function import Bus, Function
+from softiommu.drivers.ids import Ids
+from softiommu.drivers.smmuv3_device import SmmuDevice
+from softiommu.drivers.smmuv3_domain import Route, SmmuDomain
+from softiommu.drivers.smmuv3_faults import EventLog
+from softiommu.drivers.smmuv3_queue import CommandQueue
+from softiommu.drivers.smmuv3_routes import Routes
+from softiommu.errors import ModelError
+from softiommu.hardware.smmuv3.commands import Bare, Op, Range1, Stream0
+from softiommu.hardware.smmuv3.registers import Cr0, Cr1, Cr2, Idr0, Idr1, Idr3, Idr5, Registers
+from softiommu.hardware.smmuv3.tables import Strw
+from softiommu.memory.physical import PhysicalMemory
+
+_WRITE_BACK, _INNER = 1, 3
+#: CFGI_STE_RANGE of every stream.
+_ALL_STREAMS = 31
+
+
+class SmmuDriver:
+    """One SMMU, set up and running."""
+
+    def __init__(self, memory: PhysicalMemory, bus: Bus) -> None:
+        self.memory, self._bus = memory, bus
+        self.idr0 = Idr0(self.read32(Registers.IDR0.offset))
+        idr1 = Idr1(self.read32(Registers.IDR1.offset))
+        self.limits = smmuv3_pages.limits(Idr5(self.read32(Registers.IDR5.offset)))
+        #: TLBI commands take ranges.
+        self.has_ranges = bool(Idr3(self.read32(Registers.IDR3.offset)).RIL)
+        #: Stage 1 is of EL2, with the two halves and the ASIDs of a host (E2H).
+        self.is_host = bool(self.idr0.HYP)
+        self.asids = Ids((1 << (16 if self.idr0.ASID16 else 8)) - 1)
+        self.vmids = Ids((1 << (16 if self.idr0.VMID16 else 8)) - 1)
+        self._enable(Cr0(0))
+        self.queue = CommandQueue(memory, bus, idr1.CMDQS)
+        self.faults = EventLog(memory, bus, self.queue, idr1.EVENTQS)
+        strw = Strw.EL2 if self.is_host else Strw.NS_EL1
+        self.routes = Routes(memory, self.queue, self.idr0, idr1, strw)
+        self._attached: dict[Route, SmmuDomain] = {}
+        self._start()
+
+    def read32(self, offset: int) -> int:
+        """A register of 32 bits."""
+        return self._bus.read(offset, 4)
+
+    def _enable(self, enables: Cr0) -> None:
+        """Turn parts on. ModelError: the hardware does not acknowledge."""
+        self._bus.write(Registers.CR0.offset, 4, enables)
+        if self.read32(Registers.CR0ACK.offset) != enables:
+            raise ModelError(f"the hardware does not take {enables!r}")
+
+    def _start(self) -> None:
+        """Attributes, stream table, queues, nothing cached, then translation (6.3, 3.21)."""
+        attributes = {"IC": _WRITE_BACK, "OC": _WRITE_BACK, "SH": _INNER}
+        cr1 = Cr1.of(**{f"{what}_{name}": value for what in ("TABLE", "QUEUE") for name, value in attributes.items()})
+        self._bus.write(Registers.CR1.offset, 4, cr1)
+        self._bus.write(Registers.CR2.offset, 4, Cr2.of(PTM=1, RECINVSID=1, E2H=int(self.is_host)))
+        self._bus.write(Registers.STRTAB_BASE.offset, 8, self.routes.base)
+        self._bus.write(Registers.STRTAB_BASE_CFG.offset, 4, self.routes.shape)
+        enables = Cr0.of(CMDQEN=1)
+        self._enable(enables)
+        self.queue.submit((Stream0.of(OPCODE=Op.CFGI_STE_RANGE), Range1.of(RANGE=_ALL_STREAMS)))
+        if self.idr0.HYP:
+            self.queue.submit((Bare.of(OPCODE=Op.TLBI_EL2_ALL), 0))
+        self.queue.submit((Bare.of(OPCODE=Op.TLBI_NSNH_ALL), 0))
+        enables = enables.replace(EVENTQEN=1, ATSCHK=self.idr0.ATS)
+        self._enable(enables)
+        self.faults.enable()
+        self._enable(enables.replace(SMMUEN=1))
+
+    def attach(self, route: Route, domain: SmmuDomain | None) -> None:
+        """Route a stream or a substream through a domain in place of the one it had, or block it."""
+        old = self._attached.get(route)
+        if old is domain:
+            return
+        # Until the hardware has forgotten the old one, its invalidations are for this route, too.
+        self.routes.route(*route, domain)
+        if old is not None:
+            old.routes.remove(route)
+            del self._attached[route]
+        if domain is not None:
+            domain.routes.append(route)
+            self._attached[route] = domain
+
+    def device(self, function: Function) -> SmmuDevice:
+        """A function behind this SMMU. ENODEV: the stream table has no place for it; ENOMEM."""
+        self.routes.prepare(function)
+        return SmmuDevice(self, function)

@@ -1,0 +1,217 @@
+"""A domain of SMMUv3: a table of stage 1 or stage 2 in memory, and the invalidations that its changes need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from errno import EINVAL, ENOMEM
+from typing import TYPE_CHECKING, NamedTuple
+
+from softiommu.drivers import smmuv3_pages
+from softiommu.drivers.driver import DirtyReport, DomainFlags, Prot, Range, unsupported
+from softiommu.drivers.smmuv3_queue import Command, atc_inv
+from softiommu.errors import ModelError, UapiError
+from softiommu.hardware.smmuv3.commands import (
+    TLBI_TG,
+    Address1,
+    Asid0,
+    El2Va0,
+    Op,
+    Va0,
+    Vaa0,
+    Vmid0,
+    VmidAsid0,
+)
+from softiommu.hardware.smmuv3.tables import Ste2, Ste3
+from softiommu.pagetable.engine import PageTable, Run, TableRange
+from softiommu.pagetable.kinds import NO_MEMORY, OK
+
+if TYPE_CHECKING:
+    from softiommu.drivers.smmuv3 import SmmuDriver
+
+#: More commands than this cost more than forgetting the address space.
+_MOST_COMMANDS = 64
+_MOST_GRANULES = 31
+
+
+class Route(NamedTuple):
+    """A stream, or one of its substreams, that a domain translates."""
+
+    sid: int
+    pasid: int | None
+
+
+class SmmuDomain:
+    """A page table that devices behind one SMMU share. `first`: of stage 1, which an ASID names; else of stage 2,
+    which a VMID names."""
+
+    cache_coherent = False
+
+    def __init__(self, driver: SmmuDriver, flags: DomainFlags, first: bool) -> None:
+        self.owner, self.flags, self.first = driver, flags, first
+        dirty = DomainFlags.DIRTY_TRACKING in flags
+        have = driver.limits
+        table = smmuv3_pages.stage1(have, dirty) if first else smmuv3_pages.stage2(have)
+        self._ids = driver.asids if first else driver.vmids
+        self.id = self._ids.take()
+        try:
+            self.pages = PageTable(driver.memory, table)
+        except MemoryError as error:
+            self._ids.give(self.id)
+            raise UapiError(ENOMEM, "no memory for a page table") from error
+        # The kernel's tables have no runs of leaves.
+        lg2, width = table.granule_lg2, table.bits
+        self.page_sizes = sum(1 << lg2 + width * level for level in range(table.leaf_top + 1))
+        self.pages.sizes &= self.page_sizes
+        self.aperture = Range(0, (1 << table.input_bits) - 1)
+        self.routes: list[Route] = []
+        self._removed: list[Run] = []
+        self._tables: list[TableRange] = []
+
+    # What configuration says of it
+
+    @property
+    def context(self) -> tuple[int, ...]:
+        """The CD of stage 1."""
+        return smmuv3_pages.context(self.pages.table, self.pages.root, self.id, self.owner.idr0)
+
+    @property
+    def stage2(self) -> tuple[Ste2, Ste3]:
+        """The STE's words of stage 2."""
+        return smmuv3_pages.second(self.pages.table, self.pages.root, self.id, self.owner.idr0)
+
+    # Mapping
+
+    def map(self, iova: int, pa: int, length: int, prot: Prot) -> None:
+        """Fill the table. ENOMEM: none of it is mapped then; EINVAL: no right, which no leaf can say."""
+        if not prot.value:
+            raise UapiError(EINVAL, "a leaf without any right is no leaf")
+        status, done = self.pages.map(iova, pa, length, prot.value)
+        if status == OK:
+            return
+        if done:
+            self.unmap(iova, done)
+            self.flush()
+        if status == NO_MEMORY:
+            raise UapiError(ENOMEM, "no memory for a page table")
+        raise ModelError(f"{iova:#x}..{iova + length - 1:#x} cannot be mapped: status {status}")
+
+    def unmap(self, iova: int, length: int) -> int:
+        """Empty the table; `flush` completes it."""
+        removed = self.pages.unmap(iova, length)
+        for run in removed.ranges:
+            self._gather(run)
+        self._tables += removed.tables
+        return removed.length
+
+    def _gather(self, run: Run) -> None:
+        last = self._removed[-1] if self._removed else None
+        if last is not None and last.last + 1 == run.iova and last.lg2 == run.lg2:
+            self._removed[-1] = last._replace(length=last.length + run.length)
+        else:
+            self._removed.append(run)
+
+    def flush(self) -> None:
+        """Invalidate what was removed, then give the tables back that nothing leads to any more."""
+        if not self._removed and not self._tables:
+            return
+        commands = list(self._ranges(leaf=not self._tables))
+        self._forget(commands if len(commands) <= _MOST_COMMANDS else [], [(r.iova, r.last) for r in self._removed])
+        self.pages.free_tables(self._tables)
+        self._removed, self._tables = [], []
+
+    def _forget(self, commands: list[Command], ranges: list[tuple[int, int]]) -> None:
+        """Carry out invalidations (none: of the whole address space), then those of device TLBs, which could be
+        filled again before."""
+        nested = [(Vmid0.of(OPCODE=Op.TLBI_NH_ALL, VMID=self.id), 0)] if self._is_parent else []
+        self.owner.queue.submit(*(commands or [self._all()]), *nested)
+        cached = [route for route in self.routes if self.owner.routes.uses_ats(route.sid)]
+        if len(ranges) > _MOST_COMMANDS:
+            ranges = []
+        where = ranges or [(0, 2**64 - 1)]
+        if cached:
+            self.owner.queue.submit(*(atc_inv(*route, *each) for route in cached for each in where))
+
+    @property
+    def _is_parent(self) -> bool:
+        """A guest's first stages lie over it: what is cached of both stages is theirs."""
+        return DomainFlags.NEST_PARENT in self.flags
+
+    def _all(self) -> Command:
+        """Forget the address space."""
+        if not self.first:
+            return Vmid0.of(OPCODE=Op.TLBI_S12_VMALL, VMID=self.id), 0
+        if self.owner.is_host:
+            return Asid0.of(OPCODE=Op.TLBI_EL2_ASID, ASID=self.id), 0
+        return VmidAsid0.of(OPCODE=Op.TLBI_NH_ASID, ASID=self.id), 0
+
+    def _ranges(self, leaf: bool) -> Iterator[Command]:
+        """Forget what was removed, by address. `leaf`: no table was."""
+        for run in self._removed:
+            if self.owner.has_ranges:
+                yield from self._by_range(run, leaf)
+            else:
+                for at in range(run.iova, run.last + 1, 1 << run.lg2):
+                    yield self._by_address(Address1.of(LEAF=int(leaf), ADDR=at >> 12))
+
+    def _by_range(self, run: Run, leaf: bool) -> Iterator[Command]:
+        """Range commands of up to 31 * 2**SCALE granules each."""
+        t = self.pages.table
+        at, granules = run.iova, run.length >> t.granule_lg2
+        ttl = 3 - (run.lg2 - t.granule_lg2) // t.bits if leaf else 0
+        if not leaf and granules & _MOST_GRANULES == 1:
+            granules += 1  # a command for one granule without a level is reserved
+        where = Address1.of(LEAF=int(leaf), TTL=ttl, TG=_range_code(t.granule_lg2))
+        while granules:
+            scale = (granules & -granules).bit_length() - 1
+            number = granules >> scale & _MOST_GRANULES
+            yield self._by_address(where.replace(ADDR=at >> 12), NUM=number - 1, SCALE=scale)
+            at += number << scale + t.granule_lg2
+            granules -= number << scale
+
+    def _by_address(self, where: Address1, **fields: int) -> Command:
+        if not self.first:
+            return Vaa0.of(OPCODE=Op.TLBI_S2_IPA, VMID=self.id, **fields), where
+        if self.owner.is_host:
+            return El2Va0.of(OPCODE=Op.TLBI_EL2_VA, ASID=self.id, **fields), where
+        return Va0.of(OPCODE=Op.TLBI_NH_VA, ASID=self.id, **fields), where
+
+    def iova_to_pa(self, iova: int) -> int | None:
+        """What the table says."""
+        found = self.pages.translate(iova)
+        return found.oa if found.status == OK else None
+
+    def enforce_cache_coherency(self) -> bool:
+        """No SMMU overrides what a device asks for at this place."""
+        return False
+
+    # Dirty tracking
+
+    def set_dirty_tracking(self, enable: bool) -> None:
+        """The hardware sets dirty flags as long as the domain lives; the manager clears them before it starts."""
+        self._check_tracking()
+
+    def _check_tracking(self) -> None:
+        if DomainFlags.DIRTY_TRACKING not in self.flags:
+            raise unsupported("the domain was made without dirty tracking")
+
+    def read_dirty(self, window: Range, report: DirtyReport | None, clear: bool) -> None:
+        """Report the leaves that were written; those that are cleared are flushed, so that they can be set again."""
+        self._check_tracking()
+        for run in self.pages.harvest(window.first, window.last, clear):
+            if report is not None:
+                report.record(run.iova, run.length)
+            if clear:
+                self._gather(run)
+        if clear:
+            self.flush()
+
+    def free(self) -> None:
+        """Forget everything of the domain, and give its tables and its id back."""
+        self._forget([], [])
+        self.pages.free_tables(self._tables)
+        self.pages.destroy()
+        self._ids.give(self.id)
+
+
+def _range_code(granule_lg2: int) -> int:
+    return next(code for code, lg2 in TLBI_TG.items() if lg2 == granule_lg2)

@@ -1,0 +1,67 @@
+"""A driver's side of SMMUv3's command queue: commands in, a SYNC behind them, the doorbell, and what stops it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from softiommu.errors import ModelError
+from softiommu.hardware.smmuv3.commands import COMMAND_BYTES, AtcInv0, AtcInv1, Op, Sync0
+from softiommu.hardware.smmuv3.registers import CmdqCons, CommandError, Gerror, QueueBase, Registers, Ring
+from softiommu.memory.physical import PAGE
+
+if TYPE_CHECKING:
+    from softiommu.drivers.function import Bus
+    from softiommu.memory.physical import PhysicalMemory
+
+Command = tuple[int, int]
+
+#: One page of commands, where the hardware has so many.
+_LG2 = 8
+#: ATC_INV of everything.
+EVERYTHING = 52
+
+
+class CommandQueue:
+    """The queue of one SMMU; `most_lg2` is the largest that the hardware takes."""
+
+    def __init__(self, memory: PhysicalMemory, bus: Bus, most_lg2: int) -> None:
+        self._memory, self._bus = memory, bus
+        self._ring = Ring(min(_LG2, most_lg2))
+        self._base = memory.alloc(PAGE)
+        self._prod = self._cons = 0
+        base = QueueBase.of(LOG2SIZE=self._ring.lg2, ADDR=self._base >> 5, HINT=1)
+        bus.write(Registers.CMDQ_BASE.offset, 8, base)
+        bus.write(Registers.CMDQ_PROD.offset, 4, 0)
+        bus.write(Registers.CMDQ_CONS.offset, 4, 0)
+
+    def submit(self, *commands: Command) -> None:
+        """Put commands and a SYNC in the queue, and return when the hardware has carried them out."""
+        for command in (*commands, (Sync0.of(OPCODE=Op.SYNC), 0)):
+            if self._ring.full(self._prod, self._cons):
+                self._ring_doorbell()
+            at = self._base + COMMAND_BYTES * self._ring.slot(self._prod)
+            self._memory.write_u64(at, int(command[0]))
+            self._memory.write_u64(at + 8, int(command[1]))
+            self._prod = self._ring.next(self._prod)
+        self._ring_doorbell()
+
+    def _ring_doorbell(self) -> None:
+        self._bus.write(Registers.CMDQ_PROD.offset, 4, self._prod)
+        cons = CmdqCons(self._bus.read(Registers.CMDQ_CONS.offset, 4))
+        while self._prod != cons.RD:
+            # A device TLB did not answer: its device is in trouble, but the queue goes on.
+            errors = Gerror(self._bus.read(Registers.GERROR.offset, 4))
+            if cons.ERR != CommandError.ATC_INV_SYNC:
+                raise ModelError(f"the command queue stopped: {cons!r}, {errors!r}")
+            self._bus.write(Registers.GERRORN.offset, 4, errors)
+            cons = CmdqCons(self._bus.read(Registers.CMDQ_CONS.offset, 4))
+        self._cons = cons.RD
+
+
+def atc_inv(sid: int, pasid: int | None, first: int = 0, last: int = 2**64 - 1) -> Command:
+    """Forget what a device's own TLB has of `first`..`last`: the power of two of pages that covers it."""
+    lg2 = min(max((first ^ last).bit_length() - 12, 0), EVERYTHING)
+    low = AtcInv0.of(OPCODE=Op.ATC_INV, SID=sid)
+    if pasid is not None:
+        low = low.replace(SSV=1, SSID=pasid)
+    return low, AtcInv1.of(SIZE=lg2, ADDR=first >> 12 + lg2 << lg2)
