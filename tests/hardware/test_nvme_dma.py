@@ -4,14 +4,27 @@ import struct
 
 import pytest
 from hypothesis import given, settings, strategies as st
-from nvme_driver import ACQ, AQA, ASQ, CC, CSTS, ENABLE, FLUSH, READ, WRITE, Driver
+from nvme_driver import (
+    ACQ,
+    AQA,
+    ASQ,
+    CC,
+    CREATE_CQ,
+    CREATE_SQ,
+    CSTS,
+    ENABLE,
+    FLUSH,
+    READ,
+    WRITE,
+    Driver,
+)
 
 from softiommu.hardware.bus import Port
 from softiommu.hardware.devices.nvme.controller import Nvme
 from softiommu.hardware.devices.nvme.namespace import Namespace, RamBacking
 from softiommu.hardware.vtd import model, tables
 from softiommu.hardware.vtd.events import FaultHigh, FaultLow, Reason
-from softiommu.memory.physical import PhysicalMemory
+from softiommu.memory.physical import Mmio, PhysicalMemory
 from softiommu.pagetable import engine, formats
 from softiommu.pagetable.kinds import READ as READABLE, WRITE as WRITABLE
 
@@ -108,6 +121,63 @@ def test_a_queue_that_is_not_mapped_any_more_is_fatal(translated, which):
     translated.ring_doorbell(translated.rings[0])
     translated.write(CC, 0)
     assert translated.enable() == 1
+
+
+# Controllers whose DMA reaches themselves
+
+WINDOW = 1 << 40
+
+
+@pytest.fixture
+def mirrored(nvme):
+    """A controller whose BAR lies in memory, too."""
+
+    def write(offset, data):
+        for at in range(0, len(data), 4):
+            nvme.write(offset + at, int.from_bytes(data[at : at + 4], "little"))
+
+    nvme.memory.map_window(WINDOW, Mmio(write, lambda offset, length: bytes(length)), 0, 0x4000)
+    return nvme
+
+
+def test_a_command_may_disable_the_controller_that_runs_it(mirrored):
+    ring = mirrored.rings[1]
+    mirrored.push(ring, READ, 1, prp1=WINDOW, dword12=0)
+    mirrored.push(ring, READ, 1, prp1=mirrored.alloc())
+    mirrored.ring_doorbell(ring)
+    assert (mirrored.read(CC), mirrored.read(CSTS)) == (0, 0)
+    assert mirrored.pop(ring) is None
+    assert mirrored.enable() == 1
+    assert mirrored.identify(1)[0] == 0
+
+
+def test_a_command_may_ring_the_doorbell_that_started_it(mirrored):
+    ring = mirrored.rings[1]
+    page = mirrored.alloc()
+    mirrored.store(page, struct.pack("<4I", mirrored.rings[0].tail, 0, 3, 0))  # the tail of queue 1 becomes 3
+    assert mirrored.io(WRITE, 0, 1, [page]).status == 0
+    mirrored.push(ring, READ, 1, prp1=WINDOW + 0x1000)
+    mirrored.push(ring, FLUSH, 1)
+    mirrored.write(0x1008, 2)
+    assert [mirrored.pop(ring).status for _ in range(2)] == [0, 0]
+
+
+@pytest.mark.parametrize("queue", ["ACQ", "IO"])
+def test_a_completion_may_land_on_the_controller(mirrored, queue):
+    if queue == "ACQ":
+        mirrored.write(CC, 0)
+        mirrored.write(ACQ, WINDOW, 8)
+        mirrored.write(CC, ENABLE)
+        for tail in (1, 2, 3):
+            mirrored.write(0x1000, tail)
+    else:
+        assert mirrored.run(0, CREATE_CQ, prp1=WINDOW, dword10=0xF0002, dword11=1).status == 0
+        assert mirrored.run(0, CREATE_SQ, prp1=mirrored.alloc(), dword10=0xF0002, dword11=2 << 16 | 1).status == 0
+        mirrored.write(0x1010, 5)
+    mirrored.write(0x1000 + 8 * 50, 1)
+    mirrored.write(CC, 0)
+    assert mirrored.enable() == 1
+    assert mirrored.identify(1)[0] == 0
 
 
 # Guests that write anything

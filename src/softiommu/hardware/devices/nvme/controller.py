@@ -196,16 +196,19 @@ class Nvme:
         while moved and self._alive:
             moved = False
             for cq in list(self.cqs.values()):
-                while cq.waiting and not cq.full:
+                while cq.waiting and not cq.full and self._alive:
                     self._post(cq, cq.waiting.popleft())
-            self.events.tell()
+            if self._alive:
+                self.events.tell()
             for sq in list(self.sqs.values()):
-                if self.sqs.get(sq.id) is sq and self._can_run(sq):
+                if self._can_run(sq):
                     self._run(sq)
                     moved = True
 
     def _can_run(self, sq: SubmissionQueue) -> bool:
-        return self._alive and sq.head != sq.tail and not sq.cq.full and not sq.cq.waiting
+        """Whether a queue has a command, room for its completion, and is still there."""
+        ready = self._alive and sq.head != sq.tail and not sq.cq.full and not sq.cq.waiting
+        return ready and self.sqs.get(sq.id) is sq
 
     def _run(self, sq: SubmissionQueue) -> None:
         command = Command.from_bytes(self._port.read(sq.base + sq.head * SUBMISSION_SIZE, SUBMISSION_SIZE))
@@ -233,7 +236,12 @@ class Nvme:
         self.logs.error(sq_id, cid, _status(status), nsid, lba, media=status in _MEDIA_ERRORS)
 
     def complete(self, sq: SubmissionQueue, cid: int, dword0: int, status: Status) -> None:
-        """Post the completion of a command, or keep it until there is room. DmaError."""
+        """Post the completion of a command, or keep it until there is room. DmaError.
+
+        A command whose DMA reset the controller has no completion.
+        """
+        if not self._alive or self.cqs.get(sq.cq.id) is not sq.cq:
+            return
         completion = Completion(dword0, sq.id, sq.head, cid, _status(status))
         if sq.cq.full or sq.cq.waiting:
             sq.cq.waiting.append(completion)
