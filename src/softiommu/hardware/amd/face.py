@@ -12,6 +12,7 @@ from softiommu.hardware.amd.registers import (
     Control,
     Efr,
     Efr2,
+    ExclusionBase,
     Registers,
     RingBase,
     RingPointer,
@@ -41,6 +42,8 @@ class Face:
         self.registers = Registers(self)
         self.registers.EFR, self.registers.EFR2 = efr, efr2
         self.capability = CapabilityBlock(self)
+        #: Whether requests are looked at, and whether some are excluded.
+        self.enabled = self.excluding = False
         self.signals = Signals(self.registers, interrupt, wire)
         self._absent = {
             byte
@@ -70,6 +73,7 @@ class Face:
         """Bits of absent features stay 0; rings start and stop (3.4.2)."""
         new = Control(int(new) & ~self._reserved_control)
         self.registers.CONTROL = new
+        self.enabled = bool(new.IommuEn)
         status = self.registers.STATUS
         for ring, enable, overflow in _RINGS:
             was, runs = (bool(control.IommuEn and getattr(control, enable)) for control in (old, new))
@@ -80,6 +84,10 @@ class Face:
         self.registers.STATUS = status
         self.signals.drive()
         self.ring_doorbell()
+
+    def on_write_EXCL_BASE(self, old: ExclusionBase, new: ExclusionBase) -> None:
+        """Requests in the range may pass, or no longer."""
+        self.excluding = bool(new.ExEn)
 
     def on_write_STATUS(self, old: Status, new: Status) -> None:
         """Acknowledged bits no longer interrupt."""

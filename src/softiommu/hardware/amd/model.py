@@ -16,9 +16,9 @@ from softiommu.hardware.amd.faults import EventError, PageFaultError, bad_reques
 from softiommu.hardware.amd.interrupts import Remapper
 from softiommu.hardware.amd.logs import EVENTS, PAGE_REQUESTS, Log
 from softiommu.hardware.amd.queue import CommandQueue
-from softiommu.hardware.amd.ranges import INTERRUPTS, is_interrupt, special
+from softiommu.hardware.amd.ranges import CONTROLLED, INTERRUPTS, is_interrupt, special
 from softiommu.hardware.amd.registers import Efr, Efr2
-from softiommu.hardware.amd.tables import Dte, Had
+from softiommu.hardware.amd.tables import Dte
 from softiommu.hardware.amd.walker import Route, Walker
 from softiommu.hardware.cache import Cache, Entry, Iotlb, Page, Shape
 from softiommu.hardware.iommu import (
@@ -105,16 +105,16 @@ class AmdIommu(Face):
         self, sid: int, iova: int, want: int, pasid: int | None = None, privileged: bool = False
     ) -> Translation:
         """Where a request of a device goes. TranslationFaultError: blocked, and logged unless its entry forbids it."""
-        if not self.registers.CONTROL.IommuEn:
+        if not self.enabled:
             return Translation(iova, 64, ALL)
         request = Request(sid, iova, want, pasid, privileged)
         entry = None
         try:
             entry = self._entry(request)
-            if is_interrupt(request):
+            if iova in INTERRUPTS and is_interrupt(request):
                 self.remapper.admit(entry.dte, request)
                 return Translation(iova, 12, WRITE)
-            return self._translate(self._route(entry, request), request)
+            return self._translate(entry.route or self._route(entry, request), request)
         except EventError as fault:
             if not _is_quiet(entry, fault):
                 self.log(fault.record)
@@ -135,28 +135,28 @@ class AmdIommu(Face):
     def _translate(self, route: Route, request: Request) -> Translation:
         if not route.valid:
             return Translation(request.iova, 64, ALL)
-        if request.pasid is None:
+        if request.pasid is None and (self.excluding or request.iova in CONTROLLED):
             forwarded = special(self.registers, route.dte.q1, request)
             if forwarded is not None:
                 return forwarded
-        if not route.dte.q0.TV:
+        if not route.translates:
             raise page_fault(request, route.domain, request.pasid)
         guest = route.guest_pasid(request.pasid)
-        if guest is None and request.pasid is not None:
-            raise bad_request(request, BadRequest.PASID)
-        if guest is None and route.host is None:
-            found = self._walker.host(route, request)
-            return found._replace(allowed=route.rights)
+        if guest is None:
+            if request.pasid is not None:
+                raise bad_request(request, BadRequest.PASID)
+            if route.host is None:
+                return self._walker.host(route, request)._replace(allowed=route.rights)
         return self._by_tables(route, request, guest)
 
     def _by_tables(self, route: Route, request: Request, guest: int | None) -> Translation:
         tags = _tags(route, request, guest)
         cached = self.iotlb.find(tags, request.iova)
         if cached is not None:
-            lg2, entry = cached
-            allowed = entry.allowed & route.rights
+            lg2, (page, allowed, _) = cached
+            allowed &= route.rights
             if not request.want & RIGHTS & ~allowed:
-                return Translation(entry.oa | request.iova & (1 << lg2) - 1, lg2, allowed)
+                return Translation(page | request.iova & (1 << lg2) - 1, lg2, allowed)
         if guest is None:
             found = self._walker.host(route, request)
         else:
@@ -176,7 +176,7 @@ class AmdIommu(Face):
 
     def remap_interrupt(self, sid: int, address: int, data: int) -> tuple[int, int]:
         """The message that goes out for a device's. TranslationFaultError: it is blocked, and logged."""
-        if not self.registers.CONTROL.IommuEn:
+        if not self.enabled:
             return address, data
         request = Request(sid, address, WRITE)
         dte = None
@@ -217,10 +217,10 @@ class AmdIommu(Face):
         return found._replace(allowed=found.allowed & ~hidden)
 
     def _ats_route(self, request: Request) -> Route:
-        if not self.registers.CONTROL.IommuEn:
+        if not self.enabled:
             raise bad_request(request, BadTranslationRequest.NOT_ALLOWED)
         route = self._route(self._entry(request), request)
-        if not (route.valid and route.dte.q0.TV and route.dte.q1.I):
+        if not (route.valid and route.translates and route.dte.q1.I):
             raise bad_request(request, BadTranslationRequest.NOT_ALLOWED)
         if request.pasid is not None and route.guest is None:
             raise bad_request(request, BadTranslationRequest.BAD_PASID)
@@ -228,7 +228,7 @@ class AmdIommu(Face):
 
     def admit_translated(self, sid: int, pa: int, want: int, pasid: int | None = None) -> Translation:
         """Where a request with a translated address goes. TranslationFaultError: DTE.I does not allow such."""
-        if not self.registers.CONTROL.IommuEn:
+        if not self.enabled:
             return Translation(pa, 64, ALL)
         request = Request(sid, pa, want, pasid)
         try:
@@ -257,7 +257,7 @@ class AmdIommu(Face):
 
     def _may_request_pages(self, request: PageRequest) -> bool:
         control = self.registers.CONTROL
-        if not (control.IommuEn and control.PPREn):
+        if not (self.enabled and control.PPREn):
             return False
         asks = Request(request.sid, request.iova, request.want, request.pasid, request.privileged)
         try:
@@ -316,7 +316,7 @@ class AmdIommu(Face):
 
     def prefetch(self, sid: int, pasid: int | None, iova: int) -> None:
         """Fill the caches for a read that may come. A hint: what would block the read is not told."""
-        if not self.registers.CONTROL.IommuEn:
+        if not self.enabled:
             return
         request = Request(sid, iova, READ | LENIENT, pasid)
         try:
@@ -350,8 +350,7 @@ def _tags(route: Route, request: Request, guest: int | None) -> tuple[int, ...]:
 
 def _untracked(route: Route, request: Request, guest: int | None) -> int:
     """WRITE where a first write has still to set the dirty flag, so that a cached translation may not allow it."""
-    tracks = guest is not None or (route.host is not None and route.dte.q0.HAD == Had.ACCESSED_AND_DIRTY)
-    return WRITE if tracks and not request.want & WRITE else 0
+    return WRITE if (guest is not None or route.tracks) and not request.want & WRITE else 0
 
 
 def _is_quiet(entry: CachedEntry | None, fault: EventError) -> bool:

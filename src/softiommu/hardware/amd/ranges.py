@@ -19,6 +19,8 @@ INTERRUPTS = range(0xFEE00000, 0xFEF00000)
 #: HyperTransport's ranges of messages that the device table entry controls.
 SYSTEM_MANAGEMENT = range(0xFD_F910_0000, 0xFD_F920_0000)
 PORT_IO = range(0xFD_FC00_0000, 0xFD_FE00_0000)
+#: Both of them lie here.
+CONTROLLED = range(SYSTEM_MANAGEMENT.start, PORT_IO.stop)
 
 
 def is_interrupt(request: Request) -> bool:

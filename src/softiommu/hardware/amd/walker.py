@@ -43,6 +43,8 @@ _FLAGS = {Had.NONE: 0, Had.ACCESSED: HW_ACCESSED, Had.ACCESSED_AND_DIRTY: HW_ACC
 class Route(NamedTuple):
     """What a device table entry says, checked: how the requests of a device are translated."""
 
+    #: DTE.V: if not, the device is not translated.
+    valid: bool
     dte: Dte
     domain: int
     #: READ and WRITE, as DTE.IR and IW grant them; EXECUTE beside them.
@@ -50,17 +52,18 @@ class Route(NamedTuple):
     host: Stage | None
     #: The guest tables' format, where the entry has a GCR3 table.
     guest: Table | None
-
-    @property
-    def valid(self) -> bool:
-        """DTE.V: if not, the device is not translated."""
-        return bool(self.dte.q0.V)
+    #: DTE.TV: if not, what must be translated is blocked.
+    translates: bool = False
+    #: DTE.GIoV: requests without PASID have PASID 0.
+    giov: bool = False
+    #: Accesses set dirty flags in host tables.
+    tracks: bool = False
 
     def guest_pasid(self, pasid: int | None) -> int | None:
         """The PASID whose guest tables translate a request; None: no guest tables do."""
         if self.guest is None:
             return None
-        return 0 if pasid is None and self.dte.q0.GIoV else pasid
+        return 0 if pasid is None and self.giov else pasid
 
 
 class Walker:
@@ -95,7 +98,7 @@ class Walker:
         """What a device's entry says. EventError: nothing that can be."""
         q0, q1, q2, _ = dte
         if not q0.V:
-            return Route(dte, 0, ALL, None, None)
+            return Route(False, dte, 0, ALL, None, None)
         if q0.reserved | q1.reserved | q0 & self._absent0 | q1 & self._absent1:
             raise illegal_entry(request, True)
         host = guest = None
@@ -110,7 +113,8 @@ class Walker:
                     raise illegal_entry(request, False)
                 guest = self._guests[q2.GuestPagingMode]
         rights = EXECUTE | (READ if q0.IR else 0) | (WRITE if q0.IW else 0)
-        return Route(dte, q1.DomainID, rights, host, guest)
+        tracks = host is not None and q0.HAD == Had.ACCESSED_AND_DIRTY
+        return Route(True, dte, q1.DomainID, rights, host, guest, bool(q0.TV), bool(q0.GIoV), tracks)
 
     # Host tables
 
