@@ -13,6 +13,7 @@ from softiommu.errors import ConfigError
 #: Command, its module and function, and the line that `--help` shows.
 _COMMANDS = {
     "run": ("softiommu.cli.run:run", "Run a program on a machine in user space."),
+    "walk": ("softiommu.cli.walk:walk", "Show the way of one address through an IOMMU."),
     "machine": ("softiommu.cli.machine:machine", "Show the machines there are."),
 }
 

@@ -19,21 +19,27 @@ if TYPE_CHECKING:
     from softiommu.machine.hardware import Hardware
     from softiommu.machine.vfio import Vfio
     from softiommu.memory.client import Caller
+    from softiommu.memory.physical import PhysicalMemory
 
 #: misc devices (10): their minors as Linux gives them.
 _IOMMU_DEV, _VFIO_DEV = (10, 127), (10, 196)
 
 
 class Machine:
-    """A machine in user space. Everything a front door shows comes from here."""
+    """A machine in user space. Everything a front door shows comes from here. `memory` makes RAM of a size."""
 
-    def __init__(self, description: Description, kernel: str | None = None) -> None:
+    def __init__(
+        self,
+        description: Description,
+        kernel: str | None = None,
+        memory: Callable[[int], PhysicalMemory] | None = None,
+    ) -> None:
         self.description = description
         self.kernel = kernels.kernel(kernel or description.kernel or kernels.DEFAULT)
         #: What the kernel of the machine has printed: faults, above all. `on_message` hears each line.
         self.messages: list[str] = []
         self.on_message: Callable[[str], None] | None = None
-        self.hardware = self._hardware()
+        self.hardware = self._hardware(memory)
         self.physical = Physical(self._frames(), Accounts())
         self.services = table.services(self.kernel, self.physical)
         self.services.no_iommu = description.no_iommu
@@ -49,13 +55,13 @@ class Machine:
         if description.has_model("mock"):
             self._add_mock()
 
-    def _hardware(self) -> Hardware | None:
+    def _hardware(self, memory: Callable[[int], PhysicalMemory] | None) -> Hardware | None:
         """The silicon, on a machine that has any: loading the models takes its time."""
         if all(iommu.model == "mock" for iommu in self.description.iommus):
             return None
         from softiommu.machine.hardware import Hardware
 
-        return Hardware(self.description, self.kernel, self._report)
+        return Hardware(self.description, self.kernel, self._report, memory)
 
     def _frames(self) -> Frames:
         if self.hardware is None:

@@ -34,10 +34,16 @@ class Wired(NamedTuple):
 
 
 class Hardware:
-    """Everything below the uAPI. `report` hears what a kernel's driver would print."""
+    """Everything below the uAPI. `report` hears what a kernel's driver would print; `memory` makes RAM of a size."""
 
-    def __init__(self, description: Description, kernel: Kernel, report: Callable[[str], None]) -> None:
-        self.memory = PhysicalMemory(description.memory)
+    def __init__(
+        self,
+        description: Description,
+        kernel: Kernel,
+        report: Callable[[str], None],
+        memory: Callable[[int], PhysicalMemory] | None = None,
+    ) -> None:
+        self.memory = (memory or PhysicalMemory)(description.memory)
         if description.memory <= _DOORBELLS.start:
             self.memory.map_window(_DOORBELLS.start, Mmio(self._doorbell), 0, len(_DOORBELLS))
         site = models.Site(self.memory, kernel, report)

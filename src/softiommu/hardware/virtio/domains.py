@@ -81,6 +81,10 @@ class Domains:
         domain = self._attached.get(endpoint)
         return None if domain is None else self._domains[domain]
 
+    def number_of(self, endpoint: int) -> int | None:
+        """The number of that domain."""
+        return self._attached.get(endpoint)
+
     def attach(self, request: Attach, features: Features) -> Code:
         """Attach an endpoint, also one that is attached elsewhere; a domain begins with its first."""
         if request.MUST_BE_ZERO or request.UNKNOWN_FLAGS or (request.BYPASS and not features.BYPASS_CONFIG):
