@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 from consumers.rig import CONFIG, Rig
 from softiommu.abi import vfio
 from softiommu.abi.vfio import Feature, FeatureFlags, PciRegion, RegionFlags
-from softiommu.consumers import pci_reset
+from softiommu.consumers import pci_host
 from softiommu.errors import UapiError
 from softiommu.hardware.bus import Port
 from softiommu.hardware.pci import Features, Function, Identity
@@ -305,6 +305,6 @@ def test_what_the_host_set_up_outlasts_a_reset():
     for at, value in ((ats + 6, 0x8001), (pri + 12, 4), (pri + 4, 1), (pasid + 6, 1), (4, 6)):
         function.write_config(at, 2, value)
     before = [function.read_config(at, 2) for at in (ats + 6, pri + 12, pri + 4, pasid + 6, 4)]
-    pci_reset.reset(function)
+    pci_host.reset(function)
     assert [function.read_config(at, 2) for at in (ats + 6, pri + 12, pri + 4, pasid + 6, 4)] == before
     assert before == [0x8001, 4, 1, 1, 6]

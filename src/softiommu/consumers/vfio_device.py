@@ -5,6 +5,7 @@ from __future__ import annotations
 from errno import EINVAL
 from typing import TYPE_CHECKING
 
+from softiommu.consumers import pci_host
 from softiommu.consumers.vfio_pci import OpenFunction
 from softiommu.errors import UapiError
 from softiommu.iommufd import device as devices
@@ -30,6 +31,7 @@ class VfioDevice:
         self, function: Function, device: Device, address: str, group: VfioGroup, bus: Bus | None = None
     ) -> None:
         self.function, self.device, self.address, self.group, self.bus = function, device, address, group, bus
+        pci_host.turn_on(function, device.features)
         group.devices.append(self)
         if bus is not None:
             bus.devices.append(self)

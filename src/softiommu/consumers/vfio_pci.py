@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from softiommu.abi import vfio
 from softiommu.abi.vfio import DeviceFlags, Feature, FeatureFlags
-from softiommu.consumers import pci_reset
+from softiommu.consumers import pci_host
 from softiommu.consumers.calls import carry_out
 from softiommu.consumers.vfio_config import ConfigSpace
 from softiommu.consumers.vfio_irq import Interrupts
@@ -34,7 +34,7 @@ class OpenFunction:
         self._enable()
         self.resettable = self._function.can_reset or (device.bus is not None and len(device.bus.devices) == 1)
         if self.resettable:
-            pci_reset.reset(self._function)
+            pci_host.reset(self._function)
         self.config = ConfigSpace(self._function)
         self.interrupts = Interrupts(self._function, self.config)
         self.regions = Regions(self._function, self.config, self.interrupts.lines)
@@ -56,7 +56,7 @@ class OpenFunction:
     def _reset_function(self) -> None:
         """The program resets the function, by ioctl or through its Device Control register."""
         if self.resettable:
-            pci_reset.reset(self._function)
+            pci_host.reset(self._function)
             self.restore()
 
     def close(self) -> None:
@@ -65,7 +65,7 @@ class OpenFunction:
         self._function.write_config(Header.COMMAND.offset, 2, command.replace(MASTER=0, INTX_DISABLE=1))
         self.interrupts.close()
         if self.resettable:
-            pci_reset.reset(self._function)
+            pci_host.reset(self._function)
         self._device.needs_reset = not self.resettable
 
     def ioctl(self, services: Services, call: Call, cmd: int) -> int:

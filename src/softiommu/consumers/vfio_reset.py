@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from softiommu.abi import vfio
 from softiommu.abi.vfio import HotResetFlags
-from softiommu.consumers import pci_reset
+from softiommu.consumers import pci_host
 from softiommu.consumers.vfio_group import GroupFile
 from softiommu.errors import UapiError
 
@@ -26,7 +26,7 @@ class Bus:
     def reset(self) -> None:
         """Reset everything on the bus."""
         for device in self.devices:
-            pci_reset.reset(device.function)
+            pci_host.reset(device.function)
             device.needs_reset = False
             if device.pci is not None:
                 device.pci.restore()

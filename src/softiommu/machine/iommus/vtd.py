@@ -63,12 +63,13 @@ def rule_broken(preset: Preset) -> tuple[str, str] | None:
 def build(features: object, site: Site) -> Built:
     """A unit, and the driver of the kernel that the machine plays."""
     assert isinstance(features, Preset), "features are what `read` gave"
-    unit = Unit(site.memory, features.cap, features.ecap, interrupt=lambda address, data: tell())
+    unit = Unit(site.memory, features.cap, features.ecap, interrupt=lambda address, data: hear())
     driver = VtdDriver(site.memory, unit, LINUX_6_12 if site.kernel.name == "6.12" else LINUX_7_2)
     log = FaultLog(unit)
 
-    def tell() -> None:
+    def hear() -> None:
         for blocked in log.take():
             site.report(str(blocked))
+        driver.service()
 
     return Built(unit, driver)
