@@ -171,7 +171,9 @@ def test_the_queues_wrap():
         domain.flush()
         assert reach(iommu, 0x1000 * number) is Cause.READ_PAGE_FAULT
         assert [fault.iova for fault in driver.faults.take()] == [0x1000 * number]
+    driver._bus.commands.clear()
     driver.queue.submit(*[(1, 0)] * 1000)
+    assert driver._bus.commands.count(1) == 1000
     assert iommu.read(0x48, 4) == 1 | 1 << 16
 
 
