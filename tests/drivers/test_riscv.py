@@ -344,6 +344,30 @@ def test_faults_are_told_and_taken(igs):
     assert told == ([(1, True), (1, False)] if igs == 1 else ["msi"])
 
 
+@pytest.mark.parametrize("igs", [0, 1])
+def test_faults_can_be_taken_whenever_they_are_told(igs):
+    """Also at once, from within; and when the queue overflowed while nobody listened."""
+    found, deaf = [], []
+
+    def tell(*_):
+        if not deaf:
+            found.extend(fault.iova for fault in driver.faults.take())
+
+    iommu, driver = rig(FULL.replace(IGS=igs), interrupt=tell, wire=tell)
+    driver.device(function())
+    for number in range(3):
+        reach(iommu, number << 12)
+        assert found.pop() == number << 12
+    deaf.append(True)
+    for number in range(200):
+        reach(iommu, number << 12)
+    deaf.clear()
+    tell()
+    assert found == [number << 12 for number in range(127)]
+    reach(iommu, 0x7000)
+    assert found[127:] == [0x7000]
+
+
 def test_a_fault_queue_that_overflowed_takes_faults_again():
     iommu, driver = rig()
     driver.device(function())

@@ -61,6 +61,8 @@ class FaultLog:
 
     def take(self) -> list[Blocked]:
         """Every fault that is recorded, oldest first; the queue is empty again, and takes records."""
+        # What is to be told again must be cleared before the interrupt is.
+        self._bus.write(Registers.FQCSR.offset, 4, RecordCsr.of(EN=1, IE=1, OF=1, MF=1))
         self._bus.write(Registers.IPSR.offset, 4, Ipsr.of(FIP=1))
         head = self._bus.read(Registers.FQH.offset, 4)
         tail = self._bus.read(Registers.FQT.offset, 4)
@@ -69,10 +71,6 @@ class FaultLog:
             found.append(_blocked([self._memory.read_u64(self._base + FAULT_BYTES * head + 8 * n) for n in range(4)]))
             head = (head + 1) % _ENTRIES
         self._bus.write(Registers.FQH.offset, 4, head)
-        state = RecordCsr(self._bus.read(Registers.FQCSR.offset, 4))
-        if state.OF or state.MF:
-            self._bus.write(Registers.FQCSR.offset, 4, state)
-            self._bus.write(Registers.IPSR.offset, 4, Ipsr.of(FIP=1))
         return found
 
 

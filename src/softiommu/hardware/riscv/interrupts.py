@@ -54,14 +54,15 @@ class Interrupts:
             self._post(self._vector(cause))
 
     def wires(self) -> None:
-        """Raise and lower wires as ipsr and icvec have it."""
-        pending, now = self._registers.IPSR, set()
-        if self._registers.FCTL.WSI:
-            now = {self._vector(cause) for cause in _CAUSES if pending & cause}
+        """Raise and lower wires as ipsr and icvec have it. Whoever hears a wire may change them at once."""
         for vector in range(VECTORS):
-            if (vector in now) != (vector in self._raised) and self._wire is not None:
-                self._wire(vector, vector in now)
-        self._raised = now
+            level = bool(self._registers.FCTL.WSI) and any(
+                self._registers.IPSR & cause and self._vector(cause) == vector for cause in _CAUSES
+            )
+            if level != (vector in self._raised):
+                self._raised ^= {vector}
+                if self._wire is not None:
+                    self._wire(vector, level)
 
     def _vector(self, cause: int) -> int:
         return int(getattr(self._registers.ICVEC, _CAUSES[cause]))
