@@ -5,6 +5,7 @@ from importlib.metadata import version
 import pytest
 
 from softiommu.cli import _COMMANDS
+from softiommu.machine.description import builtin_names
 
 
 def test_the_version_is_the_packages(softiommu):
@@ -32,7 +33,7 @@ def test_every_command_has_help(softiommu, command):
     ("arguments", "message"),
     [
         ([], "Usage: softiommu"),
-        (["machin"], "unknown command 'machin': expected one of run, machine (did you mean machine?)"),
+        (["machin"], "unknown command 'machin': expected one of run, machine, walk (did you mean machine?)"),
         (["--verion"], "No such option '--verion'"),
         (["machine", "lst"], "No such command 'lst'"),
         (["machine", "show"], "Missing argument 'NAME'"),
@@ -52,7 +53,7 @@ def test_an_unknown_machine_names_the_nearest(softiommu, command):
     ended = softiommu(*command)
     assert (ended.code, ended.out) == (2, "")
     assert ended.err.splitlines() == [
-        "softiommu: unknown machine 'mok': expected one of mock, nodev (did you mean mock?)",
+        f"softiommu: unknown machine 'mok': expected one of {', '.join(builtin_names())} (did you mean mock?)",
         "hint: a machine of your own is a TOML file, named by its path",
     ]
 

