@@ -161,6 +161,19 @@ def test_many_small_changes_forget_the_address_space():
     assert all(reach(unit, 0x20, 0x10000 + 0x2000 * n) is Event.F_TRANSLATION for n in range(200))
 
 
+@pytest.mark.parametrize("name", ["full", "stage-2"])
+def test_an_id_is_used_again_when_nothing_is_cached_under_it(name):
+    unit, driver = rig(UNITS[name])
+    device = driver.device(EDU)
+    for pa in (0x800000, 0x900000):
+        domain = device.alloc_paging(DomainFlags.NONE, None)
+        domain.map(0x10000, pa, 0x1000, RW)
+        device.attach(domain, None)
+        assert (domain.id, reach(unit, 0x20, 0x10000)) == (1, pa)
+        device.detach(None)
+        domain.free()
+
+
 def test_every_stream_of_a_function_is_routed():
     unit, driver = rig()
     device = driver.device(Function("edu2", (0x208, 0x200, 0x1210)))

@@ -239,6 +239,31 @@ def test_a_nested_table_outside_memory_is_told_by_its_physical_address():
     assert (how.S2, how.CLASS, fetch) == (0, Class.TT, 1 << 36)
 
 
+def test_tables_of_stage_1_in_device_memory_are_a_fault_where_software_asks():
+    rig = Rig()
+    pages1, pages2 = nest(rig, S2PTW=1)
+    mapped(pages1, 0x1000, 1 << 30)
+    assert reach(rig.smmu, 0x1000) == 32 << 20
+    first = leaf(pages2, 0)
+    change(rig, pages2, 0, 0xF << 2, 1 << 2)  # Device-nGnRE
+    rig.op(Op.TLBI_NH_ALL, VMID=VMID)
+    assert reach(rig.smmu, 0x1000) is Event.F_PERMISSION
+    _, how, _, ipa = rig.event()
+    assert (how.S2, how.CLASS, how.TTRNW, ipa) == (1, Class.TT, 1, pages1.root)
+    rig.forget()
+    assert reach(rig.smmu, 0x1000) is Event.F_PERMISSION
+    _, how, _, ipa = rig.event()
+    assert (how.S2, how.CLASS, ipa) == (1, Class.CD, rig.cds)
+    rig.nested(pages1, pages2)
+    rig.forget()
+    assert reach(rig.smmu, 0x1000) == 32 << 20
+    rig.memory.write_u64(first.at, first.pte)
+    rig.nested(pages1, pages2, S2PTW=1)
+    rig.memory.write_u64(pages1.root, 0)
+    rig.forget()
+    assert reach(rig.smmu, 0x1000) is Event.F_TRANSLATION
+
+
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_nested_agrees_with_two_walks_by_hand(data):
@@ -277,6 +302,21 @@ def test_what_an_ste_says_happens():
     assert rig.take_events() == []
     assert reach(rig.smmu, 0x5000, sid=64) is Event.C_BAD_STREAMID
     assert rig.event()[0].SID == 64
+
+
+def test_entries_that_are_wrong_are_kept_like_others():
+    rig = Rig()
+    pages = rig.pages("arm64-4k-48-s1")
+    mapped(pages, 0x1000, 0x100000)
+    assert reach(rig.smmu, 0x1000) is Event.C_BAD_STE
+    rig.stage1(pages, V=0)
+    assert reach(rig.smmu, 0x1000) is Event.C_BAD_STE
+    rig.op(Op.CFGI_STE, SID=SID, LEAF=1)
+    assert reach(rig.smmu, 0x1000) is Event.C_BAD_CD
+    rig.stage1(pages)
+    assert reach(rig.smmu, 0x1000) is Event.C_BAD_CD
+    rig.op(Op.CFGI_CD, SID=SID, LEAF=1)
+    assert reach(rig.smmu, 0x1000) == 0x100000
 
 
 def test_without_translation_gbpa_decides():

@@ -54,7 +54,6 @@ def test_the_entry_that_is_changed_is_good(config):
         (NO_STAGE2, {}, Config.S2),
         (FULL, {1: {"EATS": 2}}, Config.S1),
         (FULL, {1: {"EATS": 2}}, Config.S2),
-        (FULL, {1: {"EATS": 2}}, Config.BYPASS),
         (FULL, {1: {"EATS": 2}, 2: {"S2S": 1}}, Config.NEST),
         (less(NS1ATS=1), {1: {"EATS": 2}}, Config.NEST),
         (FULL, {1: {"EATS": 1}, 2: {"S2S": 1}}, Config.NEST),
@@ -94,10 +93,15 @@ def test_an_illegal_ste_is_told(identity, changes, config):
         (less(SSIDSIZE=0), {0: {"S1CDMAX": 5, "S1FMT": 1}}, Config.S1),
         (FULL, {1: {"EATS": 3}}, Config.S1),
         (NO_STAGE2, {2: {"S2VMID": 0xFFFF}}, Config.S1),
+        (less(EL2, VMID16=0), {1: {"STRW": 2}, 2: {"S2VMID": 0xFFFF}}, Config.S1),
     ],
 )
 def test_what_an_ste_does_not_use_is_ignored(identity, changes, config):
     assert of_ste(identity, changes, config) == 0x100000
+
+
+def test_a_bypassing_ste_has_no_ats_to_be_wrong_about():
+    assert of_ste(FULL, {1: {"EATS": 2}}, Config.BYPASS) == 0x1000
 
 
 def of_cd(identity, changes, ste1=0):

@@ -1,6 +1,7 @@
 """From a stream and a substream to what they are translated by: stream table, STE, CD. Arm IHI 0070, 3.3 and 5.
 
-What is read is kept until a CFGI command names it; what is wrong is not kept.
+What is read is kept until a CFGI command names it, also an STE, a CD, or a level-1 descriptor of CDs that is wrong;
+only a level-1 descriptor of STEs that leads nowhere is read again.
 """
 
 from __future__ import annotations
@@ -40,9 +41,10 @@ class Configuration:
         self, memory: PhysicalMemory, identity: Identity, registers: Registers, shape: Shape, directories: Shape
     ) -> None:
         self._memory, self._identity, self._registers = memory, identity, registers
-        self.streams: Cache[int, Stream] = Cache(shape)
+        #: An event in place of an entry that is wrong.
+        self.streams: Cache[int, Stream | Event] = Cache(shape)
         #: By stream and substream.
-        self.contexts: Cache[tuple[int, int], Context] = Cache(shape)
+        self.contexts: Cache[tuple[int, int], Context | Event] = Cache(shape)
         #: Level-1 descriptors, by the stream's index; and by stream and the substream's index.
         self.stream_directories: Cache[int, L1Std] = Cache(directories)
         self.context_directories: Cache[tuple[int, int], L1Cd] = Cache(directories)
@@ -54,11 +56,10 @@ class Configuration:
         found = self.streams.get(request.sid)
         if found is None:
             words = self._words(self._ste_address(request), STE_BYTES, Event.F_STE_FETCH, request)
-            stream = read_stream(words, self._identity, self._registers.CR2)
-            if stream is None:
-                raise SmmuFaultError(Event.C_BAD_STE, request)
-            self.streams.put(request.sid, stream)
-            return stream
+            found = read_stream(words, self._identity, self._registers.CR2) or Event.C_BAD_STE
+            self.streams.put(request.sid, found)
+        if isinstance(found, Event):
+            raise SmmuFaultError(found, request)
         return found
 
     @property
@@ -120,9 +121,11 @@ class Configuration:
         if found is None:
             found = self._read_context(stream, ssid, request)
             self.contexts.put((request.sid, ssid), found)
+        if isinstance(found, Event):
+            raise SmmuFaultError(found, request)
         return found
 
-    def _read_context(self, stream: Stream, ssid: int, request: Request) -> Context:
+    def _read_context(self, stream: Stream, ssid: int, request: Request) -> Context | Event:
         at = stream.context_table
         leaf_lg2 = LEAF_LG2.get(stream.s1fmt) if stream.cdmax else None
         if leaf_lg2 is not None:
@@ -130,10 +133,7 @@ class Configuration:
             ssid &= (1 << leaf_lg2) - 1
         at = self._physical(stream, at + CD_BYTES * ssid, request)
         words = self._words(at, CD_BYTES, Event.F_CD_FETCH, request)
-        context = read_context(words, self._identity, stream)
-        if context is None:
-            raise SmmuFaultError(Event.C_BAD_CD, request)
-        return context
+        return read_context(words, self._identity, stream) or Event.C_BAD_CD
 
     def _context_leaf(self, stream: Stream, ssid: int, leaf_lg2: int, request: Request) -> int:
         """Of a two-level table: the address of the leaf that has a substream's descriptor."""
@@ -142,9 +142,9 @@ class Configuration:
         if descriptor is None:
             at = self._physical(stream, stream.context_table + 8 * key[1], request)
             descriptor = L1Cd(self._words(at, 8, Event.F_CD_FETCH, request)[0])
-            if not descriptor.V or (descriptor.L2PTR << 12) >> self._identity.oas:
-                raise SmmuFaultError(Event.C_BAD_SUBSTREAMID, request._replace(pasid=request.pasid or 0))
             self.context_directories.put(key, descriptor)
+        if not descriptor.V or (descriptor.L2PTR << 12) >> self._identity.oas:
+            raise SmmuFaultError(Event.C_BAD_SUBSTREAMID, request._replace(pasid=request.pasid or 0))
         return (descriptor.L2PTR << 12) & ~((1 << leaf_lg2 + 6) - 1)
 
     def _physical(self, stream: Stream, ipa: int, request: Request) -> int:
@@ -168,7 +168,7 @@ class Configuration:
 
     def forget_streams(self, first: int, last: int, leaf: bool) -> None:
         """CFGI_STE and CFGI_STE_RANGE: STEs, and what was read through them; without `leaf` level-1 descriptors too."""
-        self.streams.drop(lambda sid, stream: first <= sid <= last)
+        self.streams.drop(lambda sid, _: first <= sid <= last)
         self.forget_contexts(first, last, None, False)
         split = self.split
         if not leaf:

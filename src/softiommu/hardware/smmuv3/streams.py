@@ -45,8 +45,9 @@ class Stream(NamedTuple):
     s1dss: S1Dss
     eats: Eats
     stalls_disabled: bool
-    #: What stage 2 does with faults.
+    #: What stage 2 does with faults; and that CDs and tables of stage 1 in device memory are one (S2PTW).
     policy: Policy
+    protects_walks: bool
     privcfg: int
     instcfg: int
     ppar: bool
@@ -75,7 +76,7 @@ def read_stream(words: list[int], identity: Identity, cr2: Cr2) -> Stream | None
     if how.CONFIG < Config.BYPASS:
         return _stream(identity, Config.ABORT, attributes)
     if how.CONFIG == Config.BYPASS:
-        return None if _bad_eats(attributes, Ste2(0), how, identity) else _stream(identity, how.CONFIG, attributes)
+        return _stream(identity, how.CONFIG, attributes)
     tags = Ste2(words[2])
     if _bad_eats(attributes, tags, how, identity) or _bad_stage1(how, attributes, identity):
         return None
@@ -84,21 +85,22 @@ def read_stream(words: list[int], identity: Identity, cr2: Cr2) -> Stream | None
     if has_second and second is None:
         return None
     # In a stage-1 STE, too, the VMID tags what is cached, where there is stage 2 at all.
-    vmid = tags.S2VMID if identity.idr0.S2P else 0
+    strw = attributes.STRW if identity.idr0.HYP and how.CONFIG == Config.S1 else Strw.NS_EL1
+    vmid = tags.S2VMID if identity.idr0.S2P and strw == Strw.NS_EL1 else 0
     if vmid >> 8 and not identity.idr0.VMID16:
         return None
     stream = _stream(identity, how.CONFIG, attributes)
-    strw = attributes.STRW if identity.idr0.HYP and how.CONFIG == Config.S1 else Strw.NS_EL1
     return stream._replace(
         has_stage1=how.CONFIG in (Config.S1, Config.NEST),
         second=second,
-        vmid=0 if strw == Strw.EL2 else vmid,
+        vmid=vmid,
         strw=strw,
         e2h=bool(cr2.E2H and strw == Strw.EL2),
         context_table=how.S1CONTEXTPTR << 6,
         cdmax=how.S1CDMAX if identity.idr1.SSIDSIZE else 0,
         s1fmt=how.S1FMT,
         policy=Policy(bool(tags.S2S), bool(tags.S2R)),
+        protects_walks=bool(tags.S2PTW and how.CONFIG == Config.NEST),
     )
 
 
@@ -118,6 +120,7 @@ def _stream(identity: Identity, config: Config, attributes: Ste1) -> Stream:
         eats=attributes.EATS if attributes.EATS in tuple(Eats) else Eats.OFF,
         stalls_disabled=bool(attributes.S1STALLD),
         policy=Policy(),
+        protects_walks=False,
         privcfg=attributes.PRIVCFG if overrides else 0,
         instcfg=attributes.INSTCFG if overrides else 0,
         ppar=bool(attributes.PPAR),

@@ -12,10 +12,12 @@ from softiommu.hardware.iommu import Request
 from softiommu.hardware.smmuv3.contexts import Context, Half
 from softiommu.hardware.smmuv3.events import Class, Event
 from softiommu.hardware.smmuv3.faults import SmmuFaultError, Where
+from softiommu.memory.physical import BadAddressError
 from softiommu.pagetable.formats import arm64
 from softiommu.pagetable.kinds import (
     ADDRESS_SIZE,
     BAD_TABLE,
+    DESCEND,
     FORBIDDEN,
     GLOBAL,
     HW_ACCESSED,
@@ -26,12 +28,14 @@ from softiommu.pagetable.kinds import (
     OK,
     OUT_OF_RANGE,
     PRIVILEGED,
+    READ,
     RIGHTS,
     WRITE,
     Table,
 )
-from softiommu.pagetable.nested import NestedWalk, nested_walk
-from softiommu.pagetable.walk import Walk, walk
+from softiommu.pagetable.nested import NestedWalk, Stage, nested_walk
+from softiommu.pagetable.walk import Walk, entry, index, signed, walk
+from softiommu.words import Word, bits
 
 if TYPE_CHECKING:
     from softiommu.hardware.smmuv3.streams import Stream
@@ -46,6 +50,12 @@ _EVENTS = {
     NOT_ACCESSED: Event.F_ACCESS,
     FORBIDDEN: Event.F_PERMISSION,
 }
+
+
+class _Stage2Leaf(Word):
+    """Of MemAttr the half that tells device memory (0) from normal memory (D8.6)."""
+
+    MEMORY = bits(5, 4)
 
 
 class Found(NamedTuple):
@@ -78,6 +88,8 @@ def first_stage(
             raise _first_fault(found, half.stage.table, context, request, found.at)
         allowed = _now(half.stage.table, found, found.allowed)
         return Found(found.oa, found.oa, found.lg2, allowed & RIGHTS, bool(allowed & GLOBAL))
+    if stream.protects_walks:
+        _check_tables(memory, stream, stream.second, half.stage, request._replace(iova=iova))
     both = nested_walk(half.stage, stream.second, memory, iova, want)
     if both.stage1 is None or both.stage2 is None or both.status != OK:
         raise _nested_fault(memory, both, stream, context, half, request)
@@ -94,7 +106,32 @@ def second_stage(
     found = walk(second.table, memory, second.root, ipa, want)
     if found.status != OK:
         raise _second_fault(found, stream, request, Where(True, doing, ipa))
+    if doing == Class.CD and stream.protects_walks and _is_device(found):
+        raise SmmuFaultError(Event.F_PERMISSION, request, Where(True, doing, ipa), stream.policy)
     return Found(found.oa, ipa, found.lg2, _now(second.table, found, found.allowed) & RIGHTS)
+
+
+def _check_tables(memory: PhysicalMemory, stream: Stream, second: Stage, first: Stage, request: Request) -> None:
+    """S2PTW: an entry of stage 1 in device memory is a fault of stage 2. What else fails is not told here."""
+    t, table, level = first.table, first.root, first.table.top
+    status = DESCEND
+    while status == DESCEND:
+        ipa = table + (index(t, level, request.iova) << 3)
+        outer = walk(second.table, memory, second.root, ipa, request.want and READ)
+        if outer.status != OK:
+            return
+        if _is_device(outer):
+            raise SmmuFaultError(Event.F_PERMISSION, request, Where(True, Class.TT, ipa), stream.policy)
+        try:
+            pte = memory.read_u64(outer.oa)
+        except BadAddressError:
+            return
+        status, table, _, level = entry(t, level, request.iova, signed(pte))
+
+
+def _is_device(found: Walk) -> bool:
+    """Whether a leaf of stage 2 maps device memory."""
+    return not found.pte & _Stage2Leaf.MEMORY.mask
 
 
 def _now(table: Table, found: Walk, allowed: int) -> int:
