@@ -303,6 +303,57 @@ def test_dirty_tracking_needs_hardware_that_sets_flags_and_a_domain_made_for_it(
     refused(EOPNOTSUPP, domain.read_dirty, Range(0, 1), None, True)
 
 
+class Endpoint:
+    """A device that hears invalidations, and answers when it is well."""
+
+    def __init__(self):
+        self.heard, self.well = [], True
+
+    def invalidate(self, pasid, first, last):
+        self.heard.append((pasid, first, last))
+        return self.well
+
+
+@pytest.mark.parametrize("pasid", [None, 3])
+@pytest.mark.parametrize("sid", [SID, 0x43210])
+def test_device_tlbs_are_emptied_with_the_iotlb(pasid, sid):
+    iommu, driver = rig()
+    device = driver.device(Function("nic", (sid, 0x77), pasid_bits=8 if pasid else 0, ats=True))
+    assert device.features.ats
+    endpoint = Endpoint()
+    iommu.connect(sid, endpoint)
+    domain = device.alloc_paging(NONE, None)
+    device.attach(domain, pasid)
+    domain.map(0x5000, 0x9000, 0x1000, RW)
+    domain.map(0x200000, 0x800000, 0x200000, RW)
+    assert iommu.ats_translate(sid, 0x5000, WRITE, pasid).pa == 0x9000
+    assert endpoint.heard == []
+    domain.unmap(0x5000, 0x1000)
+    domain.unmap(0x200000, 0x200000)
+    domain.flush()
+    everything = (pasid, 0, (1 << 64) - 1)
+    assert endpoint.heard == [(pasid, 0x5000, 0x5FFF), (pasid, 0x200000, 0x3FFFFF)]
+    endpoint.well = False
+    domain.map(0, 0x801000, 0x1000 * 100, RW)
+    domain.unmap(0, 0x1000 * 100)
+    domain.flush()
+    assert endpoint.heard[2:] == [everything], "a device that does not answer does not stop the queue"
+    device.detach(pasid)
+    assert endpoint.heard[3:] == [everything]
+    domain.free()
+    assert len(endpoint.heard) == 4, "it is not attached any more"
+
+
+def test_without_ats_in_device_and_iommu_nothing_is_sent():
+    for capabilities, ats in ((SMALL, True), (FULL, False)):
+        iommu, driver = rig(capabilities)
+        device = driver.device(Function("nic", (SID,), ats=ats))
+        device.attach(device.alloc_paging(NONE, None), None)
+        assert not device.features.ats
+        with pytest.raises(TranslationFaultError, match="TYPE_DISALLOWED"):
+            iommu.ats_translate(SID, 0x5000, READ)
+
+
 def test_what_there_is_not_is_refused():
     _, driver = rig(SMALL)
     device = driver.device(function())

@@ -42,7 +42,9 @@ class RiscvDevice:
         self.group: object = self if function.group is None else function.group
         bits = driver.routes.pasid_bits(function.pasid_bits) if driver.first_mode else 0
         self.features = DeviceFeatures(
-            dirty_tracking=bool(driver.capabilities.AMO_HWAD), max_pasids=1 << bits if bits else 0
+            dirty_tracking=bool(driver.capabilities.AMO_HWAD),
+            ats=driver.routes.uses_ats(function.sids[0]),
+            max_pasids=1 << bits if bits else 0,
         )
         self._riscv = driver
 

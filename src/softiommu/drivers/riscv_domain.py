@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from errno import EINVAL, ENOMEM, EOPNOTSUPP
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from softiommu.drivers.driver import DirtyReport, DomainFlags, Prot, Range, unsupported
+from softiommu.drivers.riscv_queue import EVERYWHERE, device_tlb
 from softiommu.errors import ModelError, UapiError
 from softiommu.hardware.riscv.commands import Command, Iotinval0, Iotinval1
 from softiommu.hardware.riscv.tables import FIRST_STAGE, SECOND_STAGE, DeviceTa, Iohgatp, Iosatp
@@ -18,6 +19,13 @@ if TYPE_CHECKING:
 
 #: More commands than this cost more than forgetting the address space.
 _MOST_COMMANDS = 64
+
+
+class Route(NamedTuple):
+    """A stream, or one of its processes, that a domain translates."""
+
+    sid: int
+    pasid: int | None
 
 
 class RiscvDomain:
@@ -45,6 +53,7 @@ class RiscvDomain:
         self.page_sizes = self.pages.sizes
         # Addresses of a first stage are sign-extended: the upper half is left alone.
         self.aperture = Range(0, (1 << table.input_bits - int(first)) - 1)
+        self.routes: list[Route] = []
         self._tracks_dirty = False
         self._removed: list[Run] = []
         self._tables: list[TableRange] = []
@@ -108,12 +117,14 @@ class RiscvDomain:
             low = Iotinval0.of(COMMAND=Command.IOTINVAL_VMA, PSCV=1, PSCID=self.id)
         else:
             low = Iotinval0.of(COMMAND=Command.IOTINVAL_GVMA, GV=1, GSCID=self.id)
-        if not runs:
-            self.owner.queue.submit((low, 0))
-            return
-        low = low.replace(AV=1, NL=int(non_leaf))
-        places = (place for run in runs for place in range(run.iova, run.last, 1 << run.lg2))
-        self.owner.queue.submit(*((low, Iotinval1.of(PAGE=place >> 12)) for place in places))
+        leaves = [(place, run.lg2) for run in runs for place in range(run.iova, run.last, 1 << run.lg2)]
+        if leaves:
+            low = low.replace(AV=1, NL=int(non_leaf))
+        self.owner.queue.submit(*((low, Iotinval1.of(PAGE=place >> 12)) for place, _ in leaves or [(0, EVERYWHERE)]))
+        # A device TLB is emptied after the IOTLB, from which it would be filled again.
+        cached = [route for route in self.routes if self.owner.routes.uses_ats(route.sid)]
+        where = leaves or [(0, EVERYWHERE)]
+        self.owner.queue.submit(*(device_tlb(*route, *leaf) for route in cached for leaf in where))
 
     def iova_to_pa(self, iova: int) -> int | None:
         """What the table says."""

@@ -7,9 +7,12 @@ from itertools import islice
 
 from softiommu.drivers.function import Bus
 from softiommu.errors import ModelError
-from softiommu.hardware.riscv.commands import COMMAND_BYTES, Command, Iofence0, Iofence1
+from softiommu.hardware.riscv.commands import COMMAND_BYTES, Ats0, Command, Inval, Iofence0, Iofence1
 from softiommu.hardware.riscv.registers import Cqcsr, QueueBase, Registers
 from softiommu.memory.physical import PAGE, PhysicalMemory
+
+#: All addresses, as a power of two.
+EVERYWHERE = 64
 
 _ENTRIES = PAGE // COMMAND_BYTES
 #: Commands between fences: with the fence, fewer than the queue has room for.
@@ -46,7 +49,14 @@ class CommandQueue:
         self._put(fence, Iofence1.of(ADDR=self._status >> 2))
         self._bus.write(Registers.CQT.offset, 4, self._tail)
         if self._memory.read_u32(self._status) != self._tickets:
-            state = Cqcsr(self._bus.read(Registers.CQCSR.offset, 4))
+            self._recover()
+
+    def _recover(self) -> None:
+        """A device TLB did not answer: the queue goes on when that is acknowledged."""
+        state = Cqcsr(self._bus.read(Registers.CQCSR.offset, 4))
+        if state.CMD_TO:
+            self._bus.write(Registers.CQCSR.offset, 4, Cqcsr.of(CQEN=1, CMD_TO=1))
+        if self._memory.read_u32(self._status) != self._tickets:
             raise ModelError(f"the command queue stopped: {state!r}")
 
     def _put(self, low: int, high: int) -> None:
@@ -54,3 +64,14 @@ class CommandQueue:
         self._memory.write_u64(at, int(low))
         self._memory.write_u64(at + 8, int(high))
         self._tail = (self._tail + 1) % _ENTRIES
+
+
+def device_tlb(sid: int, pasid: int | None, first: int, lg2: int) -> tuple[int, int]:
+    """Forget the 2**lg2 bytes from `first` in a device's own TLB."""
+    low = Ats0.of(COMMAND=Command.ATS_INVAL, RID=sid & 0xFFFF, DSEG=sid >> 16, DSV=int(sid >> 16 != 0))
+    if pasid is not None:
+        low = low.replace(PV=1, PID=pasid)
+    page = first >> 12
+    if lg2 == 12:
+        return low, Inval.of(PAGE=page)
+    return low, Inval.of(S=1, PAGE=page | (1 << lg2 - 13) - 1)

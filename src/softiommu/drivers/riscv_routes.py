@@ -5,6 +5,8 @@ from __future__ import annotations
 from errno import EINVAL, ENODEV, ENOMEM
 from typing import TYPE_CHECKING
 
+from softiommu.drivers.riscv_domain import RiscvDomain, Route
+from softiommu.drivers.riscv_queue import EVERYWHERE, CommandQueue, device_tlb
 from softiommu.errors import UapiError
 from softiommu.hardware.riscv.commands import Command, Iodir0
 from softiommu.hardware.riscv.registers import Capabilities
@@ -28,8 +30,6 @@ from softiommu.memory.physical import PAGE, PhysicalMemory
 
 if TYPE_CHECKING:
     from softiommu.drivers.function import Function
-    from softiommu.drivers.riscv_domain import RiscvDomain
-    from softiommu.drivers.riscv_queue import CommandQueue
 
 #: The process that requests without a process id belong to, where there is a process directory.
 _NO_PASID = 0
@@ -40,8 +40,8 @@ class Stream:
 
     def __init__(self, pdt: Pdtp | None) -> None:
         self.pdt = pdt
-        self.domain: RiscvDomain | None = None
-        self.pasids: dict[int, RiscvDomain] = {}
+        #: By process id; None: of requests without one.
+        self.domains: dict[int | None, RiscvDomain] = {}
 
 
 class Routes:
@@ -58,6 +58,8 @@ class Routes:
         updates = int(capabilities.AMO_HWAD)
         self._tc = Tc.of(V=1, SADE=updates, GADE=updates)
         self._streams: dict[int, Stream] = {}
+        self._has_ats = bool(capabilities.ATS)
+        self._ats: set[int] = set()
 
     # Structures
 
@@ -69,6 +71,12 @@ class Routes:
             self._context(sid)
             if sid not in self._streams:
                 self._streams[sid] = Stream(self._directory(function.pasid_bits) if function.pasid_bits else None)
+        if function.ats and self._has_ats:
+            self._ats.add(function.sids[0])
+
+    def uses_ats(self, sid: int) -> bool:
+        """Whether a stream has a device TLB that is used."""
+        return sid in self._ats
 
     def pasid_bits(self, wanted: int) -> int:
         """How wide the process ids are that a function of `wanted` bits can use."""
@@ -117,8 +125,8 @@ class Routes:
     def reserve(self, sid: int, pasid: int | None, domain: RiscvDomain) -> None:
         """Make what a route will need, and see that it can be. EINVAL: a second stage beside processes; ENOMEM."""
         stream = self._streams[sid]
-        second = not domain.first if pasid is None else stream.domain is not None and not stream.domain.first
-        if second and (pasid is not None or stream.pasids):
+        whole = domain if pasid is None else stream.domains.get(None)
+        if whole is not None and not whole.first and (pasid is not None or stream.domains.keys() - {None}):
             raise UapiError(EINVAL, "a directory of processes under a second stage would be the guest's")
         if stream.pdt is not None and domain.first:
             self._process(stream.pdt, _NO_PASID if pasid is None else pasid)
@@ -126,16 +134,23 @@ class Routes:
     def route(self, sid: int, pasid: int | None, domain: RiscvDomain | None) -> None:
         """Route a stream or one of its processes through a domain, or block it."""
         stream = self._streams[sid]
-        if pasid is not None:
-            if domain is not None:
-                stream.pasids[pasid] = domain
-            elif stream.pasids.pop(pasid, None) is None:
-                return
+        old = stream.domains.get(pasid)
+        if old is domain:
+            return
+        if domain is not None:
+            stream.domains[pasid] = domain
         else:
-            stream.domain = domain
+            del stream.domains[pasid]
         if stream.pdt is not None and (pasid is not None or domain is None or domain.first):
             self._put_process(sid, stream.pdt, _NO_PASID if pasid is None else pasid, domain)
         self._put_device(sid, stream)
+        # Until the hardware has forgotten the old one, its invalidations are for this route, too.
+        if old is not None:
+            if self.uses_ats(sid):
+                self._queue.submit(device_tlb(sid, pasid, 0, EVERYWHERE))
+            old.routes.remove(Route(sid, pasid))
+        if domain is not None:
+            domain.routes.append(Route(sid, pasid))
 
     def _put_process(self, sid: int, pdt: Pdtp, pid: int, domain: RiscvDomain | None) -> None:
         """Change a process context. The hardware never sees half of one: it is not valid and forgotten meanwhile."""
@@ -149,7 +164,7 @@ class Routes:
 
     def _put_device(self, sid: int, stream: Stream) -> None:
         """Change a device context, in the same way, if it has to change."""
-        at, words = self._context(sid), self._words(stream)
+        at, words = self._context(sid), self._words(sid, stream)
         if [self._memory.read_u64(at + 8 * number) for number in range(len(words))] == words:
             return
         if Tc(self._memory.read_u64(at)).V:
@@ -158,13 +173,14 @@ class Routes:
         for number in range(len(words) - 1, -1, -1):
             self._memory.write_u64(at + 8 * number, words[number])
 
-    def _words(self, stream: Stream) -> list[int]:
-        domain, pdt = stream.domain, stream.pdt
-        if domain is None and not stream.pasids:
+    def _words(self, sid: int, stream: Stream) -> list[int]:
+        domain, pdt = stream.domains.get(None), stream.pdt
+        if not stream.domains:
             return [0] * (self._dc_bytes // 8)
+        tc = self._tc.replace(EN_ATS=int(self.uses_ats(sid)))
         if pdt is not None and (domain is None or domain.first):
-            words: list[int] = [self._tc.replace(PDTV=1, DPE=1), 0, 0, pdt]
+            words: list[int] = [tc.replace(PDTV=1, DPE=1), 0, 0, pdt]
         else:
             assert domain is not None, "processes need a directory"
-            words = [self._tc, domain.iohgatp, domain.ta, domain.iosatp]
+            words = [tc, domain.iohgatp, domain.ta, domain.iosatp]
         return words + [0] * (self._dc_bytes // 8 - len(words))

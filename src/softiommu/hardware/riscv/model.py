@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from softiommu.hardware.iommu import Endpoint, PageRequest, Request, ResponseCode, Translation
+from softiommu.hardware.iommu import AtsIommu, Endpoint, PageRequest, Request, ResponseCode, Translation
 from softiommu.hardware.riscv.contexts import NO_ID
 from softiommu.hardware.riscv.control import Control
 from softiommu.hardware.riscv.counters import Who
@@ -216,6 +216,8 @@ class RiscvIommu:
         known = code in ResponseCode.__members__.values()
         self._respond(sid, pasid, group, ResponseCode(code) if known else ResponseCode.FAILURE)
 
+
+_: type[AtsIommu] = RiscvIommu
 
 #: The completion of a translation request without any right.
 _NOTHING = Translation(0, 12, 0)
