@@ -15,7 +15,8 @@ from softiommu.drivers.function import Function
 from softiommu.errors import UapiError
 from softiommu.hardware.amd.commands import span, window
 from softiommu.hardware.amd.events import Code
-from softiommu.hardware.amd.model import FULL_EFR, FULL_EFR2, AmdIommu
+from softiommu.hardware.amd.model import AmdIommu
+from softiommu.hardware.amd.presets import FULL
 from softiommu.hardware.amd.registers import Efr, Efr2, Registers
 from softiommu.hardware.amd.tables import Dte
 from softiommu.hardware.iommu import PageRequest, ResponseCode, TranslationFaultError
@@ -29,7 +30,7 @@ LEAST = Efr.of(IASup=1)
 PASID = DomainFlags.PASID
 
 
-def rig(efr=FULL_EFR, efr2=FULL_EFR2, capability=USUAL_CAPABILITY):
+def rig(efr=FULL.efr, efr2=FULL.efr2, capability=USUAL_CAPABILITY):
     memory = PhysicalMemory(RAM)
     iommu = AmdIommu(memory, efr, efr2)
     return iommu, AmdDriver(memory, iommu, capability)
@@ -146,7 +147,7 @@ def test_what_the_hardware_has_is_told():
         True,
         65536,
     )
-    assert device.hw_info(0).data == HwInfoAmd(int(FULL_EFR), int(FULL_EFR2)).to_bytes()
+    assert device.hw_info(0).data == HwInfoAmd(int(FULL.efr), int(FULL.efr2)).to_bytes()
     assert device.hw_info(1) is None
     assert [(*region[:2], region.kind) for region in device.reserved_regions()] == [
         (0xFEE00000, 0xFEEFFFFF, ReservedKind.MSI),

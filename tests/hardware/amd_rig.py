@@ -4,7 +4,8 @@ import pytest
 
 from softiommu.hardware.amd.commands import EVERYWHERE, Opcode, Wait
 from softiommu.hardware.amd.events import DeviceEvent, Record
-from softiommu.hardware.amd.model import FULL_EFR, FULL_EFR2, AmdIommu
+from softiommu.hardware.amd.model import AmdIommu
+from softiommu.hardware.amd.presets import FULL
 from softiommu.hardware.amd.registers import Control, DeviceTableBase, Registers, RingBase, Status
 from softiommu.hardware.amd.tables import Dte, Dte0, Dte1, Dte2, Dte3
 from softiommu.hardware.iommu import TranslationFaultError
@@ -51,7 +52,7 @@ class Device:
 class Rig:
     """An IOMMU that runs."""
 
-    def __init__(self, efr=FULL_EFR, efr2=FULL_EFR2, ram=32 << 20, **control):
+    def __init__(self, efr=FULL.efr, efr2=FULL.efr2, ram=32 << 20, **control):
         self.memory = PhysicalMemory(ram)
         self.messages, self.levels = [], []
         self.iommu = AmdIommu(

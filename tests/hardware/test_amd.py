@@ -4,12 +4,15 @@ import pytest
 from amd_rig import DOMAIN, SID, Rig, answer, flags, pages_command
 from hypothesis import given, settings, strategies as st
 
+from softiommu.errors import ModelError
 from softiommu.hardware.amd.commands import Opcode
 from softiommu.hardware.amd.events import BadRequest, Code, DeviceEvent, HardwareError, RequestEvent
-from softiommu.hardware.amd.model import FULL_EFR
-from softiommu.hardware.amd.registers import Efr, Registers, SegmentBase
+from softiommu.hardware.amd.model import AmdIommu
+from softiommu.hardware.amd.presets import FULL, QEMU, SMALL, Preset, check
+from softiommu.hardware.amd.registers import Efr, Efr2, Registers, SegmentBase
 from softiommu.hardware.amd.tables import Dte, Dte0, Had
 from softiommu.hardware.iommu import TranslationFaultError
+from softiommu.memory.physical import PhysicalMemory
 from softiommu.pagetable.formats import amdv1
 from softiommu.pagetable.kinds import EXECUTE, OK, READ, WRITE
 
@@ -306,7 +309,7 @@ def test_page_faults_can_be_kept_from_the_log(rig):
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_garbage_in_an_entry_and_its_tables_is_an_event_or_a_translation(data):
-    rig = Rig(FULL_EFR if data.draw(st.booleans()) else Efr.of(HATS=2), ram=1 << 20)
+    rig = Rig(FULL.efr if data.draw(st.booleans()) else Efr.of(HATS=2), ram=1 << 20)
     words = st.integers(0, (1 << 64) - 1)
     near = st.builds(lambda word, page: word & ~0xFFFFFFFFFF000 | page << 12, words, st.integers(0, 300))
     entry = [data.draw(st.one_of(words, near)) for _ in range(4)]
@@ -327,3 +330,54 @@ def test_garbage_in_an_entry_and_its_tables_is_an_event_or_a_translation(data):
         assert all(DeviceEvent(record.low).CODE == found for record in rig.take_events())
         assert answer(rig.iommu.ats_translate, SID, iova, want, pasid) is not Code.IO_PAGE_FAULT
         rig.take_events()
+
+
+@pytest.mark.parametrize(
+    ("preset", "rule"),
+    [
+        (Preset(Efr.of(GLXSup=1)), "efr.GLXSup needs efr.GTSup"),
+        (Preset(Efr.of(HDSup=1)), "efr.HDSup needs efr.HASup"),
+        (Preset(Efr.of(HATS=3)), "efr.HATS 3 is reserved"),
+        (Preset(Efr.of(GTSup=1, PASmax=20)), "1 to 20 bits"),
+        (Preset(Efr.of(XTSup=1)), "efr.XTSup is not modelled"),
+        (Preset(Efr(1 << 5)), "reserved"),
+        (Preset(Efr(0), Efr2.of(GCR3TRPModeSup=1)), "needs efr.GTSup"),
+        (SMALL._replace(header=SMALL.header.replace(EFRSup=0)), "EFRSup"),
+    ],
+)
+def test_features_that_no_hardware_has_are_refused(preset, rule):
+    with pytest.raises(ModelError, match=rule):
+        check(preset)
+
+
+def test_the_presets_are_possible_and_told():
+    for preset in (SMALL, QEMU, FULL):
+        check(preset)
+        iommu = AmdIommu(PhysicalMemory(1 << 20), *preset[:2], header=preset.header)
+        assert iommu.read(Registers.EFR.offset, 8) == preset.efr
+        assert iommu.capability.read(0, 4) == preset.header
+
+
+class ReadOnly:
+    """Memory that is gone when it is written."""
+
+    def __init__(self):
+        self.words = bytearray(4096)
+
+    def read(self, offset, length):
+        return bytes(self.words[offset : offset + length])
+
+    def write(self, offset, data):
+        raise OSError("gone")
+
+
+def test_flags_that_cannot_be_set_are_a_hardware_error(rig):
+    table = ReadOnly()
+    rig.memory.map_window(1 << 40, table, 0, 4096)
+    table.words[8:16] = int(host_entry(ADDR=0x77)).to_bytes(8, "little")
+    rig.entry({"Mode": 1, "HostPageTableRoot": 1 << 28})
+    assert rig.reach(0x1234, READ) == 0x77234
+    rig.submit(*pages_command())
+    rig.entry({"Mode": 1, "HostPageTableRoot": 1 << 28, "HAD": 3})
+    low, high = rig.blocked(0x1234, READ)
+    assert (low.CODE, high) == (Code.PAGE_TAB_HARDWARE_ERROR, (1 << 40) + 8 & ~15)

@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 
 from softiommu.hardware.amd.commands import LAYOUTS, Iotlb0, Iotlb1, Opcode, PprResponse0, PprResponse1, Wait
 from softiommu.hardware.amd.events import Code, CommandEvent, DeviceEvent, HardwareError
-from softiommu.hardware.amd.model import FULL_EFR
+from softiommu.hardware.amd.presets import FULL
 from softiommu.hardware.amd.registers import Control, Efr, MsiHeader, Registers, RingBase, Status
 from softiommu.hardware.amd.signals import Message
 from softiommu.hardware.iommu import ResponseCode
@@ -26,9 +26,9 @@ def rig():
 
 def test_registers_have_their_reset_values_and_access():
     iommu = Rig(IommuEn=0, CmdBufEn=0, EventLogEn=0, PprLogEn=0).iommu
-    assert iommu.read(Registers.EFR.offset, 8) == FULL_EFR
+    assert iommu.read(Registers.EFR.offset, 8) == FULL.efr
     iommu.write(Registers.EFR.offset, 8, 0)
-    assert iommu.read(Registers.EFR.offset, 8) == FULL_EFR
+    assert iommu.read(Registers.EFR.offset, 8) == FULL.efr
     assert iommu.read(Registers.STATUS.offset, 8) == 0
     assert iommu.capability.read(0, 4) & 0xFF == 0xF
     iommu.write(Registers.CONTROL.offset + 4, 4, 1 << 2)
@@ -135,7 +135,7 @@ def test_an_unknown_opcode_stops_the_buffer_until_it_is_started_again(rig, opcod
     ids=["all", "prefetch", "ppr", "guest", "type"],
 )
 def test_commands_of_absent_features_are_illegal(command):
-    for efr, legal in ((Efr(0), False), (FULL_EFR, True)):
+    for efr, legal in ((Efr(0), False), (FULL.efr, True)):
         rig = Rig(efr, ram=1 << 20, InvTimeOut=1)
         rig.submit(*command)
         assert bool(rig.status.CmdBufRun) == legal

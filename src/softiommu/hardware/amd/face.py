@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from softiommu.hardware.amd.logs import COMMANDS, EVENTS, PAGE_REQUESTS, Ring, ring_size
+from softiommu.hardware.amd.presets import Preset
 from softiommu.hardware.amd.registers import (
     REQUIRED_FEATURE,
     REQUIRED_FOR_CONTROL,
     CapabilityBlock,
     Control,
-    Efr,
-    Efr2,
     ExclusionBase,
     Registers,
     RingBase,
@@ -33,15 +32,15 @@ class Face:
 
     def __init__(
         self,
-        efr: Efr,
-        efr2: Efr2,
+        preset: Preset,
         interrupt: Callable[[int, int], None] | None,
         wire: Callable[[bool], None] | None,
     ) -> None:
-        self.efr, self.efr2 = efr, efr2
+        self.efr, self.efr2 = efr, efr2 = preset.efr, preset.efr2
         self.registers = Registers(self)
         self.registers.EFR, self.registers.EFR2 = efr, efr2
         self.capability = CapabilityBlock(self)
+        self.capability.HEADER = preset.header
         #: Whether requests are looked at, and whether some are excluded.
         self.enabled = self.excluding = False
         self.signals = Signals(self.registers, interrupt, wire)

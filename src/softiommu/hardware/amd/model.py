@@ -12,12 +12,20 @@ from typing import NamedTuple
 
 from softiommu.hardware.amd.events import BadRequest, BadTranslationRequest, Code, DeviceEvent, Record
 from softiommu.hardware.amd.face import Face
-from softiommu.hardware.amd.faults import EventError, PageFaultError, bad_request, page_fault, page_request
+from softiommu.hardware.amd.faults import (
+    EventError,
+    PageFaultError,
+    bad_request,
+    hardware_error,
+    page_fault,
+    page_request,
+)
 from softiommu.hardware.amd.interrupts import Remapper
 from softiommu.hardware.amd.logs import EVENTS, PAGE_REQUESTS, Log
+from softiommu.hardware.amd.presets import FULL, Preset
 from softiommu.hardware.amd.queue import CommandQueue
 from softiommu.hardware.amd.ranges import CONTROLLED, INTERRUPTS, is_interrupt, special
-from softiommu.hardware.amd.registers import Efr, Efr2
+from softiommu.hardware.amd.registers import CapabilityHeader, Efr, Efr2
 from softiommu.hardware.amd.tables import Dte
 from softiommu.hardware.amd.walker import Route, Walker
 from softiommu.hardware.cache import Cache, Entry, Iotlb, Page, Shape
@@ -31,20 +39,8 @@ from softiommu.hardware.iommu import (
     Translation,
     TranslationFaultError,
 )
-from softiommu.memory.physical import PhysicalMemory
+from softiommu.memory.physical import BadAddressError, PhysicalMemory
 from softiommu.pagetable.kinds import LENIENT, READ, RIGHTS, WRITE
-
-#: Everything that this hardware has.
-FULL_EFR = Efr.of(
-    **dict.fromkeys(("PreFSup", "PPRSup", "NXSup", "GTSup", "IASup", "GASup", "HESup", "USSup", "PprAutoRspSup"), 1),
-    **dict.fromkeys(("MsiCapMmioSup", "GIoSup", "HASup", "HDSup", "InvIotlbTypeSup"), 1),
-    HATS=2,
-    GATS=1,
-    GLXSup=2,
-    PASmax=19,
-    DevTblSegSup=3,
-)
-FULL_EFR2 = Efr2.of(GCR3TRPModeSup=1)
 
 _HARDWARE_ERRORS = (Code.DEV_TAB_HARDWARE_ERROR, Code.PAGE_TAB_HARDWARE_ERROR, Code.COMMAND_HARDWARE_ERROR)
 _EVERYWHERE = (0, (1 << 64) - 1)
@@ -76,13 +72,14 @@ class AmdIommu(Face):
     def __init__(
         self,
         memory: PhysicalMemory,
-        efr: Efr = FULL_EFR,
-        efr2: Efr2 = FULL_EFR2,
+        efr: Efr = FULL.efr,
+        efr2: Efr2 = FULL.efr2,
         shapes: Shapes | None = None,
         interrupt: Callable[[int, int], None] | None = None,
         wire: Callable[[bool], None] | None = None,
+        header: CapabilityHeader = FULL.header,
     ) -> None:
-        super().__init__(efr, efr2, interrupt, wire)
+        super().__init__(Preset(efr, efr2, header), interrupt, wire)
         shapes = shapes or Shapes()
         self.iotlb = Iotlb(shapes.iotlb)
         self.devices: Cache[int, CachedEntry] = Cache(shapes.devices)
@@ -157,10 +154,13 @@ class AmdIommu(Face):
             allowed &= route.rights
             if not request.want & RIGHTS & ~allowed:
                 return Translation(page | request.iova & (1 << lg2) - 1, lg2, allowed)
-        if guest is None:
-            found = self._walker.host(route, request)
-        else:
-            found = self._walker.guest(route, request, guest, self._guest_root(route, request, guest))
+        try:
+            if guest is None:
+                found = self._walker.host(route, request)
+            else:
+                found = self._walker.guest(route, request, guest, self._guest_root(route, request, guest))
+        except BadAddressError as error:  # an entry's flags could not be set
+            raise hardware_error(Code.PAGE_TAB_HARDWARE_ERROR, request, route.domain, guest, error.pa) from error
         if request.want & RIGHTS and found.allowed & (READ | WRITE):
             page = found.pa & ~((1 << found.lg2) - 1)
             kept = found.allowed & ~_untracked(route, request, guest)

@@ -244,11 +244,12 @@ class MiscInfo1(Word, width=32):
 
 
 class CapabilityBlock(RegisterFile):
-    """What software finds in the IOMMU's PCI configuration space, from the capability's own offset on."""
+    """What software finds in the IOMMU's PCI configuration space, from the capability's own offset on.
 
-    HEADER = reg(
-        0x00, CapabilityHeader, ro, CapabilityHeader.of(CapId=0xF, CapType=3, CapRev=1, IotlbSup=1, EFRSup=1, CapExt=1)
-    )
+    HEADER is set when the hardware is made.
+    """
+
+    HEADER = reg(0x00, CapabilityHeader, ro)
     BASE_LOW = reg(0x04, BaseLow, rw)
     BASE_HIGH = reg(0x08, Plain32, rw)
     RANGE = reg(0x0C, DeviceRange, ro)
