@@ -521,7 +521,7 @@ def test_ats_aborts_are_recorded():
     rig.device(context(rig.pages1, EN_ATS=1))
     rig.submit(Command.IODIR_INVAL_DDT)
     rig.memory.write_u64(rig.pages1.root, 1 | 1 << 50)
-    assert outcome(lambda: rig.iommu.ats_translate(SID, 0x5000, RWX)) is Cause.WRITE_ACCESS_FAULT
+    assert outcome(lambda: rig.iommu.ats_translate(SID, 0x5000, RWX)) is Cause.READ_ACCESS_FAULT
     assert [record.TTYP for record, _, _ in rig.faults()] == [8, Ttyp.TRANSLATED_WRITE, 8]
 
 

@@ -245,10 +245,10 @@ def _step(found: Walk) -> Step:
 
 
 def _by_access(causes: tuple[Cause, Cause, Cause], want: int) -> Cause:
-    """The cause for the original access: execute, read or write. A translation request (LENIENT) does not execute."""
-    if want & (EXECUTE | LENIENT) == EXECUTE:
-        return causes[0]
-    return causes[2] if want & WRITE else causes[1]
+    """The cause for the original access: execute, read or write. A translation request (LENIENT) is a read."""
+    if want & LENIENT:
+        return causes[1]
+    return causes[0] if want & EXECUTE else causes[2] if want & WRITE else causes[1]
 
 
 def _guest_page_fault(request: Request, gpa: int, **how: int) -> BlockedError:
