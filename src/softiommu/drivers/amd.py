@@ -13,11 +13,11 @@ from softiommu.drivers.amd_device import AmdDevice
 from softiommu.drivers.amd_domain import AmdDomain
 from softiommu.drivers.amd_events import EventLog
 from softiommu.drivers.amd_pages import PageRequestLog
-from softiommu.drivers.amd_queue import EVERYWHERE, Command, CommandBuffer, all_of_it, entry_of, interrupts_of, pages_of
+from softiommu.drivers.amd_queue import CommandBuffer, all_of_it
 from softiommu.drivers.amd_routes import Route, Routes
 from softiommu.drivers.driver import PageResponse
 from softiommu.drivers.function import Bus, Function
-from softiommu.errors import UapiError
+from softiommu.errors import ModelError, UapiError
 from softiommu.hardware.amd.registers import CapabilityHeader, Control, Efr, Efr2, Registers
 from softiommu.memory.physical import PhysicalMemory
 
@@ -37,6 +37,8 @@ class AmdDriver:
         self.memory, self._bus, self.capability = memory, bus, capability
         self.efr = Efr(bus.read(Registers.EFR.offset, 8) if capability.EFRSup else 0)
         self.efr2 = Efr2(bus.read(Registers.EFR2.offset, 8) if capability.EFRSup else 0)
+        if not self.efr.IASup:
+            raise ModelError("this driver needs INVALIDATE_IOMMU_ALL")
         #: A virtual IOMMU's hypervisor shadows what is mapped: it must hear of new mappings, too.
         self.np_cache = bool(capability.NpCache)
         #: Guest tables for devices' own requests and for PASIDs need both.
@@ -60,13 +62,7 @@ class AmdDriver:
             control = control.replace(PPREn=1, PprLogEn=1, PprIntEn=1, PprAutoRspEn=self.efr.PprAutoRspSup)
         self._bus.write(Registers.CONTROL.offset, 8, control)
         self._bus.write(Registers.CONTROL.offset, 8, control.replace(IommuEn=1))
-        if self.efr.IASup:
-            self.queue.submit(all_of_it())
-            return
-        commands: list[Command] = []
-        for number in range(1 << 16):
-            commands += [entry_of(number), interrupts_of(number), pages_of(number, None, *EVERYWHERE)]
-        self.queue.submit(*commands)
+        self.queue.submit(all_of_it())
 
     def attach(self, route: Route, domain: AmdDomain | None) -> None:
         """Route a device through a domain in place of the one it had, or block it."""

@@ -74,11 +74,6 @@ def entry_of(sid: int) -> Command:
     return OfDevice.of(OPCODE=Opcode.INVALIDATE_DEVTAB_ENTRY, DeviceID=sid), 0
 
 
-def interrupts_of(sid: int) -> Command:
-    """Forget a device's remapping entries."""
-    return OfDevice.of(OPCODE=Opcode.INVALIDATE_INTERRUPT_TABLE, DeviceID=sid), 0
-
-
 def pages_of(domain: int, pasid: int | None, first: int, last: int) -> Command:
     """Forget the smallest aligned power of two with `first`..`last`, in a domain or one of its PASIDs, with entries of
     every level."""
