@@ -126,6 +126,7 @@ def test_a_queue_that_is_not_mapped_any_more_is_fatal(translated, which):
 # Controllers whose DMA reaches themselves
 
 WINDOW = 1 << 40
+QUEUE_2 = (1 << 41) + 0xFF8  # those of queue 2, at the end of a page
 
 
 @pytest.fixture
@@ -136,7 +137,9 @@ def mirrored(nvme):
         for at in range(0, len(data), 4):
             nvme.write(offset + at, int.from_bytes(data[at : at + 4], "little"))
 
-    nvme.memory.map_window(WINDOW, Mmio(write, lambda offset, length: bytes(length)), 0, 0x4000)
+    show = Mmio(write, lambda offset, length: bytes(length))
+    nvme.memory.map_window(WINDOW, show, 0, 0x4000)
+    nvme.memory.map_window(QUEUE_2, show, 0x1010, 8)
     return nvme
 
 
@@ -160,6 +163,19 @@ def test_a_command_may_ring_the_doorbell_that_started_it(mirrored):
     mirrored.push(ring, FLUSH, 1)
     mirrored.write(0x1008, 2)
     assert [mirrored.pop(ring).status for _ in range(2)] == [0, 0]
+
+
+def test_commands_that_ring_their_own_doorbells_do_not_run_for_ever(mirrored):
+    mirrored.make_queues(2, size=4)
+    ring, page = mirrored.rings[2], mirrored.alloc()
+    for slot in range(4):  # each consumes a completion, and lets the next one run
+        mirrored.store(page, struct.pack("<2I", (slot + 2) % 4, (slot - 1) % 4))
+        assert mirrored.io(WRITE, slot, 1, [page]).status == 0
+        mirrored.push(ring, READ, 1, prp1=QUEUE_2, prp2=page, dword10=slot)
+    mirrored.write(0x1010, 1)
+    assert 1000 < mirrored.nvme.logs.reads < 1100
+    mirrored.write(CC, 0)
+    assert mirrored.enable() == 1
 
 
 @pytest.mark.parametrize("queue", ["ACQ", "IO"])

@@ -192,18 +192,22 @@ class Nvme:
         self.refresh_line()
 
     def _drain(self) -> None:
-        moved = True
-        while moved and self._alive:
-            moved = False
-            for cq in list(self.cqs.values()):
-                while cq.waiting and not cq.full and self._alive:
-                    self._post(cq, cq.waiting.popleft())
-            if self._alive:
-                self.events.tell()
-            for sq in list(self.sqs.values()):
-                if self._can_run(sq):
+        # No queue holds more commands than rounds: what a command adds by DMA to a doorbell waits for another one.
+        for _ in range(self.registers.CAP.MQES + 2):
+            self._post_waiting()
+            ready = [sq for sq in self.sqs.values() if self._can_run(sq)]
+            for sq in ready:
+                if self._can_run(sq):  # still: the one before may have reset the controller
                     self._run(sq)
-                    moved = True
+            if not ready:
+                break
+
+    def _post_waiting(self) -> None:
+        for cq in list(self.cqs.values()):
+            while cq.waiting and not cq.full and self._alive:
+                self._post(cq, cq.waiting.popleft())
+        if self._alive:
+            self.events.tell()
 
     def _can_run(self, sq: SubmissionQueue) -> bool:
         """Whether a queue has a command, room for its completion, and is still there."""

@@ -25,13 +25,13 @@ class Logs:
     def __init__(self) -> None:
         self._errors: deque[bytes] = deque(maxlen=ERROR_ENTRIES)
         self._count = 0
-        self._reads = self._writes = self._bytes_read = self._bytes_written = self._media_errors = 0
+        self.reads = self._writes = self._bytes_read = self._bytes_written = self._media_errors = 0
         #: Whether the temperature is past a threshold.
         self.temperature_warning = False
 
     def count_read(self, length: int) -> None:
         """A Read (or Compare) of `length` bytes is done."""
-        self._reads += 1
+        self.reads += 1
         self._bytes_read += length
 
     def count_write(self, length: int) -> None:
@@ -59,7 +59,7 @@ class Logs:
             SPARE_THRESHOLD=10,
             UNITS_READ=-(-self._bytes_read // _UNIT),
             UNITS_WRITTEN=-(-self._bytes_written // _UNIT),
-            READS=self._reads,
+            READS=self.reads,
             WRITES=self._writes,
             POWER_CYCLES=1,
             MEDIA_ERRORS=self._media_errors,
