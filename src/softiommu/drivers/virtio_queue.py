@@ -11,8 +11,10 @@ from softiommu.hardware.virtio.tables import (
     AVAILABLE_BYTES,
     DESCRIPTOR_BYTES,
     RING_ELEMENTS,
+    RING_FLAGS,
     RING_INDEX,
     USED_BYTES,
+    AvailableFlags,
     Descriptor,
     Used,
 )
@@ -29,7 +31,7 @@ class Done(NamedTuple):
 class DriverQueue:
     """One queue, set up and enabled. Whoever uses it knows which descriptors are free."""
 
-    def __init__(self, memory: PhysicalMemory, bus: Bus, number: int) -> None:
+    def __init__(self, memory: PhysicalMemory, bus: Bus, number: int, interrupts: bool = True) -> None:
         self._memory, self._bus = memory, bus
         bus.write(Registers.QUEUE_SELECT.offset, 2, number)
         # One page of descriptors is as many as a driver of ours ever has in flight.
@@ -37,6 +39,8 @@ class DriverQueue:
         if not self.size:
             raise ModelError(f"the device has no queue {number}")
         self._descriptors, self._available, self._used = (memory.alloc(PAGE) for _ in range(3))
+        flags = AvailableFlags.of(NO_INTERRUPT=int(not interrupts))
+        memory.write(self._available + RING_FLAGS, int(flags).to_bytes(2, "little"))
         bus.write(Registers.QUEUE_SIZE.offset, 2, self.size)
         bus.write(Registers.QUEUE_DESC.offset, 8, self._descriptors)
         bus.write(Registers.QUEUE_DRIVER.offset, 8, self._available)

@@ -23,6 +23,8 @@ _ERRNOS = {
 #: A request and its tail, each with room to spare.
 _SLOT, _ANSWER = 128, 96
 _TAIL = size_of(Tail)
+#: What a tail is until the device writes it.
+_UNANSWERED = to_bytes(Tail.of(STATUS=Code.IOERR))
 
 
 class RequestQueue:
@@ -30,7 +32,7 @@ class RequestQueue:
 
     def __init__(self, memory: PhysicalMemory, bus: Bus, probe_size: int) -> None:
         self._memory, self._probe_size = memory, probe_size
-        self._queue = DriverQueue(memory, bus, REQUESTS)
+        self._queue = DriverQueue(memory, bus, REQUESTS, interrupts=False)
         self._most = self._queue.size // 2
         self._slots = memory.alloc(_SLOT * self._most)
         self._properties = memory.alloc(probe_size + _TAIL)
@@ -47,7 +49,7 @@ class RequestQueue:
         """Describe a request at an address, and the answer to it."""
         head, data = 2 * len(self._waiting), to_bytes(request)
         self._memory.write(at, data)
-        self._memory.write(answer + length - _TAIL, to_bytes(Tail.of(STATUS=Code.IOERR)))
+        self._memory.write(answer + length - _TAIL, _UNANSWERED)
         self._queue.describe(head, Descriptor.of(ADDR=at, LEN=len(data), NEXT=1, NEXT_INDEX=head + 1))
         self._queue.describe(head + 1, Descriptor.of(ADDR=answer, LEN=length, WRITE=1))
         self._queue.offer(head)

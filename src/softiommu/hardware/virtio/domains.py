@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from softiommu.hardware.virtio.registers import Features
 
 _TOP = (1 << 64) - 1
+_NO_DOMAIN = -1
 
 
 class Mapping(NamedTuple):
@@ -43,15 +44,17 @@ class Domain:
 
     def meeting(self, first: int, last: int) -> list[Mapping]:
         """The mappings that have an address of `first`..`last`, in order."""
-        keys = self._mappings.irange(None, first, reverse=True)
-        below = next((self._mappings[key] for key in keys), None)
-        found = [below] if below is not None and below.first < first <= below.last else []
+        below = self.at(first)
+        found = [below] if below is not None and below.first < first else []
         return found + [self._mappings[key] for key in self._mappings.irange(first, last)]
 
     def at(self, iova: int) -> Mapping | None:
         """The mapping of an address."""
-        found = self.meeting(iova, iova)
-        return found[0] if found else None
+        number = self._mappings.bisect_right(iova)
+        if not number:
+            return None
+        mapping: Mapping = self._mappings.peekitem(number - 1)[1]
+        return mapping if iova <= mapping.last else None
 
     def add(self, mapping: Mapping) -> None:
         """Map; nothing is there."""
@@ -70,6 +73,7 @@ class Domains:
         self._granule = offer.page_size_mask & -offer.page_size_mask
         self._domains: dict[int, Domain] = {}
         self._attached: dict[int, int] = {}
+        self._reserved = [(int(mem.START), int(mem.END), mem) for mem in offer.reserved]
 
     def reset(self) -> None:
         """Nobody is attached to anything."""
@@ -78,8 +82,7 @@ class Domains:
 
     def of(self, endpoint: int) -> Domain | None:
         """The domain that an endpoint is attached to."""
-        domain = self._attached.get(endpoint)
-        return None if domain is None else self._domains[domain]
+        return self._domains.get(self._attached.get(endpoint, _NO_DOMAIN))
 
     def number_of(self, endpoint: int) -> int | None:
         """The number of that domain."""
@@ -165,7 +168,10 @@ class Domains:
 
     def reserved(self, first: int, last: int) -> ResvMem | None:
         """The reserved range that has an address of `first`..`last`."""
-        return next((mem for mem in self._offer.reserved if first <= mem.END and last >= mem.START), None)
+        for start, end, mem in self._reserved:
+            if start <= last and first <= end:
+                return mem
+        return None
 
     def _is_domain(self, number: int) -> bool:
         low, high = self._offer.domain_range

@@ -25,7 +25,7 @@ from softiommu.hardware.virtio.commands import (
     size_of,
     to_bytes,
 )
-from softiommu.hardware.virtio.domains import Domains
+from softiommu.hardware.virtio.domains import Domain, Domains
 from softiommu.hardware.virtio.events import Fault, Reason
 from softiommu.hardware.virtio.queue import BrokenQueueError, Chain, Virtqueue
 from softiommu.hardware.virtio.registers import (
@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     from softiommu.memory.physical import PhysicalMemory
 
 _TAIL = size_of(Tail)
+_TAILS = {code: to_bytes(Tail.of(STATUS=code)) for code in Code}
+_LONGEST = max(size_of(layout) for layout in REQUESTS.values())
 
 
 class VirtioIommu:
@@ -242,14 +244,14 @@ class VirtioIommu:
 
     def _carry_out(self, chain: Chain) -> int:
         """Carry a request out; the bytes written: none where it cannot be told what is asked, or where to answer."""
-        raw = chain.read(size_of(Head))
+        raw = chain.read(_LONGEST)
         if len(raw) < size_of(Head) or chain.writable < _TAIL:
             return 0
-        kind = Head(int.from_bytes(raw, "little")).TYPE
+        kind = Head(int.from_bytes(raw[: size_of(Head)], "little")).TYPE
         if not isinstance(kind, Type) or not self._knows(kind):
             return 0
         layout = REQUESTS[kind]
-        raw = chain.read(size_of(layout))
+        raw = raw[: size_of(layout)]
         properties = self._offer.probe_size if kind is Type.PROBE else 0
         if len(raw) < size_of(layout) or chain.writable < properties + _TAIL:
             return self._answer(chain, min(properties, chain.writable - _TAIL), b"", Code.INVAL)
@@ -281,7 +283,7 @@ class VirtioIommu:
     @staticmethod
     def _answer(chain: Chain, length: int, properties: bytes, code: Code) -> int:
         """Write `length` bytes of properties, padded with zeros, and the tail; how many bytes that is."""
-        chain.write(0, properties.ljust(length, b"\0") + to_bytes(Tail.of(STATUS=code)))
+        chain.write(0, properties.ljust(length, b"\0") + _TAILS[code])
         return length + _TAIL
 
     def _report(self, fault: Fault) -> None:
@@ -306,29 +308,31 @@ class VirtioIommu:
         self, sid: int, iova: int, want: int, pasid: int | None = None, privileged: bool = False
     ) -> Translation:
         """Where a request goes. TranslationFaultError."""
-        request = Request(sid, iova, want, pasid, privileged)
-        if sid not in self._offer.endpoints:
-            # A report has an endpoint that the driver knows.
-            raise TranslationFaultError(Reason.DOMAIN, request)
-        if pasid is not None:
-            raise self._fault(Reason.UNKNOWN, request)
-        mem = self.domains.reserved(iova, iova)
-        if mem is not None:
-            return self._at_reserved(mem, request)
-        domain = self.domains.of(sid)
-        if domain is None:
-            if not self._bypasses_unattached():
-                raise self._fault(Reason.DOMAIN, request)
-            return self._identity(iova)
-        if domain.is_bypass:
-            return self._identity(iova)
+        domains = self.domains
+        domain = None if pasid is not None else domains.of(sid)
+        if domain is None or domain.is_bypass or domains.reserved(iova, iova) is not None:
+            return self._untranslated(Request(sid, iova, want, pasid, privileged), domain)
         mapping = domain.at(iova)
         needed = want & WRITE | (READ if want & (READ | EXECUTE) else 0)
         if mapping is None or needed & ~mapping.allowed:
-            raise self._fault(Reason.MAPPING, request)
-        allowed = mapping.allowed | (EXECUTE if mapping.allowed & READ else 0)
-        pa = mapping.pa + iova - mapping.first
-        return Translation(pa, _block(iova, pa, mapping.first, mapping.last), allowed)
+            raise self._fault(Reason.MAPPING, Request(sid, iova, want, pasid, privileged))
+        first, last, pa, allowed = mapping
+        pa += iova - first
+        return Translation(pa, _block(iova, pa, first, last), allowed | (EXECUTE if allowed & READ else 0))
+
+    def _untranslated(self, request: Request, domain: Domain | None) -> Translation:
+        """A request that no mapping is asked for. TranslationFaultError."""
+        if request.sid not in self._offer.endpoints:
+            # A report has an endpoint that the driver knows.
+            raise TranslationFaultError(Reason.DOMAIN, request)
+        if request.pasid is not None:
+            raise self._fault(Reason.UNKNOWN, request)
+        mem = self.domains.reserved(request.iova, request.iova)
+        if mem is not None:
+            return self._at_reserved(mem, request)
+        if domain is None and not self._bypasses_unattached():
+            raise self._fault(Reason.DOMAIN, request)
+        return self._identity(request.iova)
 
     def _bypasses_unattached(self) -> bool:
         if self._offer.features.BYPASS_CONFIG:
@@ -367,10 +371,11 @@ def _half(features: int, select: int) -> Half:
 
 def _block(iova: int, pa: int, first: int, last: int) -> int:
     """log2 of the largest aligned block around `iova` in `first`..`last` that lies alike in both address spaces."""
-    lg2 = ((iova ^ pa) & -(iova ^ pa)).bit_length() - 1 if iova != pa else 64
-    while lg2 and (iova >> lg2 << lg2 < first or (iova >> lg2 << lg2) + (1 << lg2) - 1 > last):
-        lg2 -= 1
-    return lg2
+    lg2 = (iova ^ last + 1).bit_length() - 1
+    if first:
+        lg2 = min(lg2, (iova ^ first - 1).bit_length() - 1)
+    other = iova ^ pa
+    return min(lg2, (other & -other).bit_length() - 1) if other else lg2
 
 
 _: type[Iommu] = VirtioIommu

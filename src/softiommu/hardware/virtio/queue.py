@@ -43,6 +43,9 @@ class Chain:
 
     def read(self, length: int) -> bytes:
         """The first bytes, as many as there are up to `length`. BadAddressError."""
+        if len(self._readable) == 1:
+            pa, size = self._readable[0]
+            return self._memory.read(pa, min(size, length))
         return b"".join(self._memory.read(pa, size) for pa, size in _span(self._readable, 0, length))
 
     def write(self, offset: int, data: bytes) -> None:
@@ -102,7 +105,7 @@ class Virtqueue:
     def give(self, chain: Chain, written: int) -> bool:
         """Give a chain back with so many bytes written; whether the driver wants an interrupt. BadAddressError."""
         at = self.device + RING_ELEMENTS + USED_BYTES * (self._given % self.size)
-        self._memory.write(at, int(Used.of(ID=chain.head, LEN=written)).to_bytes(USED_BYTES, "little"))
+        self._memory.write(at, (chain.head | written << Used.LEN.low).to_bytes(USED_BYTES, "little"))
         self._given = self._given + 1 & 0xFFFF
         self._memory.write(self.device + RING_INDEX, self._given.to_bytes(2, "little"))
         return not AvailableFlags(self._half(self.driver + RING_FLAGS)).NO_INTERRUPT
