@@ -27,7 +27,7 @@ from softiommu.hardware.vtd.registers import (
     Registers,
     Ttm,
 )
-from softiommu.hardware.vtd.tables import Pgtt
+from softiommu.hardware.vtd.tables import Pasid1, Pgtt
 from softiommu.pagetable.kinds import READ, WRITE
 
 RW = READ | WRITE
@@ -149,6 +149,66 @@ def test_a_new_root_table_forgets_where_the_hardware_says_so(esrtps):
     bench.unit.translate(SID, IOVA, READ)
     bench.command(SRTP=1)
     assert len(bench.unit.caches.iotlb.cache) == len(bench.unit.caches.legacy) == 1 - esrtps
+
+
+LINKED = [
+    (Pgtt.SECOND, Iotlb0.of(TYPE=Type.IOTLB, G=3, DID=DID), Range.of(ADDR=IOVA + 0x1000 >> 12), True),
+    (Pgtt.SECOND, Iotlb0.of(TYPE=Type.IOTLB, G=3, DID=DID), Range.of(ADDR=IOVA + 0x1000 >> 12, IH=1), False),
+    (Pgtt.SECOND, Iotlb0.of(TYPE=Type.IOTLB, G=3, DID=DID), Range.of(ADDR=IOVA + (1 << 39) >> 12), False),
+    (Pgtt.SECOND, Iotlb0.of(TYPE=Type.IOTLB, G=2, DID=DID), 0, True),
+    (Pgtt.SECOND, Iotlb0.of(TYPE=Type.IOTLB, G=2, DID=1), 0, False),
+    (Pgtt.FIRST, PasidIotlb0.of(TYPE=Type.PASID_IOTLB, G=3, DID=DID), Range.of(ADDR=IOVA >> 12), True),
+    (Pgtt.FIRST, PasidIotlb0.of(TYPE=Type.PASID_IOTLB, G=3, DID=DID), Range.of(ADDR=IOVA >> 12, IH=1), False),
+    (Pgtt.FIRST, PasidIotlb0.of(TYPE=Type.PASID_IOTLB, G=2, DID=DID, PASID=1), 0, False),
+]
+
+
+@pytest.mark.parametrize(("pgtt", "low", "high", "forgotten"), LINKED)
+def test_a_link_to_a_table_stays_until_a_command_names_it_and_more_than_leaves(pgtt, low, high, forgotten):
+    bench = Bench()
+    bench.pasid(pgtt)
+    pages = bench.first if pgtt == Pgtt.FIRST else bench.second
+    pages.map(IOVA, 0x600000, 0x3000, RW)
+    assert bench.unit.translate(SID, IOVA, READ).pa == 0x600000
+    assert len(bench.unit.caches.links) == 3
+    bench.set(pages.root, 0)  # every table is gone
+    assert bench.unit.translate(SID, IOVA + 0x2000, READ).pa == 0x602000
+    bench.submit((low, high))
+    assert (reason(bench.unit.translate, SID, IOVA + 0x1000, READ) is not None) == forgotten
+
+
+def test_a_link_gives_no_right_that_it_has_not():
+    bench = Bench()
+    bench.first.map(IOVA, 0x600000, 0x2000, RW)
+    bench.set(bench.first.root, bench.memory.read_u64(bench.first.root) & ~2)
+    for page in (0, 0x1000):  # the second walk goes on from the cached link
+        assert bench.unit.translate(SID, IOVA + page, READ).pa == 0x600000 + page
+        assert reason(bench.unit.translate, SID, IOVA + page, WRITE) is Reason.SCALABLE_NO_WRITE
+
+
+def test_a_link_is_cached_when_its_flag_is_set():
+    bench = Bench()
+    bench.first.map(IOVA, 0x600000, 0x1000, RW)
+    bench.set(bench.first.root, bench.memory.read_u64(bench.first.root) & ~32)
+    bench.change(bench.entry + 8, Pasid1, PWSNP=0)
+    for _ in range(2):
+        assert reason(bench.unit.translate, SID, IOVA, READ) is Reason.FIRST_FLAGS_NOT_SNOOPED
+    assert len(bench.unit.caches.links) == 0
+    bench.change(bench.entry + 8, Pasid1, PWSNP=1)
+    bench.unit.caches.forget_all()
+    assert bench.unit.translate(SID, IOVA, READ).pa == 0x600000
+    assert bench.memory.read_u64(bench.first.root) & 32
+
+
+def test_large_leaves_are_reached_by_cached_links():
+    bench = Bench()
+    bench.pasid(Pgtt.SECOND)
+    bench.second.map(IOVA, 0x800000, 0x400000, RW)
+    assert [bench.unit.translate(SID, IOVA + n * 0x200000, READ)[:2] for n in range(2)] == [
+        (0x800000, 21),
+        (0xA00000, 21),
+    ]
+    assert bench.unit.caches.links.counters.hits == 2
 
 
 @pytest.mark.parametrize("cm", [0, 1])

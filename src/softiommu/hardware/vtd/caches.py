@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
-from softiommu.hardware.cache import Cache, Entry, Iotlb, Page, Shape
+from softiommu.hardware.cache import Cache, Iotlb, Page, Shape
 from softiommu.hardware.vtd.tables import Irte0, Irte1
-from softiommu.hardware.vtd.walker import NO_PASID, Context, Route
+from softiommu.hardware.vtd.walker import NO_PASID, Context, Link, Route
 
 
 class Shapes(NamedTuple):
@@ -16,6 +17,8 @@ class Shapes(NamedTuple):
     context: Shape = Shape(8, 8)
     pasid: Shape = Shape(8, 8)
     interrupt: Shape = Shape(16, 4)
+    #: Links to tables.
+    paging: Shape = Shape(8, 8)
 
 
 class Selection(NamedTuple):
@@ -27,6 +30,12 @@ class Selection(NamedTuple):
     sid_mask: int = 0xFFFF
     #: An inclusive range of addresses.
     window: tuple[int, int] | None = None
+    #: Links to tables stay (IH): software has changed leaves only.
+    leaves_only: bool = False
+
+    def reaches(self, page: Page) -> bool:
+        """Whether a page or a link has an address of the window."""
+        return self.window is None or Iotlb.meets(page, *self.window)
 
 
 class Caches:
@@ -38,6 +47,8 @@ class Caches:
         self.legacy: Cache[int, Route] = Cache(shapes.context)
         self.contexts: Cache[int, Context] = Cache(shapes.context)
         self.pasids: Cache[tuple[int, int], Route] = Cache(shapes.pasid)
+        #: Links to tables of single stages, by their tags and by what they translate, as pages are.
+        self.links: Cache[Page, Link] = Cache(shapes.paging)
         self.interrupts: Cache[int, tuple[Irte0, Irte1]] = Cache(shapes.interrupt)
 
     def forget_all(self) -> None:
@@ -66,23 +77,24 @@ class Caches:
         """An IOTLB command: page-selective ones name guest-physical addresses in nested translations, of which the
         hardware knows none, so all of the domain go (6.5.2.4)."""
 
-        def chosen(page: Page, entry: Entry) -> bool:
+        def chosen(page: Page, entry: object) -> bool:
             if selection.did is not None and page.tags[0] != selection.did:
                 return False
             if selection.window is None or page.tags[2]:
                 return True
-            return page.tags[1] == NO_PASID and Iotlb.meets(page, *selection.window)
+            return page.tags[1] == NO_PASID and selection.reaches(page)
 
-        self.iotlb.drop(chosen)
+        self._forget(chosen, selection)
 
     def forget_pasid_translations(self, selection: Selection) -> None:
         """A PASID-based IOTLB command: translations of first stages."""
-        self.iotlb.drop(
-            lambda page, entry: (
-                page.tags[:2] == (selection.did, selection.pasid)
-                and (selection.window is None or Iotlb.meets(page, *selection.window))
-            )
-        )
+        tags = (selection.did, selection.pasid)
+        self._forget(lambda page, entry: page.tags[:2] == tags and selection.reaches(page), selection)
+
+    def _forget(self, chosen: Callable[[Page, object], bool], selection: Selection) -> None:
+        self.iotlb.drop(chosen)
+        if not selection.leaves_only:
+            self.links.drop(chosen)
 
     def forget_interrupts(self, first: int, last: int) -> None:
         """An interrupt entry cache command."""

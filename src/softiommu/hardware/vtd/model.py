@@ -89,7 +89,7 @@ class Unit:
             (range(cap.FRO * 16, cap.FRO * 16 + 16 * (cap.NFR + 1)), self.log.records),
         )
         self._walker = Walker(memory, cap, ecap, host_bits)
-        self._paging = Paging(memory, cap)
+        self._paging = Paging(memory, cap, self.caches.links)
         self._remapper = Remapper(memory, self.caches.interrupts)
         self._queue = Queue(self, memory)
         self._rtaddr = self.registers.RTADDR
@@ -379,8 +379,9 @@ class Unit:
         """Invalidate the IOTLB, unless the queue does that; IAIG says what was done (11.4.6.3)."""
         if not new.IVT:
             return
-        pages = window(self._iotlb_registers.IVA, self.registers.CAP.MAMV)
-        page = Selection(did=new.DID, window=pages) if pages is not None else None
+        iva = self._iotlb_registers.IVA
+        pages = window(iva, self.registers.CAP.MAMV)
+        page = Selection(did=new.DID, window=pages, leaves_only=bool(iva.IH)) if pages is not None else None
         chosen = {1: Selection(), 2: Selection(did=new.DID), 3: page}.get(new.IIRG)
         works = chosen is not None and not self.registers.GSTS.QIE
         if works and chosen is not None:

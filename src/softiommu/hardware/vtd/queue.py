@@ -144,20 +144,23 @@ class Queue:
         self._unit.caches.forget_pasids(_choose({0: Selection(did=command.DID), 1: one, 3: Selection()}, command.G))
 
     def _iotlb(self, command: Iotlb0, where: Range) -> None:
-        one = Selection(did=command.DID, window=self._window(where) if command.G == 3 else None)
-        chosen = _choose({1: Selection(), 2: Selection(did=command.DID), 3: one}, command.G)
+        whole = Selection(did=command.DID)
+        chosen = _choose({1: Selection(), 2: whole, 3: self._pages(whole, where, command.G)}, command.G)
         self._unit.caches.forget_translations(chosen)
 
     def _pasid_iotlb(self, command: PasidIotlb0, where: Range) -> None:
         whole = Selection(command.DID, command.PASID)
-        pages = whole._replace(window=self._window(where)) if command.G == 3 else whole
-        self._unit.caches.forget_pasid_translations(_choose({2: whole, 3: pages}, command.G))
+        pages = {2: whole, 3: self._pages(whole, where, command.G)}
+        self._unit.caches.forget_pasid_translations(_choose(pages, command.G))
 
-    def _window(self, where: Range) -> tuple[int, int]:
+    def _pages(self, whole: Selection, where: Range, granularity: int) -> Selection:
+        """What a page-selective command names of a domain or a PASID."""
+        if granularity != 3:
+            return whole
         found = window(where, self._unit.registers.CAP.MAMV)
         if found is None:
             raise QueueError(QueueErrorInfo.RESERVED)
-        return found
+        return whole._replace(window=found, leaves_only=bool(where.IH))
 
     def _interrupt(self, command: Interrupt0, _: Word) -> None:
         if not command.G:
