@@ -15,7 +15,7 @@ from softiommu.hardware.smmuv3.signals import Wire
 from softiommu.hardware.smmuv3.stalls import Outcome
 from softiommu.hardware.smmuv3.tables import Config, Ste0, Ste1
 from softiommu.pagetable.formats import arm64
-from softiommu.pagetable.kinds import READ, WRITE
+from softiommu.pagetable.kinds import EXECUTE, READ, WRITE
 
 RW = READ | WRITE
 NOWHERE = 1 << 40
@@ -125,6 +125,7 @@ def test_every_command_is_taken_and_its_reserved_bits_are_not(op):
         (less(VMID16=0), Op.TLBI_NH_ALL, {"VMID": 0x100}),
         (FULL._replace(idr3=FULL.idr3.replace(RIL=0)), Op.TLBI_NH_VA, {"TG": 1, "NUM": 1}),
         (FULL, Op.TLBI_NH_VA, {"TG": 1}),
+        (FULL._replace(idr5=FULL.idr5.replace(DS=0)), Op.TLBI_NH_VA, {"TG": 2, "TTL": 1}),
         (FULL, Op.TLBI_NH_VA, {"NUM": 1}),
         (FULL, Op.TLBI_NH_VA, {"TTL": 1}),
         (FULL, Op.PRI_RESP, {"RESP": 3}),
@@ -405,12 +406,18 @@ def refused(ask, *request):
 
 def test_a_translation_request_tells_what_is_allowed():
     rig = ats_rig()
-    assert rig.smmu.ats_translate(SID, 0x1008, RW) == Translation(0x100008, 12, 7)
+    assert rig.smmu.ats_translate(SID, 0x1008, RW) == Translation(0x100008, 12, RW)
+    assert rig.smmu.ats_translate(SID, 0x1008, READ | EXECUTE).allowed == RW | EXECUTE
     assert rig.smmu.ats_translate(SID, 0x2000, RW).allowed == 0
     assert rig.take_events() == []
     mapped(rig.pages1, 0x3000, 0x300000, prot=READ)
     assert rig.smmu.ats_translate(SID, 0x3000, RW).allowed & RW == READ
     assert rig.smmu.admit_translated(SID, 0x100000, WRITE).pa == 0x100000
+    assert refused(rig.smmu.admit_translated, SID, 1 << 52, WRITE)[0] is Event.SILENT
+    (leaf,) = rig.pages1.leaves(0x3000, 0x3000)
+    rig.memory.write_u64(leaf.at, leaf.pte & ~arm64.AP_USER)  # only execution is left to users
+    rig.op(Op.TLBI_NSNH_ALL)
+    assert rig.smmu.ats_translate(SID, 0x3000, RW | EXECUTE).allowed == 0
 
 
 def test_a_translation_request_sets_the_dirty_flag_only_for_writes():
@@ -468,13 +475,14 @@ def test_split_ats_gives_the_intermediate_address_and_translates_it_later():
     assert rig.smmu.admit_translated(SID, 1 << 30, READ).pa == 0x1000000
     assert refused(rig.smmu.admit_translated, SID, 1 << 30, WRITE)[0] is Event.F_PERMISSION
     assert refused(rig.smmu.admit_translated, SID, 2 << 30, READ)[0] is Event.F_TRANSLATION
+    assert [Event0(words[0]).SSV for words in rig.take_events()] == [0, 0]
     rig.on(ATSCHK=0)
     assert refused(rig.smmu.ats_translate, SID, 0x1000, READ)[0] is Event.F_BAD_ATS_TREQ
 
 
 def test_bypassed_substreams_translate_to_themselves():
     rig = ats_rig(cdmax=1, s1dss=1)
-    assert rig.smmu.ats_translate(SID, 0x7000, RW) == Translation(0x7000, 52, 7)
+    assert rig.smmu.ats_translate(SID, 0x7000, RW) == Translation(0x7000, 52, RW)
 
 
 def test_device_tlbs_hear_of_invalidations_and_a_silent_one_stops_the_sync():

@@ -133,6 +133,7 @@ def of_cd(identity, changes, ste1=0):
         (FULL, {0: {"T0SZ": 15}}, 0),
         (less(STT=0), {0: {"T0SZ": 40}}, 0),
         (FULL, {0: {"T0SZ": 49}}, 0),
+        (less(VAX=0), {0: {"T0SZ": 15}, 2: {"DS": 1}}, 0),
         (FULL, {0: {"TG0": 3}}, 0),
         (less(GRAN64K=0), {0: {"TG0": 1}}, 0),
         (FULL, {0: {"TG0": 1, "T0SZ": 48}}, 0),

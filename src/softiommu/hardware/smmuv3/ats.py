@@ -49,10 +49,10 @@ class Ats:
             if request.pasid is not None:
                 self._pasids.setdefault(request.sid, set()).add(request.pasid)
             answer = self._smmu.to_intermediate if eats == Eats.SPLIT else self._smmu.lookup
-            return answer(stream, stream.override(request), LENIENT)
+            return _completion(answer(stream, stream.override(request), LENIENT), request)
         except SmmuFaultError as fault:
             if fault.event in TRANSLATION_RELATED:
-                return Translation(0, _PAGE_LG2, 0)
+                return Translation(0, self._smmu.identity.smallest_granule, 0)
             if fault.response is Response.ABORT:
                 fault.response = Response.COMPLETER_ABORT
                 fault.recorded = fault.recorded and self._records_configuration
@@ -78,16 +78,19 @@ class Ats:
         return fault
 
     def admit(self, request: Request) -> Translation:
-        """Where a transaction with a translated address goes (3.9.1.2)."""
-        smmu = self._smmu
+        """Where a transaction with a translated address goes (3.9.1.3): as data, unprivileged, without substream."""
+        smmu, want = self._smmu, request.want
+        request = Request(request.sid, request.iova, want & ~EXECUTE | (READ if want & EXECUTE else 0))
         if not smmu.identity.idr0.ATS or not smmu.enabled:
             raise SmmuFaultError(Event.F_TRANSL_FORBIDDEN, request)
+        if request.iova >> smmu.identity.oas:
+            raise SmmuFaultError(Event.SILENT, request)
         if not smmu.registers.CR0ACK.ATSCHK:
             return smmu.untranslated(request)
         try:
             stream = smmu.configuration.stream(request)
         except SmmuFaultError as fault:
-            fault.recorded = fault.recorded and self._records_configuration
+            fault.recorded = self._records_configuration
             raise
         if stream.config == Config.ABORT:
             raise SmmuFaultError(Event.SILENT, request)
@@ -114,6 +117,8 @@ class Ats:
     def page_request(self, request: PageRequest) -> None:
         """Queue a page request, or answer it without software (8.1, 8.2)."""
         queue = self._requests
+        if not self._smmu.identity.idr1.SSIDSIZE:
+            request = request._replace(pasid=None)
         if not self._smmu.enabled or not queue.enabled:
             self._answer(request, None, ResponseCode.FAILURE)
         elif queue.full or queue.overflowed:
@@ -151,6 +156,12 @@ class Ats:
         endpoint = self._endpoints.get(sid)
         if endpoint is not None and self._smmu.enabled:
             endpoint.page_response(pasid, group, _CODES[answer])
+
+
+def _completion(found: Translation, request: Request) -> Translation:
+    """The answer to a request: execution only where it was asked for, and nothing to what cannot be read or written."""
+    allowed = found.allowed if request.want & EXECUTE else found.allowed & ~EXECUTE
+    return found._replace(allowed=allowed if allowed & (READ | WRITE) else 0)
 
 
 def _words(request: PageRequest) -> tuple[int, int]:

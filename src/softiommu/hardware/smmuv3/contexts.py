@@ -55,14 +55,14 @@ def read_context(words: list[int], identity: Identity, stream: Stream) -> Contex
         return None
     if (how.HA and identity.idr0.HTTU < 1) or (how.HD and identity.idr0.HTTU < 2):
         return None
-    if how.ASID >> 8 and not identity.idr0.ASID16:
+    # EL2 has one half and no ASIDs, unless it is a host (E2H).
+    one_half = stream.strw == Strw.EL2 and not stream.e2h
+    if how.ASID >> 8 and not identity.idr0.ASID16 and not one_half:
         return None
     fields = (
         _Fields(how.EPD0, how.T0SZ, TG0.get(how.TG0), how.TBI0, low.TTB0 << 4, low.HAD0, low.E0PD0),
         _Fields(how.EPD1, how.T1SZ, TG1.get(how.TG1), how.TBI1, high.TTB1 << 4, high.HAD1, high.E0PD1),
     )
-    # EL2 has one half, unless it is a host (E2H).
-    one_half = stream.strw == Strw.EL2 and not stream.e2h
     halves: list[Half | None] = [None, None]
     for number, field in enumerate(fields[:1] if one_half else fields):
         if not field.disabled:
@@ -86,7 +86,7 @@ def _half(number: int, field: _Fields, how: Cd0, wants_ds: bool, identity: Ident
     if granule is None or not identity.has_granule(granule):
         return None
     wide, bits = geometry.reaches_52(granule, ds), 64 - field.tsz
-    most = 52 if wide and (identity.idr5.VAX or ds) else 48
+    most = 52 if wide and identity.idr5.VAX else 48
     if not geometry.fewest_bits(granule, bool(identity.idr3.STT)) <= bits <= most:
         return None
     output = min(SIZES[how.IPS], identity.oas)

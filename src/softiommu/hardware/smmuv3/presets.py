@@ -28,6 +28,11 @@ class Identity(NamedTuple):
         has = {12: self.idr5.GRAN4K, 14: self.idr5.GRAN16K, 16: self.idr5.GRAN64K}
         return bool(has[lg2])
 
+    @property
+    def smallest_granule(self) -> int:
+        """log2 of it: the unit of address translation services (STU)."""
+        return min(lg2 for lg2 in (12, 14, 16) if self.has_granule(lg2))
+
     def check(self) -> None:
         """ModelError: no hardware is so, or this model is not; the message names the rule."""
         for register, word, names in (

@@ -197,7 +197,9 @@ class CommandQueue:
             raise IllegalError
         first, size = high.ADDR << 12 & ADDRESS, 1 << 12
         if high.TG:
-            if not idr3.RIL or not (low.NUM or low.SCALE or high.TTL):
+            # Level 1 of 16 KiB has leaves only with DS: else the hint counts as none.
+            hint = high.TTL if idr5.DS or TLBI_TG[high.TG] != 14 or high.TTL != 1 else 0
+            if not idr3.RIL or not (low.NUM or low.SCALE or hint):
                 raise IllegalError
             size = (low.NUM + 1) << low.SCALE + TLBI_TG[high.TG]
         elif low.NUM or low.SCALE or high.TTL:
