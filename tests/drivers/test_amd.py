@@ -222,6 +222,28 @@ def test_host_tables_and_pasids_of_a_device_exclude_one_another():
     assert reach(iommu, 0x20, 0x10000, pasid=5) == 0x800000
 
 
+def test_a_host_table_grows_while_devices_use_it():
+    iommu, driver = rig()
+    before = driver.memory.given
+    domain, held = AmdDomain(driver), {}
+    devices = [driver.device(Function(f"d{sid:x}", (sid,))) for sid in (0x20, 0x28)]
+    for device in devices:
+        device.attach(domain, None)
+    for number, (lg2, mode) in enumerate([(20, 3), (38, 3), (39, 4), (56, 5), (57, 6), (63, 6)]):
+        held[1 << lg2] = 0x800000 + (number << 12)
+        domain.map(1 << lg2, held[1 << lg2], 0x1000, RW)
+        assert domain.mode == mode
+        for sid in (0x20, 0x28):
+            assert {iova: reach(iommu, sid, iova) for iova in held} == held
+    assert domain.unmap(0, 1 << 64) == 0x1000 * len(held)
+    domain.flush()
+    assert {reach(iommu, 0x20, iova) for iova in held} == {Code.IO_PAGE_FAULT}
+    for device in devices:
+        device.detach(None)
+    domain.free()
+    assert driver.memory.given == before
+
+
 class Dirty:
     def __init__(self):
         self.found = []

@@ -19,6 +19,7 @@ from softiommu.drivers.driver import PageResponse
 from softiommu.drivers.function import Bus, Function
 from softiommu.errors import ModelError, UapiError
 from softiommu.hardware.amd.registers import CapabilityHeader, Control, Efr, Efr2, Registers
+from softiommu.hardware.amd.tables import HOST_TABLES
 from softiommu.memory.physical import PhysicalMemory
 
 #: Domain ids that domains can have; 0 is nobody's.
@@ -41,6 +42,8 @@ class AmdDriver:
             raise ModelError("this driver needs INVALIDATE_IOMMU_ALL")
         #: A virtual IOMMU's hypervisor shadows what is mapped: it must hear of new mappings, too.
         self.np_cache = bool(capability.NpCache)
+        #: How far host tables can grow.
+        self.most_levels = min(4 + self.efr.HATS, max(HOST_TABLES))
         #: Guest tables for devices' own requests and for PASIDs need both.
         self.has_guest_tables = bool(self.efr.GTSup and self.efr.GIoSup)
         bus.write(Registers.CONTROL.offset, 8, 0)

@@ -11,13 +11,15 @@ from softiommu.drivers.driver import DirtyReport, DomainFlags, Prot, Range, unsu
 from softiommu.errors import ModelError, UapiError
 from softiommu.hardware.amd.tables import GUEST_TABLES, HOST_TABLES
 from softiommu.pagetable.engine import PageTable, TableRange
-from softiommu.pagetable.formats import VARIANTS
+from softiommu.pagetable.formats import VARIANTS, sizes
 from softiommu.pagetable.kinds import HW_DIRTY, NO_MEMORY, OK
 
 if TYPE_CHECKING:
     from softiommu.drivers.amd import AmdDriver
     from softiommu.drivers.amd_routes import Route
 
+#: Levels of a new host table, as in Linux.
+_FIRST_MODE = 3
 #: Leaves of 512 GiB, which Linux leaves out for an erratum.
 _LEFT_OUT = 1 << 39
 
@@ -30,9 +32,10 @@ class AmdDomain:
 
     def __init__(self, driver: AmdDriver, flags: DomainFlags = DomainFlags.NONE, guest: bool = False) -> None:
         self.owner, self.flags, self.guest = driver, flags, guest
-        #: DTE.Mode: the levels of a host table.
-        self.mode = 0 if guest else min(4 + driver.efr.HATS, 6)
-        table = VARIANTS[GUEST_TABLES[int(driver.efr.GATS > 0)] if guest else HOST_TABLES[self.mode]]
+        #: DTE.Mode: the levels of a host table. It grows with the addresses that are mapped.
+        self.mode = 0 if guest else _FIRST_MODE
+        largest = VARIANTS[GUEST_TABLES[int(driver.efr.GATS > 0)] if guest else HOST_TABLES[driver.most_levels]]
+        table = largest if guest else VARIANTS[HOST_TABLES[_FIRST_MODE]]
         if guest:
             # The driver does not track dirty pages of guest tables: it sets their flags ahead.
             table = table._replace(option=table.option & ~HW_DIRTY)
@@ -46,10 +49,9 @@ class AmdDomain:
         except UapiError:
             self.pages.destroy()
             raise
-        self.pages.sizes &= ~_LEFT_OUT
-        self.page_sizes = self.pages.sizes
+        self.page_sizes = sizes(largest) & ~_LEFT_OUT
         # The upper half of a guest table's addresses, beyond the gap, is left alone.
-        self.aperture = Range(0, (1 << table.input_bits - int(guest)) - 1)
+        self.aperture = Range(0, (1 << largest.input_bits - int(guest)) - 1)
         self.tracks_dirty = False
         self.routes: list[Route] = []
         self._removed: tuple[int, int] | None = None
@@ -57,6 +59,7 @@ class AmdDomain:
 
     def map(self, iova: int, pa: int, length: int, prot: Prot) -> None:
         """Fill the table. ENOMEM: none of it is mapped then."""
+        self._reach(iova + length - 1)
         status, done = self.pages.map(iova, pa, length, prot.value)
         if status == OK:
             if self.owner.np_cache:
@@ -69,6 +72,25 @@ class AmdDomain:
         if status == NO_MEMORY:
             raise UapiError(ENOMEM, "no memory for a page table")
         raise ModelError(f"{iova:#x}..{iova + length - 1:#x} cannot be mapped: status {status}")
+
+    def _reach(self, last: int) -> None:
+        """Add levels until an address can be mapped, and tell the hardware. ENOMEM."""
+        mode = self.mode
+        try:
+            while not self.guest and self.mode < self.owner.most_levels and last >> self.pages.table.input_bits:
+                self.pages.grow(VARIANTS[HOST_TABLES[self.mode + 1]])
+                self.pages.sizes &= ~_LEFT_OUT
+                self.mode += 1
+        except MemoryError as error:
+            raise UapiError(ENOMEM, "no memory for a page table") from error
+        finally:
+            if self.mode != mode:
+                self._refresh()
+
+    def _refresh(self) -> None:
+        """Write the device table entries of the domain anew."""
+        for route in self.routes:
+            self.owner.routes.table.write(self.owner.routes.streams[route.sid])
 
     def unmap(self, iova: int, length: int) -> int:
         """Empty the table; `flush` completes it."""
@@ -122,8 +144,7 @@ class AmdDomain:
         if enable == self.tracks_dirty:
             return
         self.tracks_dirty = enable
-        for route in self.routes:
-            self.owner.routes.table.write(self.owner.routes.streams[route.sid])
+        self._refresh()
         # What was cached before may be written without a flag.
         self._forget(*EVERYWHERE)
 

@@ -190,6 +190,17 @@ class PageTable:
         if self._owns_root:
             self.memory.free(self.root)
 
+    # Growing
+
+    def grow(self, table: Table) -> None:
+        """Put a root of one more level above this one: what was mapped stays, and `table` translates more addresses.
+        MemoryError; whoever walks the table must be told of the new root."""
+        root_bytes = 8 << table.top_bits
+        root = self.memory.alloc(root_bytes, max(root_bytes, 4096))
+        self.memory.write_u64(root, formats.link(table, table.top, self.root))
+        self._tables.add(self.root)
+        self.table, self.root, self.sizes = table, root, formats.sizes(table)
+
     # Looking
 
     def translate(self, iova: int, want: int = 0) -> Walk:
