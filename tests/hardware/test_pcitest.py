@@ -1,6 +1,7 @@
 """The ATS/PRI test device: its copies, its device TLB, and its page requests, alone and behind a VT-d unit."""
 
 import pytest
+import riscv_rig
 from vtd_rig import SID, Bench
 
 from softiommu.hardware.ats import DeviceTlb
@@ -9,6 +10,8 @@ from softiommu.hardware.cache import Shape
 from softiommu.hardware.devices.pcitest import PciTest
 from softiommu.hardware.iommu import Request, ResponseCode, Translation, TranslationFaultError
 from softiommu.hardware.pci_config import ExtendedId
+from softiommu.hardware.riscv import events as riscv_events
+from softiommu.hardware.riscv.commands import Ats0, Command, Inval, Prgr
 from softiommu.hardware.vtd import tables
 from softiommu.hardware.vtd.commands import PageGroupResponse0, PageGroupResponse1, Type
 from softiommu.hardware.vtd.events import PageRequest0, PageRequest1, Reason
@@ -283,3 +286,49 @@ def test_vtd_queues_a_page_request_and_software_answers_it(bench):
     bench.submit((answer, PageGroupResponse1.of(PRGI=PageRequest1(high).PRGI)))
     assert not bench.rig.busy
     assert bench.memory.read(0x1002000, 4096) == b"d" * 4096
+
+
+# Behind a RISC-V IOMMU
+
+
+@pytest.fixture
+def riscv():
+    made = riscv_rig.Rig()
+    made.pages = made.pages("riscv-sv39x4")
+    made.device(riscv_rig.context(second=made.pages, EN_ATS=1, EN_PRI=1))
+    made.pages.map(0x10000, 0x1000000, 0x1000, RW)
+    made.memory.write(0x1000000, b"m" * 4096)
+    made.rig = Rig(made.memory, made.iommu, riscv_rig.SID)
+    made.rig.enable()
+    return made
+
+
+def to_device(command, **fields):
+    sid = riscv_rig.SID
+    return Ats0.of(COMMAND=command, RID=sid & 0xFFFF, DSV=1, DSEG=sid >> 16, **fields)
+
+
+def test_riscv_invalidates_what_the_device_keeps(riscv):
+    assert not riscv.rig.copy(0x10000, FROM_MEMORY)
+    assert riscv.rig.device.buffer == b"m" * 4096
+    riscv.memory.write(0x1001000, b"n" * 4096)
+    riscv.pages.unmap(0x10000, 0x1000)
+    riscv.pages.map(0x10000, 0x1001000, 0x1000, RW)
+    riscv.submit(Command.IOTINVAL_GVMA)
+    riscv.rig.copy(0x10000, FROM_MEMORY)
+    assert riscv.rig.device.buffer == b"m" * 4096
+    riscv.submit(to_device(Command.ATS_INVAL), Inval.of(PAGE=0x10))
+    riscv.rig.copy(0x10000, FROM_MEMORY)
+    assert riscv.rig.device.buffer == b"n" * 4096
+    assert riscv.faults() == []
+
+
+def test_riscv_queues_a_page_request_and_software_answers_it(riscv):
+    assert riscv.rig.copy(0x20000, TO_MEMORY)
+    request = riscv_events.PageRequest1(riscv.memory.read_u64(riscv.queues[2] + 8))
+    assert (request.W, request.L, request.PAGE) == (1, 1, 0x20)
+    riscv.pages.map(0x20000, 0x1002000, 0x1000, RW)
+    riscv.rig.device.buffer[:] = b"d" * 4096
+    riscv.submit(to_device(Command.ATS_PRGR), Prgr.of(PRGI=request.PRGI))
+    assert not riscv.rig.busy
+    assert riscv.memory.read(0x1002000, 4096) == b"d" * 4096

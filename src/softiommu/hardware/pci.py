@@ -19,7 +19,6 @@ from softiommu.hardware.pci_config import (
     AtsCapabilities,
     AtsControl,
     CapabilityId,
-    Command,
     DeviceCapabilities,
     DeviceControl,
     ExpressCapabilities,
@@ -338,8 +337,3 @@ class Function:
         self.on_ats(False)
         self._on_reset()
         self._refresh()
-
-
-def command(memory: bool = True, master: bool = True) -> Command:
-    """A Command register that lets a function answer, and do DMA."""
-    return Command.of(MEMORY=int(memory), MASTER=int(master))
