@@ -58,7 +58,8 @@ def test_a_guest_boots_from_the_nvme_controller(tmp_path, way):
     objects = ["-object", "iommufd,id=fd0"] if way == "iommufd" else []
     command = [
         *(sys.executable, "-m", "softiommu.cli", "run", "--machine", str(machine), "--"),
-        *(need("qemu-system-x86_64"), "-accel", "tcg", "-M", "q35", "-m", "64", "-display", "none", "-serial", "none"),
+        *(need("qemu-system-x86_64"), "-accel", "tcg", "-M", "q35", "-m", "64"),
+        *("-display", "none", "-serial", "none"),
         *("-monitor", "none", "-nodefaults", "-vga", "none", "-net", "none"),
         *("-debugcon", f"file:{said}", "-global", f"isa-debugcon.iobase={DEBUG_PORT:#x}"),
         *("-device", f"isa-debug-exit,iobase={EXIT_PORT:#x},iosize=1"),

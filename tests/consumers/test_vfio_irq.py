@@ -1,6 +1,7 @@
 """Interrupts reach the program's eventfds, and only those that it asked for."""
 
 import os
+import select
 from errno import EBADF, EFAULT, EINVAL, ENOTTY, ERANGE
 
 import pytest
@@ -141,6 +142,60 @@ def test_a_mask_of_intx_holds_it_back():
     rig.write(file, RAISE, 1)
     assert signals(fd) == 0
     assert rig.set(file, MASK | EVENTFD, PciIrq.INTX, values=[number]) == ENOTTY
+
+
+class Watched:
+    """A front door that waits."""
+
+    def __init__(self):
+        self.calls = {}
+
+    def __call__(self, fd, call):
+        """Watch."""
+        self.calls[fd] = call
+        return lambda: self.calls.pop(fd)
+
+    def look(self):
+        """What is readable is told."""
+        for fd, call in list(self.calls.items()):
+            if select.select([fd], [], [], 0)[0]:
+                call()
+
+
+def test_an_eventfd_unmasks_intx():
+    rig = IrqRig()
+    file, _, _ = rig.bound()
+    file.watch = watched = Watched()
+    fd, number = rig.eventfd()
+    served, served_number = rig.eventfd()
+    assert rig.set(file, UNMASK | EVENTFD, PciIrq.INTX, values=[served_number]) == EINVAL
+    rig.set(file, TRIGGER | EVENTFD, PciIrq.INTX, values=[number])
+    assert rig.set(file, UNMASK | EVENTFD, PciIrq.INTX, values=[served_number]) == 0
+    assert rig.set(file, UNMASK | EVENTFD, PciIrq.INTX, values=[served_number]) == 0
+    assert len(watched.calls) == 1
+    rig.write(file, RAISE, 1)
+    os.eventfd_write(served, 1)
+    watched.look()
+    assert (signals(fd), signals(served)) == (2, 0), "the device still has its reason"
+    rig.write(file, ACKNOWLEDGE, 1)
+    os.eventfd_write(served, 1)
+    watched.look()
+    rig.write(file, RAISE, 1)
+    assert signals(fd) == 1
+    assert rig.set(file, UNMASK | EVENTFD, PciIrq.INTX, values=[-1]) == 0
+    assert not watched.calls
+    assert rig.set(file, UNMASK | EVENTFD, PciIrq.INTX, values=[99]) == EBADF
+    rig.set(file, UNMASK | EVENTFD, PciIrq.INTX, values=[served_number])
+    file.release()
+    assert not watched.calls
+
+
+def test_where_nobody_waits_no_eventfd_unmasks():
+    rig = IrqRig()
+    file, _, _ = rig.bound()
+    _, number = rig.eventfd()
+    rig.set(file, TRIGGER | EVENTFD, PciIrq.INTX, values=[number])
+    assert rig.set(file, UNMASK | EVENTFD, PciIrq.INTX, values=[number]) == ENOTTY
 
 
 def test_msi_of_a_device_reaches_its_eventfd():

@@ -16,6 +16,7 @@ from softiommu.iommufd.context import CallDone
 if TYPE_CHECKING:
     from softiommu.iommufd.context import Services
     from softiommu.memory.client import Caller
+    from softiommu.memory.files import Watch
 
 S = TypeVar("S", bound=UserStruct)
 
@@ -23,8 +24,10 @@ S = TypeVar("S", bound=UserStruct)
 class Call:
     """Who calls, and what with."""
 
-    def __init__(self, caller: Caller, arg: int) -> None:
+    def __init__(self, caller: Caller, arg: int, watch: Watch | None = None) -> None:
         self.caller, self.arg = caller, arg
+        #: How to wait for eventfds of the program, where that is possible.
+        self.watch = watch
         #: What is told of it: the argument, or the structure that it points to.
         self.seen: UserStruct | int = arg
 

@@ -1,9 +1,10 @@
-"""Eventfds of the program: how it hears of interrupts."""
+"""Eventfds of the program: how it hears of interrupts, and how it says that it served one."""
 
 from __future__ import annotations
 
 import os
 import select
+from contextlib import suppress
 from errno import EINVAL
 from typing import TYPE_CHECKING
 
@@ -23,13 +24,23 @@ class Eventfd:
     def __init__(self, file: HostFile) -> None:
         self._file = file
 
+    @property
+    def fd(self) -> int:
+        """Our descriptor."""
+        return self._file.fd
+
+    def take(self) -> None:
+        """Set the counter to 0, or leave it so: the program may have been first."""
+        with suppress(BlockingIOError):
+            os.preadv(self.fd, [bytearray(len(_ONE))], -1, os.RWF_NOWAIT)
+
     def signal(self) -> None:
         """Add 1; a counter that is full stays so."""
         room = select.poll()
-        room.register(self._file.fd, select.POLLOUT)
+        room.register(self.fd, select.POLLOUT)
         # Without room a write would wait for the program to read.
         if room.poll(0):
-            os.write(self._file.fd, _ONE)
+            os.write(self.fd, _ONE)
 
 
 def find(caller: Caller, fd: int) -> Eventfd:

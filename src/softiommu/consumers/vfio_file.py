@@ -50,7 +50,7 @@ class DeviceFile(File):
         if row is not None and (cmd == vfio.DEVICE_BIND_IOMMUFD or not self._grouped):
             name, handler = row
             return carry_out(self._services, number, name, Call(caller, arg), lambda call: handler(self, call))
-        return self._open().ioctl(self._services, Call(caller, arg), cmd)
+        return self._open().ioctl(self._services, Call(caller, arg, self.watch), cmd)
 
     def read(self, caller: Caller, va: int, count: int, offset: int | None = None) -> int:
         """read(2) of a region. EINVAL: not bound, or no region is there."""

@@ -15,6 +15,8 @@ from softiommu.consumers.vfio_lines import Lines
 from softiommu.errors import UapiError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from softiommu.consumers.calls import Call
     from softiommu.consumers.eventfd import Eventfd
     from softiommu.consumers.vfio_config import ConfigSpace
@@ -61,6 +63,8 @@ class Interrupts:
         self._triggers: dict[int, Eventfd] = {}
         self._host: dict[PciIrq, Eventfd] = {}
         self._masked = False
+        #: Ends the watch over the eventfd that unmasks INTx.
+        self._end_watch: Callable[[], None] | None = None
 
     def close(self) -> None:
         """Nobody hears of the device any more."""
@@ -75,6 +79,7 @@ class Interrupts:
 
     def disable(self) -> None:
         """No kind is enabled."""
+        self._stop_watch()
         if self.kind is not None:
             self.lines.disable(self.kind)
         self.kind, self._vectors, self._config.msi_enabled = None, 0, None
@@ -136,7 +141,7 @@ class Interrupts:
             else:
                 self._trigger_messages(call, index, request)
         elif index is PciIrq.INTX and request.action in (Set.ACTION_MASK, Set.ACTION_UNMASK):
-            self._mask_intx(request)
+            self._mask_intx(call, request)
         else:
             raise UapiError(ENOTTY, f"{index.name} has no action {request.action!r}")
 
@@ -204,15 +209,46 @@ class Interrupts:
         elif request.wanted(0):
             self._signal(0)
 
-    def _mask_intx(self, request: Request) -> None:
+    def _mask_intx(self, call: Call, request: Request) -> None:
         if self.kind is not PciIrq.INTX or not request.single:
             raise UapiError(EINVAL, "INTx is not enabled, or not meant")
-        if request.data is Set.DATA_EVENTFD:
-            raise UapiError(ENOTTY, "INTx is not masked or unmasked by an eventfd")
-        if request.wanted(0) and request.action == Set.ACTION_MASK:
+        if request.data is Set.DATA_EVENTFD and request.action == Set.ACTION_UNMASK:
+            self._watch_unmask(call, request.values[0])
+        elif request.data is Set.DATA_EVENTFD:
+            raise UapiError(ENOTTY, "INTx is not masked by an eventfd")
+        elif request.wanted(0) and request.action == Set.ACTION_MASK:
             self._mask(True)
-        elif request.wanted(0) and not self._config.command.INTX_DISABLE:
+        elif request.wanted(0):
+            self.served()
+
+    def served(self) -> None:
+        """The program has served INTx: it may come again, unless INTx Disable forbids it."""
+        if not self._config.command.INTX_DISABLE:
             self._unmask()
+
+    def _watch_unmask(self, call: Call, fd: int) -> None:
+        """From now on an eventfd says that INTx is served; -1: no longer.
+
+        It replaces the one before: the kernel forgets an eventfd when the program closes it, which we do not hear.
+        """
+        if fd < 0:
+            self._stop_watch()
+            return
+        event = eventfd.find(call.caller, fd)
+        if call.watch is None:
+            raise UapiError(ENOTTY, "nobody here can wait for an eventfd")
+
+        def hear() -> None:
+            event.take()
+            self.served()
+
+        self._stop_watch()
+        self._end_watch = call.watch(event.fd, hear)
+
+    def _stop_watch(self) -> None:
+        if self._end_watch is not None:
+            self._end_watch()
+            self._end_watch = None
 
     def command_changed(self) -> None:
         """The program wrote the Command register: INTx Disable masks as well."""

@@ -29,6 +29,9 @@ class MmapRequest(NamedTuple):
     flags: int
 
 
+Watch = Callable[[int, Callable[[], None]], Callable[[], None]]
+
+
 def _unmapped(offset: int, length: int) -> bool:
     return False
 
@@ -47,6 +50,9 @@ class File:
         self.on_poll_change: Callable[[], None] | None = None
         #: Set by the front door: whether some process still maps any byte of (offset, length) of `pages_fd`.
         self.is_mapped: Callable[[int, int], bool] = _unmapped
+        #: Set by a front door that can wait: calls back while a descriptor of this process is readable, until the
+        #: function that it returns is called.
+        self.watch: Watch | None = None
 
     def ioctl(self, caller: Caller, cmd: int, arg: int) -> int:
         """Answer one ioctl: its return value, or UapiError. `cmd` is 32 bits wide, `arg` 64."""

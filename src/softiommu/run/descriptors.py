@@ -69,10 +69,11 @@ class Descriptors:
         self.by_inode: dict[tuple[int, int], OpenFile] = {}
         self._by_watch: dict[int, OpenFile] = {}
         self._by_peer: dict[int, OpenFile] = {}
+        self._watched: dict[int, Callable[[], None]] = {}
         self._inotify = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self._inotify < 0:
             raise OSError(ctypes.get_errno(), "inotify_init1: " + os.strerror(ctypes.get_errno()))
-        #: Readable when a last close waits to be drained.
+        #: Readable when a last close waits to be drained, or a descriptor that a file watches is readable.
         self.closers = select.epoll()
         self.closers.register(self._inotify, select.EPOLLIN)
         self.on_close: Callable[[OpenFile], None] = lambda record: None
@@ -80,6 +81,7 @@ class Descriptors:
     def make(self, file: File, path: str, flags: int) -> tuple[OpenFile, int]:
         """A descriptor of ours to hand out (the caller closes it), and its record. `flags` are those of open(2)."""
         record = OpenFile(file, path, flags)
+        file.watch = self.watch
         pages = file.pages_fd()
         if file.has_data and pages is None and not file.always_empty:
             fd = self._make_socket(record, flags)
@@ -147,13 +149,28 @@ class Descriptors:
             record.token = False
             return
 
+    def watch(self, fd: int, call: Callable[[], None]) -> Callable[[], None]:
+        """Call back while a descriptor of ours is readable, until what is returned is called: before it is closed."""
+        self._watched[fd] = call
+        self.closers.register(fd, select.EPOLLIN)
+
+        def end() -> None:
+            self.closers.unregister(fd)
+            # Whoever is called may hold the descriptor open: with the last word of it, it is closed.
+            del self._watched[fd]
+
+        return end
+
     def drain(self) -> None:
-        """Release every file whose last descriptor and mapping are gone."""
+        """Release every file whose last descriptor and mapping are gone; tell files of what they watch."""
         for fd, _ in self.closers.poll(0):
             if fd == self._inotify:
                 self._drain_inotify()
-            else:
+            elif fd in self._by_peer:
                 self.forget(self._by_peer[fd])
+            elif fd in self._watched:
+                # One that is not watched any more was ended by what came before it.
+                self._watched[fd]()
 
     def _drain_inotify(self) -> None:
         while True:

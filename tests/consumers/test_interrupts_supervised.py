@@ -1,0 +1,36 @@
+"""Interrupts of a device reach a supervised program, which sleeps, and it answers by an eventfd."""
+
+import subprocess
+import sys
+
+CLIENT = """
+import fcntl, os, select, struct
+
+def raised(timeout):
+    if not select.select([told], [], [], timeout)[0]:
+        return 0
+    return os.eventfd_read(told)
+
+iommufd = os.open("/dev/iommu", os.O_RDWR)
+device = os.open("/dev/vfio/devices/vfio0", os.O_RDWR)
+fcntl.ioctl(device, 0x3B76, bytearray(struct.pack("<IIiI", 16, 0, iommufd, 0)))
+told, served = os.eventfd(0), os.eventfd(0)
+for flags, fd in ((0x24, told), (0x14, served)):
+    fcntl.ioctl(device, 0x3B6E, struct.pack("<IIIIIi", 24, flags, 0, 0, 1, fd))
+os.pwrite(device, (1).to_bytes(4, "little"), 0x60)
+print(raised(5), raised(0))
+os.eventfd_write(served, 1)
+print(raised(5), raised(0))
+os.pwrite(device, (1).to_bytes(4, "little"), 0x64)
+os.eventfd_write(served, 1)
+print(raised(0.1))
+os.close(served)
+os.close(device)
+"""
+
+
+def test_intx_is_told_and_unmasked_by_eventfds_of_a_program_that_sleeps():
+    command = [sys.executable, "-m", "softiommu.cli", "run", "--machine", "vtd", "--", sys.executable, "-c", CLIENT]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "1 0\n1 0\n0\n"
