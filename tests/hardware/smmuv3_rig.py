@@ -5,14 +5,16 @@ from softiommu.hardware.smmuv3.commands import Op
 from softiommu.hardware.smmuv3.events import Event, Event0, Event1
 from softiommu.hardware.smmuv3.model import Smmu
 from softiommu.hardware.smmuv3.presets import FULL
-from softiommu.hardware.smmuv3.registers import Cr0, Cr2, QueueBase, Registers, StrtabBase, StrtabBaseCfg
+from softiommu.hardware.smmuv3.registers import Cr0, Cr2, Gerror, QueueBase, Registers, StrtabBase, StrtabBaseCfg
 from softiommu.hardware.smmuv3.tables import Cd0, Cd1, Cd2, Config, Ste0, Ste1, Ste2, Ste3
 from softiommu.memory.physical import PhysicalMemory
 from softiommu.pagetable import formats
 from softiommu.pagetable.engine import PageTable
-from softiommu.pagetable.kinds import OK
+from softiommu.pagetable.kinds import OK, READ, WRITE
 
 SID, ASID, VMID = 0x23, 5, 9
+RW = READ | WRITE
+NOWHERE = 1 << 40
 TG0 = {12: 0, 16: 1, 14: 2}
 #: S2SL0 by granule and level (3 holds pages).
 SL0 = {12: {2: 0, 1: 1, 0: 2, 3: 3}, 14: {3: 0, 2: 1, 1: 2, 0: 3}, 16: {3: 0, 2: 1, 1: 2}}
@@ -157,3 +159,50 @@ def reach(smmu, iova, want=1, sid=SID, pasid=None, privileged=False):
 
 def mapped(pages, iova, pa, length=0x1000, prot=3):
     assert pages.map(iova, pa, length, prot)[0] == OK
+
+
+def leaf(pages, iova):
+    (found,) = pages.leaves(iova, iova)
+    return found
+
+
+def change(rig, pages, iova, clear=0, add=0):
+    found = leaf(pages, iova)
+    rig.memory.write_u64(found.at, found.pte & ~clear | add)
+
+
+def nest(rig, name1="arm64-4k-48-s1", name2="arm64-4k-40-s2", **fields):
+    """A guest whose memory is shown as it is where it is, and moved by 32 MiB at 1 GiB."""
+    pages1, pages2 = rig.pages(name1), rig.pages(name2)
+    mapped(pages2, 0, 0, 32 << 20)
+    mapped(pages2, 1 << 30, 32 << 20, 16 << 20)
+    rig.nested(pages1, pages2, **fields)
+    return pages1, pages2
+
+
+def error(rig):
+    """The active errors, and why the command queue stopped."""
+    active = Gerror(rig.get("GERROR") ^ rig.get("GERRORN"))
+    return active, rig.get("CMDQ_CONS").ERR
+
+
+def acknowledge(rig):
+    rig.set("GERRORN", rig.get("GERROR"))
+
+
+def done(rig):
+    return rig.get("CMDQ_CONS").RD == rig.get("CMDQ_PROD").WR and not error(rig)[0]
+
+
+class Device:
+    """A device's side: what it heard, and whether it answers."""
+
+    def __init__(self, answers=True):
+        self.answers, self.invalidated, self.responses = answers, [], []
+
+    def invalidate(self, pasid, first, last):
+        self.invalidated.append((pasid, first, last))
+        return self.answers
+
+    def page_response(self, pasid, group, code):
+        self.responses.append((pasid, group, code))
