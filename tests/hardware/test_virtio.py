@@ -23,7 +23,7 @@ from softiommu.hardware.virtio.commands import Code, Probe, Subtype, Type, Unmap
 from softiommu.hardware.virtio.events import Reason
 from softiommu.hardware.virtio.presets import FULL, QEMU, Offer, resv_mem
 from softiommu.hardware.virtio.registers import NO_VECTOR, Features, Isr, Registers, Status
-from softiommu.memory.physical import BadAddressError
+from softiommu.memory.physical import BadAddressError, Mmio
 from softiommu.pagetable.kinds import EXECUTE, READ, WRITE
 from strategies import EDGES
 
@@ -450,6 +450,37 @@ def test_a_queue_that_lies_nowhere_stops_the_device():
     assert Status(rig.read(Registers.DEVICE_STATUS)).DEVICE_NEEDS_RESET
 
 
+def many(rig, answer):
+    """256 requests, whose answers all go to one place."""
+    rig.status(Status(0))
+    rig.negotiate(FULL.features)
+    rig.queue(0, DESC, AVAIL, USED)
+    rig.write(Registers.QUEUE_SELECT, 0)
+    rig.unit.queues[0].size = 256
+    rig.status(READY)
+    rig.memory.write(AVAIL, bytes(2) + (256).to_bytes(2, "little") + bytes(512))
+    rig.memory.write(REQUEST, b"\x02" + bytes(19))
+    rig.describe(DESC, 0, ADDR=REQUEST, LEN=20, NEXT=1, NEXT_INDEX=1)
+    rig.describe(DESC, 1, ADDR=answer, LEN=4, WRITE=1)
+    rig.notify()
+    return int.from_bytes(rig.memory.read(USED + 2, 2), "little")
+
+
+def test_answers_that_ring_the_doorbell_are_carried_out_one_after_the_other():
+    rig = Rig()
+    rig.memory.map_window(1 << 30, Mmio(lambda offset, data: rig.notify()), 0, 4096)
+    assert many(rig, 1 << 30) == 256
+
+
+def test_an_answer_that_resets_the_device_ends_its_work():
+    rig = Rig()
+    rig.memory.map_window(1 << 30, Mmio(lambda offset, data: rig.status(Status(0))), 0, 4096)
+    before = rig.memory.read(0, 0x1000)
+    assert many(rig, 1 << 30) == 0
+    assert rig.memory.read(0, 0x1000) == before
+    assert rig.read(Registers.DEVICE_STATUS) == 0
+
+
 # Faults and interrupts
 
 
@@ -495,6 +526,21 @@ def test_interrupts_go_to_the_queue_s_vector_unless_the_driver_wants_none():
     rig.give_event_buffer()
     rig.reach(EP, 0)
     assert told == [1, 2]
+
+
+def test_whoever_hears_of_an_answer_may_ask_again_at_once():
+    asked = []
+
+    def ask_again(vector):
+        asked.append(vector)
+        if len(asked) < 3:
+            rig.attach(1, EP)
+
+    rig = Rig(interrupt=ask_again)
+    rig.write(Registers.QUEUE_SELECT, 0)
+    rig.write(Registers.QUEUE_MSIX_VECTOR, 4)
+    rig.attach(1, EP)
+    assert (asked, rig.used()[0]) == ([4, 4, 4], 3)
 
 
 def test_a_pasid_is_no_address_space_of_the_device():

@@ -25,24 +25,15 @@ from softiommu.hardware.virtio.commands import (
     size_of,
     to_bytes,
 )
-from softiommu.hardware.virtio.domains import Domain, Domains
+from softiommu.hardware.virtio.domains import Domain
 from softiommu.hardware.virtio.events import Fault, Reason
+from softiommu.hardware.virtio.face import Face
 from softiommu.hardware.virtio.queue import BrokenQueueError, Chain, Virtqueue
 from softiommu.hardware.virtio.registers import (
     EVENTS,
-    NO_VECTOR,
-    QUEUES,
     REQUESTS as REQUEST_QUEUE,
-    Address,
-    Bypass,
-    Features,
-    Half,
     Isr,
     Number,
-    Registers,
-    Select,
-    Status,
-    Switch,
 )
 from softiommu.memory.physical import BadAddressError
 from softiommu.pagetable.kinds import EXECUTE, READ, WRITE
@@ -58,7 +49,7 @@ _TAILS = {code: to_bytes(Tail.of(STATUS=code)) for code in Code}
 _LONGEST = max(size_of(layout) for layout in REQUESTS.values())
 
 
-class VirtioIommu:
+class VirtioIommu(Face):
     """One device. `interrupt` hears the vector of an MSI-X message; `line` the level of the pin, where no vector is
     assigned."""
 
@@ -71,154 +62,15 @@ class VirtioIommu:
         events: EventBus | None = None,
     ) -> None:
         offer.check()
-        self._offer, self._interrupt, self._line = offer, interrupt, line
-        self.domains = Domains(offer)
-        self.queues = [Virtqueue(memory, offer.queue_size) for _ in range(QUEUES)]
+        super().__init__(memory, offer, interrupt, line, events)
         #: Faults that found no buffer in the event queue.
         self.lost = 0
-        self.registers = Registers(self, events)
-        self._reset(offer.bypass)
-
-    def _reset(self, bypass: bool) -> None:
-        self.features = self._accepted = Features(0)
-        self.domains.reset()
-        for queue in self.queues:
-            queue.reset()
-        registers, offer = self.registers, self._offer
-        registers.reset()
-        registers.PAGE_SIZE_MASK = offer.page_size_mask
-        if offer.features.INPUT_RANGE:
-            registers.INPUT_START, registers.INPUT_END = offer.input_range
-        if offer.features.DOMAIN_RANGE:
-            registers.DOMAIN_START, registers.DOMAIN_END = offer.domain_range
-        if offer.features.PROBE:
-            registers.PROBE_SIZE = offer.probe_size
-        registers.BYPASS = Bypass.of(ON=int(bypass))
-        registers.DEVICE_FEATURE = _half(offer.features, registers.DEVICE_FEATURE_SELECT)
-        self._show_queue()
-
-    # Registers
-
-    def read(self, offset: int, width: int) -> int:
-        """Software reads a register."""
-        return self.registers.read(offset, width)
-
-    def write(self, offset: int, width: int, value: int) -> None:
-        """Software writes a register."""
-        self.registers.write(offset, width, value)
-
-    def on_write_DEVICE_FEATURE_SELECT(self, old: Select, new: Select) -> None:
-        """Show a half of what is offered."""
-        self.registers.DEVICE_FEATURE = _half(self._offer.features, new)
-
-    def on_write_DRIVER_FEATURE_SELECT(self, old: Select, new: Select) -> None:
-        """Show a half of what the driver accepts."""
-        self.registers.DRIVER_FEATURE = _half(self._accepted, new)
-
-    def on_write_DRIVER_FEATURE(self, old: Half, new: Half) -> None:
-        """The driver accepts features, until it has said that it is done."""
-        half = self.registers.DRIVER_FEATURE_SELECT
-        if half < 2 and not self.registers.DEVICE_STATUS.FEATURES_OK:
-            self._accepted = Features(self._accepted & ~(Half.BITS.mask << 32 * half) | new << 32 * half)
-        self.registers.DRIVER_FEATURE = _half(self._accepted, half)
-
-    def on_write_DEVICE_STATUS(self, old: Status, new: Status) -> None:
-        """Reset, or one step further. Features that are not offered, or without VERSION_1, are not OK."""
-        if not new & ~Status.DEVICE_NEEDS_RESET.mask:
-            self._reset(bool(self.registers.BYPASS.ON))
-            self._set_line(False)
-        elif new.FEATURES_OK and not old.FEATURES_OK:
-            if self._accepted & ~self._offer.features or not self._accepted.VERSION_1:
-                self.registers.DEVICE_STATUS = new.replace(FEATURES_OK=0)
-                return
-            self.features = self._accepted
-            for queue in self.queues:
-                queue.indirect = bool(self.features.INDIRECT_DESC)
-
-    @property
-    def _selected(self) -> Virtqueue | None:
-        number = self.registers.QUEUE_SELECT.VALUE
-        return self.queues[number] if number < QUEUES else None
-
-    def _show_queue(self) -> None:
-        """The registers of a queue are those of the selected one; a queue that is not there has size 0."""
-        registers, queue = self.registers, self._selected
-        registers.QUEUE_SIZE = queue.size if queue else 0
-        registers.QUEUE_MSIX_VECTOR = queue.vector if queue else NO_VECTOR
-        registers.QUEUE_ENABLE = int(queue is not None and queue.enabled)
-        registers.QUEUE_NOTIFY_OFF = registers.QUEUE_SELECT.VALUE if queue else 0
-        registers.QUEUE_DESC = queue.desc if queue else 0
-        registers.QUEUE_DRIVER = queue.driver if queue else 0
-        registers.QUEUE_DEVICE = queue.device if queue else 0
-
-    def on_write_QUEUE_SELECT(self, old: Number, new: Number) -> None:
-        """Another queue is set up."""
-        self._show_queue()
-
-    def on_write_QUEUE_SIZE(self, old: Number, new: Number) -> None:
-        """The driver wants a smaller queue."""
-        if self._selected:
-            self._selected.resize(new.VALUE)
-        self._show_queue()
-
-    def on_write_QUEUE_MSIX_VECTOR(self, old: Number, new: Number) -> None:
-        """Assign a vector to a queue."""
-        if self._selected:
-            self._selected.vector = new.VALUE
-        self._show_queue()
-
-    def on_write_QUEUE_ENABLE(self, old: Switch, new: Switch) -> None:
-        """A queue is enabled for good: only a reset disables it."""
-        if self._selected and new.ON:
-            self._selected.enabled = True
-        self._show_queue()
-
-    def on_write_QUEUE_DESC(self, old: Address, new: Address) -> None:
-        """Where a queue's descriptors are."""
-        self._move(desc=new)
-
-    def on_write_QUEUE_DRIVER(self, old: Address, new: Address) -> None:
-        """Where a queue's available ring is."""
-        self._move(driver=new)
-
-    def on_write_QUEUE_DEVICE(self, old: Address, new: Address) -> None:
-        """Where a queue's used ring is."""
-        self._move(device=new)
-
-    def _move(self, **where: int) -> None:
-        """Move a part of a queue, which must not run yet."""
-        if self._selected and not self._selected.enabled:
-            vars(self._selected).update(where)
-        self._show_queue()
-
-    def on_read_ISR(self) -> Isr:
-        """Why there was an interrupt; the pin goes down."""
-        isr = self.registers.ISR
-        self.registers.ISR = Isr(0)
-        self._set_line(False)
-        return isr
-
-    def on_write_BYPASS(self, old: Bypass, new: Bypass) -> None:
-        """Only a driver that negotiated BYPASS_CONFIG may write it."""
-        if not self.features.BYPASS_CONFIG:
-            self.registers.BYPASS = old
+        self._is_running = False
 
     def on_write_NOTIFY(self, number: int, old: Number, new: Number) -> None:
         """A queue has something new. Buffers for events are taken when there are events."""
         if number == REQUEST_QUEUE:
             self._run()
-
-    def _set_line(self, level: bool) -> None:
-        if self._line is not None:
-            self._line(level)
-
-    def _tell(self, vector: int, why: Isr) -> None:
-        """An interrupt: a message where a vector is assigned, the pin elsewhere."""
-        if vector == NO_VECTOR:
-            self.registers.ISR = self.registers.ISR | why
-            self._set_line(True)
-        elif self._interrupt is not None:
-            self._interrupt(vector)
 
     # Queues
 
@@ -232,15 +84,31 @@ class VirtioIommu:
         self._tell(self.registers.CONFIG_MSIX_VECTOR.VALUE, Isr.of(CONFIG=1))
 
     def _run(self) -> None:
-        """Carry requests out in order, until none is left."""
-        queue, wanted = self.queues[REQUEST_QUEUE], False
+        """Carry requests out in order, until none is left. A doorbell that an answer rings finds it at work."""
+        if self._is_running:
+            return
+        self._is_running, queue = True, self.queues[REQUEST_QUEUE]
+        is_broken = wanted = False
         try:
-            while self._runs(queue) and (chain := queue.take()) is not None:
-                wanted |= queue.give(chain, self._carry_out(chain))
+            wanted = self._drain(queue)
         except (BrokenQueueError, BadAddressError):
+            is_broken = True
+        finally:
+            self._is_running = False
+        if is_broken:
             self._break()
-        if wanted:
+        elif wanted:
             self._tell(queue.vector, Isr.of(QUEUE=1))
+
+    def _drain(self, queue: Virtqueue) -> bool:
+        """Carry requests out; whether the driver wants to hear of it. BrokenQueueError, BadAddressError."""
+        wanted = False
+        while self._runs(queue) and (chain := queue.take()) is not None:
+            written = self._carry_out(chain)
+            if not self._runs(queue):
+                return False  # an answer went to the registers, and reset the device
+            wanted |= queue.give(chain, written)
+        return wanted
 
     def _carry_out(self, chain: Chain) -> int:
         """Carry a request out; the bytes written: none where it cannot be told what is asked, or where to answer."""
@@ -362,11 +230,6 @@ class VirtioIommu:
             Fault.of(REASON=reason, READ=read, WRITE=write, ADDRESS_VALID=1, ENDPOINT=request.sid, ADDRESS=request.iova)
         )
         return TranslationFaultError(reason, request)
-
-
-def _half(features: int, select: int) -> Half:
-    """A half of feature bits; there are two."""
-    return Half(features >> 32 * select & Half.BITS.mask if select < 2 else 0)
 
 
 def _block(iova: int, pa: int, first: int, last: int) -> int:
