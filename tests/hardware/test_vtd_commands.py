@@ -28,6 +28,7 @@ from softiommu.hardware.vtd.registers import (
     Ttm,
 )
 from softiommu.hardware.vtd.tables import Pasid1, Pgtt
+from softiommu.memory.physical import Mmio
 from softiommu.pagetable.kinds import READ, WRITE
 
 RW = READ | WRITE
@@ -200,6 +201,23 @@ def test_a_link_is_cached_when_its_flag_is_set():
     assert bench.memory.read_u64(bench.first.root) & 32
 
 
+def test_links_lead_through_memory_of_every_kind():
+    bench = Bench()
+    bench.first.map(IOVA, 0x600000, 0x2000, RW)
+    top = bench.memory.read_u64(bench.first.root) & ~0xFFF
+    table = bytearray(bench.memory.read(top, 4096))
+
+    def write(offset, data):
+        table[offset : offset + len(data)] = data
+
+    bench.memory.map_window(1 << 41, Mmio(write, lambda offset, size: bytes(table[offset : offset + size])), 0, 4096)
+    bench.set(bench.first.root, 1 << 41 | 7)
+    assert [bench.unit.translate(SID, IOVA + n, READ).pa for n in (0, 0x1000)] == [0x600000, 0x601000]
+    bench.submit(Iotlb0.of(TYPE=Type.IOTLB, G=1))
+    bench.set(bench.first.root, 1 << 42 | 7)
+    assert reason(bench.unit.translate, SID, IOVA, READ) is Reason.FIRST_ACCESS
+
+
 def test_large_leaves_are_reached_by_cached_links():
     bench = Bench()
     bench.pasid(Pgtt.SECOND)
@@ -209,6 +227,17 @@ def test_large_leaves_are_reached_by_cached_links():
         (0xA00000, 21),
     ]
     assert bench.unit.caches.links.counters.hits == 2
+
+
+def test_a_walk_that_leaves_what_kernels_index_starts_again_at_the_root():
+    bench = Bench()
+    bench.first.map(IOVA, 0x600000, 0x1000, RW)
+    link = bench.memory.read_u64(bench.first.root)
+    for address in (1 << 40, 3 << 40):  # within the arena and beyond
+        bench.set(bench.first.root, link & 0xFFF | address)
+        bench.unit.caches.forget_all()
+        for _ in range(2):
+            assert reason(bench.unit.translate, SID, IOVA, READ) is Reason.FIRST_ACCESS
 
 
 @pytest.mark.parametrize("cm", [0, 1])

@@ -218,19 +218,21 @@ class Path:
     ) -> None:
         self._cache, self._tags, self._stage, self._iova, self._refuse = cache, tags, stage, iova, refuse
         self._words: Any = None
-        self._here: Position = (stage.root, stage.table.top, -1, 0)
+        self._here: Position = (0, 0, 0, 0)
         #: The link that was read last. It is kept when the walk goes on by it, so when its flags are set.
         self._link: tuple[Page, Link] | None = None
 
     def walk(self, space: Space, want: int) -> Result:
-        """Walk in a memory."""
+        """Walk in a memory, from the root."""
         stage, iova = self._stage, signed(self._iova)
+        self._here, self._link = (stage.root, stage.table.top, -1, 0), None
         if self._refuse is None and not outside(stage.table, iova):
             last = self._cache.look(self._page(1))
             if last is not None:
                 self._cache.counters.hits += 1
                 return last_step(stage.table, space, last[1], iova, want)
-        self._words = space.words
+        self._words, self._link = space.words, None
+        self._here = stage.root, stage.table.top, -1, 0
         return one_stage(Tree(stage.table, space._replace(words=self), stage.root), iova, want)
 
     def _page(self, level: int) -> Page:
