@@ -1,17 +1,13 @@
 """The ATS/PRI test device: its copies, its device TLB, and its page requests, alone and behind a VT-d unit."""
 
 import pytest
-import riscv_rig
+from pcitest_driver import FROM_MEMORY, TO_MEMORY, Rig
 from vtd_rig import SID, Bench
 
 from softiommu.hardware.ats import DeviceTlb
-from softiommu.hardware.bus import Port
 from softiommu.hardware.cache import Shape
-from softiommu.hardware.devices.pcitest import PciTest
 from softiommu.hardware.iommu import Request, ResponseCode, Translation, TranslationFaultError
 from softiommu.hardware.pci_config import ExtendedId
-from softiommu.hardware.riscv import events as riscv_events
-from softiommu.hardware.riscv.commands import Ats0, Command, Inval, Prgr
 from softiommu.hardware.vtd import tables
 from softiommu.hardware.vtd.commands import PageGroupResponse0, PageGroupResponse1, Type
 from softiommu.hardware.vtd.events import PageRequest0, PageRequest1, Reason
@@ -19,8 +15,7 @@ from softiommu.hardware.vtd.registers import Registers
 from softiommu.memory.physical import PhysicalMemory
 from softiommu.pagetable.kinds import READ, WRITE
 
-ADDRESS, COMMAND, PASID = 0x0, 0x8, 0x10
-FROM_MEMORY, TO_MEMORY = 3, 1
+COMMAND = 0x8
 RW = READ | WRITE
 
 
@@ -62,39 +57,9 @@ class Fake:
             self.endpoint.page_response(request.pasid, request.group, self.answer)
 
 
-class Rig:
-    def __init__(self, memory, iommu, sid=SID, ats=True):
-        self.memory, self.iommu = memory, iommu
-        self.device = PciTest(Port(memory, sid, iommu), iommu if ats else None, pasid_bits=20)
-        self.function = self.device.function
-        self.function.write_config(4, 2, 6)
-
-    def enable(self, ats=True, pri=True, pasid=True, allocation=1):
-        config, find = self.function.write_config, self.function.find_capability
-        config(find(ExtendedId.PASID) + 6, 2, int(pasid))
-        config(find(ExtendedId.PRI) + 12, 4, allocation)
-        config(find(ExtendedId.PRI) + 4, 2, int(pri))
-        config(find(ExtendedId.ATS) + 6, 2, ats << 15)
-
-    def pri_status(self):
-        return self.function.read_config(self.function.find_capability(ExtendedId.PRI) + 6, 2)
-
-    def copy(self, iova, command, pasid=None):
-        write = self.function.write_bar
-        write(0, ADDRESS, 4, iova & 0xFFFFFFFF)
-        write(0, ADDRESS + 4, 4, iova >> 32)
-        write(0, PASID, 4, 0 if pasid is None else 1 << 31 | pasid)
-        write(0, COMMAND, 4, command)
-        return self.busy
-
-    @property
-    def busy(self):
-        return bool(self.function.read_bar(0, COMMAND, 4) & 1)
-
-
 @pytest.fixture
 def rig():
-    made = Rig(PhysicalMemory(16 << 20), Fake())
+    made = Rig(PhysicalMemory(16 << 20), Fake(), SID)
     made.memory.write(0x5000, b"m" * 8192)
     return made
 
@@ -118,7 +83,7 @@ def test_it_copies_its_buffer_both_ways(rig):
 
 
 def test_without_ats_there_is_no_capability_for_it():
-    rig = Rig(PhysicalMemory(1 << 20), None, ats=False)
+    rig = Rig(PhysicalMemory(1 << 20), None, SID, ats=False)
     assert [rig.function.find_capability(id) for id in (ExtendedId.ATS, ExtendedId.PRI)] == [None, None]
     assert not rig.copy(0x5000, FROM_MEMORY)
     assert not rig.copy(0x5000, FROM_MEMORY, pasid=1)
@@ -258,7 +223,7 @@ def bench():
     made.pasid(tables.Pgtt.FIRST, 5, did=3)
     made.first.map(0x10000, 0x1000000, 0x1000, RW)
     made.memory.write(0x1000000, b"m" * 4096)
-    made.rig = Rig(made.memory, made.unit)
+    made.rig = Rig(made.memory, made.unit, SID)
     made.rig.enable()
     return made
 
@@ -286,49 +251,3 @@ def test_vtd_queues_a_page_request_and_software_answers_it(bench):
     bench.submit((answer, PageGroupResponse1.of(PRGI=PageRequest1(high).PRGI)))
     assert not bench.rig.busy
     assert bench.memory.read(0x1002000, 4096) == b"d" * 4096
-
-
-# Behind a RISC-V IOMMU
-
-
-@pytest.fixture
-def riscv():
-    made = riscv_rig.Rig()
-    made.pages = made.pages("riscv-sv39x4")
-    made.device(riscv_rig.context(second=made.pages, EN_ATS=1, EN_PRI=1))
-    made.pages.map(0x10000, 0x1000000, 0x1000, RW)
-    made.memory.write(0x1000000, b"m" * 4096)
-    made.rig = Rig(made.memory, made.iommu, riscv_rig.SID)
-    made.rig.enable()
-    return made
-
-
-def to_device(command, **fields):
-    sid = riscv_rig.SID
-    return Ats0.of(COMMAND=command, RID=sid & 0xFFFF, DSV=1, DSEG=sid >> 16, **fields)
-
-
-def test_riscv_invalidates_what_the_device_keeps(riscv):
-    assert not riscv.rig.copy(0x10000, FROM_MEMORY)
-    assert riscv.rig.device.buffer == b"m" * 4096
-    riscv.memory.write(0x1001000, b"n" * 4096)
-    riscv.pages.unmap(0x10000, 0x1000)
-    riscv.pages.map(0x10000, 0x1001000, 0x1000, RW)
-    riscv.submit(Command.IOTINVAL_GVMA)
-    riscv.rig.copy(0x10000, FROM_MEMORY)
-    assert riscv.rig.device.buffer == b"m" * 4096
-    riscv.submit(to_device(Command.ATS_INVAL), Inval.of(PAGE=0x10))
-    riscv.rig.copy(0x10000, FROM_MEMORY)
-    assert riscv.rig.device.buffer == b"n" * 4096
-    assert riscv.faults() == []
-
-
-def test_riscv_queues_a_page_request_and_software_answers_it(riscv):
-    assert riscv.rig.copy(0x20000, TO_MEMORY)
-    request = riscv_events.PageRequest1(riscv.memory.read_u64(riscv.queues[2] + 8))
-    assert (request.W, request.L, request.PAGE) == (1, 1, 0x20)
-    riscv.pages.map(0x20000, 0x1002000, 0x1000, RW)
-    riscv.rig.device.buffer[:] = b"d" * 4096
-    riscv.submit(to_device(Command.ATS_PRGR), Prgr.of(PRGI=request.PRGI))
-    assert not riscv.rig.busy
-    assert riscv.memory.read(0x1002000, 4096) == b"d" * 4096
