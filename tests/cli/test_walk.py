@@ -29,6 +29,30 @@ def test_the_way_on_every_machine_names_all_that_is_read(name):
     assert other.steps[0] == way.steps[0]
 
 
+PASIDS = """
+name = "lab"
+[[iommu]]
+name = "iommu0"
+model = "{}"
+unit = "full"
+[[device]]
+name = "t0"
+address = "0000:00:04.0"
+model = "pcitest"
+pasid_bits = 16
+"""
+
+
+@pytest.mark.parametrize(("model", "structure"), [("vtd", "PASID entry"), ("riscv", "process context, ta")])
+def test_the_way_of_a_pasid_leads_through_its_own_structures(model, structure, tmp_path):
+    lab = tmp_path / "lab.toml"
+    lab.write_text(PASIDS.format(model))
+    way = walk(str(lab), "t0", (0x1234, READ, 5), (Area(0x1000, 0x1000),)).way
+    assert way.translation is not None, way.fault
+    assert structure in [step.name for step in way.steps]
+    assert walk(str(lab), "t0", (0x1234, READ, 5)).way.fault is not None
+
+
 def test_without_a_mapping_the_device_is_attached_to_nothing():
     walked = walk("vtd", "00:04.0", (0x100123, READ, None))
     assert walked.way.fault is not None
