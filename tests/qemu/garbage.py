@@ -84,13 +84,14 @@ def path(pages: PageTable, iova: int, shift: int = 0) -> list[Step]:
 
 
 class Limits(NamedTuple):
-    """What must not be changed: entries at `keep`; where no entry may point, and where no link may; and what is made
-    of an entry before it is stored."""
+    """Where entries may be changed, but those at `keep`; where no entry may point, and where no link may; and what is
+    made of an entry before it is stored."""
 
+    within: range
     keep: set[int]
     avoid: range
     no_tables: tuple[range, ...]
-    tame: Callable[[Table, int], int]
+    tame: Callable[[Table, int, int], int]
 
 
 def spoil(random: Random, pages: PageTable, aims: list[Aim], count: int, limits: Limits) -> None:
@@ -99,9 +100,9 @@ def spoil(random: Random, pages: PageTable, aims: list[Aim], count: int, limits:
     for _ in range(count if aims else 0):
         way = path(pages, random.choice(aims).iova)
         step = random.choice(way[-2:]) if random.random() < 0.8 else random.choice(way)
-        entry = limits.tame(pages.table, _changed(random, pages, *step))
+        entry = limits.tame(pages.table, step.level, _changed(random, pages, *step))
         kind, oa, *_ = formats.load(pages.table, step.level, signed(entry))
-        if step.at in limits.keep or oa in limits.avoid:
+        if step.at in limits.keep or step.at not in limits.within or oa in limits.avoid:
             continue
         if kind != TABLE or not any(oa in part for part in limits.no_tables):
             memory.write_u64(step.at, entry)

@@ -2,221 +2,26 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable
 from random import Random
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from qemu import e1000
-from qemu.e1000 import AREA, LOOK, Nic
-from qemu.garbage import Aim, Limits, Wish, path, populate, relocate, spoil
-from qemu.sides import CARD, DATA, RAM, TABLES, Both, ModelMemory, Side, tags
-from softiommu.hardware.iommu import Translation, TranslationFaultError
-from softiommu.pagetable.engine import PageTable
-from softiommu.pagetable.kinds import OK, READ, WRITE, Table
+from qemu.e1000 import LOOK
+from qemu.garbage import path
+from qemu.rig import NOTHING, Answer, DisagreementError, Probe, Rig, Scenario, Space
+from qemu.sides import CARD, DATA, RAM, TABLES, tags
+from softiommu.hardware.iommu import TranslationFaultError
+from softiommu.pagetable import formats
+from softiommu.pagetable.kinds import EMPTY, LEAF, READ, WRITE
+from softiommu.pagetable.walk import signed
 
 #: Addresses tried for each leaf, and how many blocked accesses of a round are checked.
 _PROBES, _BLOCKED = 4, 96
 
-#: QEMU's machines have no device above.
-_NOTHING = 1 << 41
-
-
-class Probe(NamedTuple):
-    """A 4-byte read or a write of one card."""
-
-    iova: int
-    want: int
-
-
-class Record(NamedTuple):
-    """A fault as software sees it. `detail`: what else the architecture's record has, and both sides know."""
-
-    reason: int
-    iova: int
-    want: int
-    sid: int
-    detail: tuple[int, ...] = ()
-
-
-class Answer(NamedTuple):
-    """What an access came to: a physical address, or None and what was recorded."""
-
-    pa: int | None
-    record: Record | None = None
-
-
-class Deviation(NamedTuple):
-    """Something that QEMU does otherwise than the architecture: a name, and which differences it explains."""
-
-    name: str
-    explains: Callable[[Probe, Answer, Answer], bool]
-
-
-class Space(NamedTuple):
-    """A table, whose links show addresses `shift` above it."""
-
-    pages: PageTable
-    shift: int = 0
-
-
-class Scenario(NamedTuple):
-    """What the tables map: the card's own area at `card`, and addresses that lead to known places."""
-
-    card: int
-    aims: list[Aim]
-    spaces: list[Space]
-    #: How far above their place a second stage shows all tables.
-    shown: int = 0
-    #: What was set up, for messages.
-    about: str = ""
-
-    @property
-    def root(self) -> int:
-        """The address of the outermost table (the first stage's), as the hardware is told it."""
-        return self.spaces[-1].pages.root + self.spaces[-1].shift
-
-    def canonical(self, width: int) -> Scenario:
-        """The same for tables whose input is a signed number of `width` bits."""
-        high = (1 << 64) - (1 << width)
-        aims = [aim._replace(iova=aim.iova | (high if aim.iova >> width - 1 else 0)) for aim in self.aims]
-        return self._replace(aims=aims, card=self.card | (high if self.card >> width - 1 else 0))
-
-
-class Rig(ABC):
-    """One IOMMU on both sides."""
-
-    both: Both
-    nic: Nic
-    memory: ModelMemory
-    sid: int
-    deviations: tuple[Deviation, ...] = ()
-    #: Leaf sizes that QEMU does not know; bits of addresses that it keeps apart.
-    unknown_sizes = 0
-    width = 64
-    #: Whether data may be taken for tables: not where QEMU does not look at all of an entry.
-    data_as_tables = True
-
-    @abstractmethod
-    def build(self, random: Random, clean: bool) -> Scenario:
-        """Make random tables in the model's memory, and configure both sides to use them. `clean`: nothing is wrong."""
-
-    @abstractmethod
-    def structures(self) -> list[tuple[int, int]]:
-        """The words that lead to the tables: address, and the bits that QEMU looks at."""
-
-    @abstractmethod
-    def translate(self, probe: Probe) -> Translation:
-        """Our model's answer. TranslationFaultError."""
-
-    @abstractmethod
-    def drain(self, side: Side) -> list[Record]:
-        """The faults recorded by now; they are taken away."""
-
-    @abstractmethod
-    def flush(self) -> None:
-        """Make both sides forget everything."""
-
-    @abstractmethod
-    def step(self, probes: list[Probe]) -> list[Record | None]:
-        """Let QEMU's card make the accesses that are prepared; what each left in the record."""
-
-    def target(self, word: int) -> int:
-        """The address that a word of a structure has."""
-        return word & (1 << 52) - (1 << 12)
-
-    def known(self, record: Record) -> Record:
-        """A record of our model, in the terms that QEMU has for it."""
-        return record
-
-    def tame(self, table: Table, entry: int, nested: bool) -> int:
-        """A spoiled entry without what QEMU does not look at. `nested`: it is a second stage's, before a first."""
-        return entry
-
-    def rights(self, nested: bool) -> tuple[int, ...]:
-        """The rights of leaves, each as often as it is to be found."""
-        return (READ | WRITE, READ | WRITE, READ | WRITE, READ, WRITE)
-
-    def release(self) -> None:
-        """Give back what `build` made beside tables: usually nothing."""
-        return
-
-    # What all have
-
-    @staticmethod
-    def share(probes: list[Probe], records: list[Record]) -> list[Record | None]:
-        """Whose record is which, in order: QEMU makes a write in pieces, of which each has its own."""
-        found: list[Record | None] = []
-        number = 0
-        for probe in probes:
-            first = number
-            pieces = 1 if probe.want == READ else e1000.WRITE_BYTES // 4
-            while number < min(len(records), first + pieces) and 0 <= records[number].iova - probe.iova < 64:
-                number += 1
-            found.append(records[first] if number > first else None)
-        if number < len(records):
-            raise DisagreementError(f"nobody asked for what record {number} of {len(records)} tells: {records[number]}")
-        return found
-
-    def stage(
-        self,
-        random: Random,
-        table: Table,
-        scenario: Scenario | None = None,
-        clean: bool = False,
-        nested: bool = False,
-    ) -> Scenario:
-        """A random table, before the second stage of `scenario` if there is one; some entries are spoiled. `nested`:
-        there will be a first stage before it."""
-        pages = PageTable(self.memory, table, compiled=False)
-        base = self.both.ram_base
-        aim, area = (lambda: self.data_address(random)), base + CARD
-        if scenario is not None:
-            area = scenario.card
-            if scenario.aims:
-                aim = lambda: random.choice(scenario.aims).iova  # noqa: E731
-        card = random.getrandbits(min(table.input_bits, 40)) & -AREA
-        assert pages.map(card, area, AREA, READ | WRITE)[0] == OK, "nothing else is mapped yet"
-        kept, shown = [range(card, card + AREA)], 0
-        if nested:
-            shown = self._behind(random, pages)
-            kept.append(range(base + TABLES + shown, base + RAM + shown))
-        width = min(table.input_bits, self.width)
-        wish = Wish(pages.sizes & ~self.unknown_sizes, self.rights(nested), width, aim)
-        aims = populate(random, pages, wish, random.randrange(1, 200))
-        if not clean and random.random() < 0.5:
-            spoil(random, pages, aims, random.randrange(1, 40), self._limits(pages, tuple(kept), nested))
-        shift = scenario.shown if scenario is not None else 0
-        if shift:
-            relocate(pages, shift, range(base + TABLES, base + RAM))
-        return Scenario(card, aims, [*(scenario.spaces if scenario else ()), Space(pages, shift)], shown)
-
-    def _behind(self, random: Random, pages: PageTable) -> int:
-        """Let a second stage show all tables at random addresses: the distance."""
-        width = min(pages.table.input_bits, 40) - 1
-        tables = self.both.ram_base + TABLES
-        while True:
-            shift = random.getrandbits(width) & -(2 << 20)
-            if shift and pages.map(tables + shift, tables, RAM - TABLES, READ | WRITE)[0] == OK:
-                return shift
-
-    def _limits(self, pages: PageTable, kept: tuple[range, ...], nested: bool) -> Limits:
-        """What spoiling must leave: the ways to the card's area, and to the first stage's tables if there is one."""
-        base, step = self.both.ram_base, 1 << pages.table.granule_lg2
-        keep = {entry.at for part in kept for iova in part[::step] for entry in path(pages, iova)}
-        # What lies beside RAM is different from ours, but for addresses where nothing can be.
-        no_tables = [range(base), range(base + RAM, _NOTHING)]
-        if not self.data_as_tables:
-            no_tables.append(range(base + DATA, base + TABLES))
-        avoid = range(base + CARD, base + DATA)
-        return Limits(keep, avoid, tuple(no_tables), lambda table, entry: self.tame(table, entry, nested))
-
-    def data_address(self, random: Random) -> int:
-        """Somewhere in the data."""
-        return self.both.data + (random.randrange(TABLES - DATA) & -4096)
+_NONE = (EMPTY, 0, 0, 0)
 
 
 def _flipped(random: Random, word: int) -> int:
@@ -228,13 +33,17 @@ def _flipped(random: Random, word: int) -> int:
     return word
 
 
-def _entries(space: Space, iova: int) -> str:
-    """The entries on the way to an address, for a message."""
-    return " ".join(f"{step.level}:{step.entry:#x}" for step in path(space.pages, iova, space.shift))
-
-
-class DisagreementError(AssertionError):
-    """QEMU and our model differ in what no known deviation explains."""
+def _entries(spaces: list[Space], iova: int) -> str:
+    """The entries on the way to an address, the first stage's first, for a message."""
+    found = []
+    for space in reversed(spaces):
+        steps = path(space.pages, iova, space.shift)
+        found.append(" ".join(f"{step.level}:{step.entry:#x}" for step in steps))
+        kind, oa, lg2, _ = formats.load(space.pages.table, steps[-1].level, signed(steps[-1].entry)) if steps else _NONE
+        if kind != LEAF:
+            break
+        iova = oa | iova & (1 << lg2) - 1
+    return " and ".join(found)
 
 
 class Tally(NamedTuple):
@@ -310,7 +119,7 @@ class Oracle:
     def _elsewhere(self) -> tuple[range, ...]:
         """Where QEMU's memory is another than ours: devices, the card's area."""
         base = self.rig.both.ram_base
-        return range(1, base), range(base + CARD, base + DATA), range(base + RAM, _NOTHING)
+        return range(1, base), range(base + CARD, base + DATA), range(base + RAM, NOTHING)
 
     def _look(self, scenario: Scenario, about: str) -> None:
         rig = self.rig
@@ -441,8 +250,8 @@ class Oracle:
                 return
         if ours != theirs:
             way = "read" if probe.want == READ else "write"
-            ways = " and ".join(_entries(space, probe.iova) for space in reversed(scenario.spaces))
-            self._disagree(f"{way} {probe.iova:#x}: ours {ours}, QEMU {theirs}; {scenario.about}: {ways}")
+            entries = _entries(scenario.spaces, probe.iova)
+            self._disagree(f"{way} {probe.iova:#x}: ours {ours}, QEMU {theirs}; {scenario.about}: {entries}")
         else:
             self.tally.faults[f"{ours.record.reason:#x}" if ours.record else "unrecorded"] += 1
 

@@ -6,9 +6,9 @@ import struct
 from random import Random
 
 from qemu.e1000 import Nic
-from qemu.oracle import Answer, Deviation, Probe, Record, Rig, Scenario
 from qemu.pci import MemoryConfig, enable
 from qemu.qtest import Qtest
+from qemu.rig import Answer, Deviation, Probe, Record, Rig, Scenario
 from qemu.sides import CARD, QUEUES, RAM, Both, Emulator, Model, ModelMemory, Side
 from softiommu.hardware.iommu import Translation
 from softiommu.hardware.riscv.commands import Command, Iodir0, Iofence0, Iotinval0
@@ -189,7 +189,7 @@ class RiscvRig(Rig):
 
     # Accesses
 
-    def tame(self, table: Table, entry: int, nested: bool) -> int:
+    def tame(self, table: Table, level: int, entry: int, nested: bool) -> int:
         """QEMU has no Svpbmt and looks neither at reserved bits, nor at U, nor at A and D of links, nor at A where D is
         set. A second stage must allow it all that the first allows, whatever is asked."""
         entry &= ~(Pte.of(PBMT=3, N=1) | _UNUSED)

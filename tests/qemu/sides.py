@@ -87,9 +87,9 @@ class ModelMemory(PhysicalMemory):
         super().__init__(CARD if ram_base == 0 else PAGE)
         start = max(ram_base, CARD)
         self.map_window(start, _Ram(ram_base + RAM - start), 0, ram_base + RAM - start)
-        self._first, self._last = ram_base + TABLES, ram_base + RAM
-        #: Past the last page that was ever given.
-        self.end = self._first
+        #: Where tables lie: from here to past the last page that was ever given.
+        self.first = self.end = ram_base + TABLES
+        self._last = ram_base + RAM
         self._returned: dict[tuple[int, int], list[int]] = {}
         self._sizes: dict[int, tuple[int, int]] = {}
 
@@ -106,8 +106,10 @@ class ModelMemory(PhysicalMemory):
         return pa
 
     def free(self, pa: int) -> None:
-        """Take pages back."""
-        self._returned[self._sizes.pop(pa)].append(pa)
+        """Take pages back; what was in them is gone."""
+        kind = self._sizes.pop(pa)
+        self.write(pa, bytes(kind[0]))
+        self._returned[kind].append(pa)
 
 
 class Model:
@@ -161,8 +163,8 @@ class Both:
 
     def copy_tables(self) -> None:
         """Give QEMU the tables and structures that lie in the model's memory."""
-        first = self.ram_base + TABLES
-        self.emulator.store(first, self.model.load(first, self.model.memory.end - first))
+        first, end = self.model.memory.first, self.model.memory.end
+        self.emulator.store(first, self.model.load(first, end - first))
 
 
 def tags(first: int) -> Any:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from random import Random
 
 from qemu.e1000 import Nic
-from qemu.oracle import Answer, Deviation, Probe, Record, Rig, Scenario
 from qemu.pci import PortConfig, enable
 from qemu.qtest import Qtest, load, store
+from qemu.rig import Answer, Deviation, Probe, Record, Rig, Scenario
 from qemu.sides import CARD, QUEUES, RAM, Both, Emulator, Model, ModelMemory, Side
 from softiommu.hardware.iommu import Translation
 from softiommu.hardware.vtd.commands import Context, Iotlb0, PasidCache0, Type
