@@ -1,5 +1,7 @@
 """The way of a request: everything that a model reads has its name, in order, and nothing else is told."""
 
+import contextlib
+
 import amd_rig
 import pytest
 import riscv_rig
@@ -56,6 +58,23 @@ def levels(stage, *entries):
 
 FIRST = levels("first-stage", "PML4E", "PDPE", "PDE", "PTE")
 SECOND = levels("second-stage", "PML4E", "PDPE", "PDE", "PTE")
+
+
+def spoil(memory, places, garbage):
+    """Write numbers into the first words of some places."""
+    for number, value in garbage:
+        memory.write_u64(places[number % len(places)] + 8 * (number // len(places)), value)
+
+
+def check(way):
+    assert (way.fault is None) != (way.translation is None)
+    assert unnamed(way) == []
+
+
+#: Few bits, so that some of what is written is still a structure.
+WORDS = st.one_of(st.integers(0, 2**64 - 1), st.integers(0, 63).map(lambda bit: 1 << bit), st.integers(0, 0x4000))
+GARBAGE = st.lists(st.tuples(st.integers(0, 40), WORDS), max_size=4)
+fuzz = settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
 
 
 # Memory that notes
@@ -195,16 +214,24 @@ def test_a_unit_that_does_not_translate_and_an_interrupt_read_nothing():
     assert way.translation.pa == IOVA
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
-@given(st.sampled_from(list(registers.Ttm)), st.lists(st.tuples(st.integers(0, 40), st.integers(0, 2**64 - 1))))
+@fuzz
+@given(st.sampled_from(list(registers.Ttm)), GARBAGE)
 def test_structures_of_any_content_have_a_way_that_ends_where_vtd_ends(ttm, garbage):
-    bench = vtd_rig.Bench(ttm=ttm)
-    places = (bench.root_entry, bench.context, bench.directory, bench.pasids, bench.first.root, bench.second.root)
-    for number, value in garbage:
-        bench.memory.write_u64(places[number % 6] + 8 * (number // 6), value)
+    def made():
+        bench = vtd_rig.Bench(ttm=ttm)
+        bench.second.map(IOVA, PA, 0x1000, 3)
+        bench.first.map(IOVA, PA, 0x1000, 3)
+        places = (bench.root_entry, bench.context, bench.directory, bench.pasids, bench.first.root, bench.second.root)
+        spoil(bench.memory, places, garbage)
+        return bench
+
+    bench, twin = made(), made()
     way = follow_in(bench.unit, bench.memory, vtd, Request(vtd_rig.SID, IOVA, READ))
-    assert (way.fault is None) != (way.translation is None)
-    assert unnamed(way) == []
+    check(way)
+    with twin.memory.noted() as accesses, contextlib.suppress(TranslationFaultError):
+        twin.unit.translate(vtd_rig.SID, IOVA, READ)
+    # Faults of this hardware are recorded in registers: all that is read has a name.
+    assert [step.pa for step in way.steps if step.pa is not None] == [access.pa for access in accesses]
 
 
 # RISC-V
@@ -341,6 +368,51 @@ def test_the_way_through_amd_s_host_tables_ends_where_nothing_is_mapped():
     way = follow_in(rig.iommu, rig.memory, amd, Request(amd_rig.SID, IOVA, READ))
     assert names(way) == ["device table entry", "host entry of level 4"]
     assert way.fault is not None
+
+
+# Garbage
+
+
+@fuzz
+@given(GARBAGE, st.sampled_from((None, 0x12345)))
+def test_structures_of_any_content_have_a_way_that_ends_where_riscv_ends(garbage, pasid):
+    rig = riscv_rig.Rig()
+    first, second = rig.pages("riscv-sv39"), rig.pages("riscv-sv39x4")
+    first.map(IOVA, PA, 0x1000, 3)
+    second.map(0, 0, rig.memory.size, 3)
+    device = rig.device(riscv_rig.context(int(rig.processes()), second, PDTV=1, DPE=1))
+    process = rig.process(0x12345, (riscv_tables.ProcessTa.of(V=1, PSCID=3), riscv_rig.satp(first)))
+    spoil(rig.memory, (device, process, rig.root, rig.pdt, first.root, second.root), garbage)
+    check(follow_in(rig.iommu, rig.memory, riscv, Request(riscv_rig.SID, IOVA, READ, pasid)))
+
+
+@fuzz
+@given(GARBAGE, st.sampled_from((None, 3)))
+def test_structures_of_any_content_have_a_way_that_ends_where_an_smmu_ends(garbage, ssid):
+    rig = smmuv3_rig.Rig()
+    one, two = rig.pages("arm64-4k-48-s1"), rig.pages("arm64-4k-48-s2")
+    smmuv3_rig.mapped(one, IOVA, PA)
+    smmuv3_rig.mapped(two, 0, 0, rig.memory.size)
+    rig.nested(one, two, cdmax=8)
+    places = (rig.strtab + 64 * smmuv3_rig.SID, rig.cds, rig.cds + 64 * 3, one.root, two.root)
+    spoil(rig.memory, places, garbage)
+    check(follow_in(rig.smmu, rig.memory, smmuv3, Request(smmuv3_rig.SID, IOVA, READ, ssid)))
+
+
+@fuzz
+@given(GARBAGE, st.sampled_from((None, 0, 5)))
+def test_structures_of_any_content_have_a_way_that_ends_where_amd_ends(garbage, pasid):
+    rig = amd_rig.Rig()
+    host = rig.host()
+    host.map(0, 0, rig.memory.size, 3)
+    guest = amd_rig.PageTable(rig.memory, amd_rig.VARIANTS["x86-64-4level"])
+    guest.map(IOVA, PA, 0x1000, 3)
+    gcr3 = rig.memory.alloc(4096)
+    for number in (0, 5):
+        rig.memory.write_u64(gcr3 + 8 * number, guest.root | 1)
+    rig.entry({"Mode": 4, "HostPageTableRoot": host.root >> 12, "GV": 1, "GIoV": 1}, gcr3=gcr3)
+    spoil(rig.memory, (rig.table + 32 * amd_rig.SID, gcr3, guest.root, host.root), garbage)
+    check(follow_in(rig.iommu, rig.memory, amd, Request(amd_rig.SID, IOVA, READ, pasid)))
 
 
 # virtio
