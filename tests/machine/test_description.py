@@ -14,6 +14,7 @@ EDU = '[[device]]\nname = "e"\naddress = "00:04.0"\nmodel = "edu"\n'
 NVME = EDU.replace('"edu"', '"nvme"')
 RISCV = VTD.replace('"vtd"', '"riscv"')
 VIRTIO = VTD.replace('"vtd"', '"virtio"')
+AMD, SMMU = VTD.replace('"vtd"', '"amd"'), VTD.replace('"vtd"', '"smmuv3"')
 BRIDGE = '[[bridge]]\nname = "b"\naddress = "00:06.0"\nbus = 2\n'
 
 
@@ -85,6 +86,10 @@ def test_what_is_left_out_has_a_default():
         (HEAD + VTD + NVME + "pairs = 0", "x.toml:9: pairs is 0: expected 1.."),
         (HEAD + RISCV + "capabilities = { SV39 = 0 }", "x.toml:5: capabilities.SV48 needs capabilities.SV39"),
         (HEAD + RISCV + "levels = 0", "x.toml:5: levels is 0: expected 1..3"),
+        (HEAD + AMD + "efr = { HDSup = 1, HASup = 0 }", "x.toml:5: efr.HDSup needs efr.HASup"),
+        (HEAD + AMD + "efr = { PASmax = 20 }", "x.toml:5: efr.PASmax 20: PASIDs have 1 to 20 bits"),
+        (HEAD + SMMU + "idr0 = { S1P = 0 }", "x.toml:2: IDR0."),
+        (HEAD + SMMU + "idr5 = { GRAN4K = 0, GRAN16K = 0 }", "x.toml:2: IDR5.DS needs granules of 4 or 16 KiB"),
         (HEAD + BRIDGE * 2, "x.toml:7: name 'b' is taken"),
     ],
 )
