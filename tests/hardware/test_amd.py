@@ -4,15 +4,12 @@ import pytest
 from amd_rig import DOMAIN, SID, Rig, answer, flags, pages_command
 from hypothesis import given, settings, strategies as st
 
-from softiommu.errors import ModelError
 from softiommu.hardware.amd.commands import Opcode
 from softiommu.hardware.amd.events import BadRequest, Code, DeviceEvent, HardwareError, RequestEvent
-from softiommu.hardware.amd.model import AmdIommu
-from softiommu.hardware.amd.presets import FULL, QEMU, SMALL, Preset, check
-from softiommu.hardware.amd.registers import Efr, Efr2, Registers, SegmentBase
+from softiommu.hardware.amd.presets import FULL
+from softiommu.hardware.amd.registers import Efr, Registers, SegmentBase
 from softiommu.hardware.amd.tables import Dte, Dte0, Had
 from softiommu.hardware.iommu import TranslationFaultError
-from softiommu.memory.physical import PhysicalMemory
 from softiommu.pagetable.formats import amdv1
 from softiommu.pagetable.kinds import EXECUTE, OK, READ, WRITE
 
@@ -213,6 +210,24 @@ def test_a_stale_translation_stays_until_its_page_is_invalidated(rig):
     assert not rig.blocked(0x10000, WRITE)[0].PR
 
 
+def test_links_to_tables_stay_until_upper_entries_are_invalidated(rig):
+    pages = rig.host()
+    pages.map(0x10000, 0x50000, 0x2000, RW)
+    rig.reach(0x10000, READ)
+    (leaf,) = [leaf for leaf in pages.leaves(0, 1 << 47) if leaf.iova == 0x10000]
+    moved = rig.memory.alloc(4096)
+    rig.memory.write_u64(moved + (leaf.at & 0xFFF), leaf.pte ^ 0x50000 ^ 0x90000)
+    at = pages.translate(1 << 21).at  # the entry beside the link
+    rig.memory.write_u64(at - 8, rig.memory.read_u64(at - 8) & 0xFFF | 3 << 61 | moved)
+    rig.submit(*pages_command(pde=0))
+    assert rig.reach(0x10000, READ) == 0x50000
+    rig.submit(*pages_command(0x200000))
+    rig.submit(*pages_command(0x10000, pde=0))
+    assert rig.reach(0x10000, READ) == 0x50000
+    rig.submit(*pages_command(0x10000))
+    assert rig.reach(0x10000, READ) == 0x90000
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -330,32 +345,6 @@ def test_garbage_in_an_entry_and_its_tables_is_an_event_or_a_translation(data):
         assert all(DeviceEvent(record.low).CODE == found for record in rig.take_events())
         assert answer(rig.iommu.ats_translate, SID, iova, want, pasid) is not Code.IO_PAGE_FAULT
         rig.take_events()
-
-
-@pytest.mark.parametrize(
-    ("preset", "rule"),
-    [
-        (Preset(Efr.of(GLXSup=1)), "efr.GLXSup needs efr.GTSup"),
-        (Preset(Efr.of(HDSup=1)), "efr.HDSup needs efr.HASup"),
-        (Preset(Efr.of(HATS=3)), "efr.HATS 3 is reserved"),
-        (Preset(Efr.of(GTSup=1, PASmax=20)), "1 to 20 bits"),
-        (Preset(Efr.of(XTSup=1)), "efr.XTSup is not modelled"),
-        (Preset(Efr(1 << 5)), "reserved"),
-        (Preset(Efr(0), Efr2.of(GCR3TRPModeSup=1)), "needs efr.GTSup"),
-        (SMALL._replace(header=SMALL.header.replace(EFRSup=0)), "EFRSup"),
-    ],
-)
-def test_features_that_no_hardware_has_are_refused(preset, rule):
-    with pytest.raises(ModelError, match=rule):
-        check(preset)
-
-
-def test_the_presets_are_possible_and_told():
-    for preset in (SMALL, QEMU, FULL):
-        check(preset)
-        iommu = AmdIommu(PhysicalMemory(1 << 20), *preset[:2], header=preset.header)
-        assert iommu.read(Registers.EFR.offset, 8) == preset.efr
-        assert iommu.capability.read(0, 4) == preset.header
 
 
 class ReadOnly:

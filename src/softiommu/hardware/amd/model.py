@@ -27,7 +27,7 @@ from softiommu.hardware.amd.queue import CommandQueue
 from softiommu.hardware.amd.ranges import CONTROLLED, INTERRUPTS, is_interrupt, special
 from softiommu.hardware.amd.registers import CapabilityHeader, Efr, Efr2
 from softiommu.hardware.amd.tables import Dte
-from softiommu.hardware.amd.walker import Route, Walker
+from softiommu.hardware.amd.walker import NESTED, NO_GUEST, Route, Walker, tags
 from softiommu.hardware.cache import Cache, Entry, Iotlb, Page, Shape
 from softiommu.hardware.iommu import (
     ALL,
@@ -39,13 +39,12 @@ from softiommu.hardware.iommu import (
     Translation,
     TranslationFaultError,
 )
+from softiommu.hardware.links import Links
 from softiommu.memory.physical import BadAddressError, PhysicalMemory
 from softiommu.pagetable.kinds import LENIENT, READ, RIGHTS, WRITE
 
 _HARDWARE_ERRORS = (Code.DEV_TAB_HARDWARE_ERROR, Code.PAGE_TAB_HARDWARE_ERROR, Code.COMMAND_HARDWARE_ERROR)
 _EVERYWHERE = (0, (1 << 64) - 1)
-#: A tag of translations for privileged requests, and one of those that two stages made.
-_PRIVILEGED, _NESTED = 1, 2
 
 
 class Shapes(NamedTuple):
@@ -55,6 +54,7 @@ class Shapes(NamedTuple):
     devices: Shape = Shape(8, 8)
     guests: Shape = Shape(8, 8)
     interrupts: Shape = Shape(8, 8)
+    links: Shape = Shape(8, 8)
 
 
 class CachedEntry:
@@ -85,8 +85,10 @@ class AmdIommu(Face):
         self.devices: Cache[int, CachedEntry] = Cache(shapes.devices)
         #: The GCR3 table's entries by (domain, PASID).
         self.guests: Cache[tuple[int, int], int] = Cache(shapes.guests)
+        #: Links to tables of single stages.
+        self.links: Links = Cache(shapes.links)
         self.remapper = Remapper(memory, self.registers, shapes.interrupts)
-        self._walker = Walker(memory, self.registers, efr, efr2)
+        self._walker = Walker(memory, self.registers, efr, efr2, self.links)
         self._events = Log(self.signals, memory, EVENTS, "EventOverflow", "EventLogInt")
         self._page_requests = Log(self.signals, memory, PAGE_REQUESTS, "PprOverflow", "PprInt")
         self.commands = CommandQueue(self, memory)
@@ -147,8 +149,8 @@ class AmdIommu(Face):
         return self._by_tables(route, request, guest)
 
     def _by_tables(self, route: Route, request: Request, guest: int | None) -> Translation:
-        tags = _tags(route, request, guest)
-        cached = self.iotlb.find(tags, request.iova)
+        tag = tags(route, request, guest)
+        cached = self.iotlb.find(tag, request.iova)
         if cached is not None:
             lg2, (page, allowed, _) = cached
             allowed &= route.rights
@@ -164,7 +166,7 @@ class AmdIommu(Face):
         if request.want & RIGHTS and found.allowed & (READ | WRITE):
             page = found.pa & ~((1 << found.lg2) - 1)
             kept = found.allowed & ~_untracked(route, request, guest)
-            self.iotlb.fill(tags, request.iova, found.lg2, Entry(page, kept))
+            self.iotlb.fill(tag, request.iova, found.lg2, Entry(page, kept))
         return found._replace(allowed=found.allowed & route.rights)
 
     def _guest_root(self, route: Route, request: Request, guest: int) -> int:
@@ -289,22 +291,24 @@ class AmdIommu(Face):
         self.remapper.cache.drop(lambda key, target: key[0] == sid)
 
     def forget_pages(self, domain: int, pasid: int | None, window: tuple[int, int], upper: bool) -> None:
-        """Drop cached translations of a domain, or of one of its PASIDs; with `upper` GCR3 entries, too.
+        """Drop cached translations of a domain, or of one of its PASIDs; with `upper` links to tables and GCR3
+        entries, too.
 
         What two stages made is not cached by its guest-physical address: any change of the host's tables drops it.
         """
         whole = window == _EVERYWHERE
 
-        def chosen(page: Page, entry: Entry) -> bool:
+        def chosen(page: Page, entry: object) -> bool:
             owner, guest, how = page.tags
             if owner != domain:
                 return False
             if pasid is None and guest >= 0:
-                return whole or bool(how & _NESTED)
-            return guest == (-1 if pasid is None else pasid) and Iotlb.meets(page, *window)
+                return whole or bool(how & NESTED)
+            return guest == (NO_GUEST if pasid is None else pasid) and Iotlb.meets(page, *window)
 
         self.iotlb.drop(chosen)
         if upper:
+            self.links.drop(chosen)
             self.guests.drop(lambda key, root: key == (domain, pasid) or (pasid is None and key[0] == domain and whole))
 
     def forget_all(self) -> None:
@@ -312,6 +316,7 @@ class AmdIommu(Face):
         self.iotlb.drop(lambda page, entry: True)
         self.devices.drop(lambda key, entry: True)
         self.guests.drop(lambda key, root: True)
+        self.links.drop(lambda page, link: True)
         self.remapper.cache.drop(lambda key, target: True)
 
     def prefetch(self, sid: int, pasid: int | None, iova: int) -> None:
@@ -338,14 +343,6 @@ class AmdIommu(Face):
             return
         registers.HWEV_LOW, registers.HWEV_HIGH = record.low, record.high
         registers.HWEV_STATUS = registers.HWEV_STATUS.replace(HEV=1)
-
-
-def _tags(route: Route, request: Request, guest: int | None) -> tuple[int, ...]:
-    """Host translations are the domain's; guest ones the PASID's and the privilege's, too."""
-    if guest is None:
-        return (route.domain, -1, 0)
-    who = _PRIVILEGED if request.privileged else 0
-    return (route.domain, guest, who | (_NESTED if route.host is not None else 0))
 
 
 def _untracked(route: Route, request: Request, guest: int | None) -> int:

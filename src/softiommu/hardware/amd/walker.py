@@ -1,7 +1,7 @@
 """From a request to a translation: device table, GCR3 table, guest and host tables. AMD IOMMU 48882, 2.2.
 
-The walker keeps nothing. Hosts' addresses are "GPA" and guests' "GVA" in the manual; a domain's v1 tables translate the
-first, a PASID's v2 tables the second.
+The walker keeps links to tables, and nothing else. Hosts' addresses are "GPA" and guests' "GVA" in the manual; a
+domain's v1 tables translate the first, a PASID's v2 tables the second.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from softiommu.hardware.amd.events import Code
 from softiommu.hardware.amd.faults import hardware_error, illegal_entry, page_fault
 from softiommu.hardware.amd.tables import DTE_SIZE, GUEST_TABLES, HOST_TABLES, Dte, Dte0, Dte1, Gcr3Entry, Had
+from softiommu.hardware.cache import Cache, Shape
 from softiommu.hardware.iommu import ALL, Request, Translation
+from softiommu.hardware.links import LinkedWalker, Links
 from softiommu.memory.physical import BadAddressError
 from softiommu.pagetable.formats import VARIANTS, x86_64
 from softiommu.pagetable.kinds import (
@@ -31,13 +33,17 @@ from softiommu.pagetable.kinds import (
     Table,
 )
 from softiommu.pagetable.nested import Stage, nested_walk
-from softiommu.pagetable.walk import Walk, walk
+from softiommu.pagetable.walk import Walk
 
 if TYPE_CHECKING:
     from softiommu.hardware.amd.registers import Efr, Efr2, Registers
     from softiommu.memory.physical import PhysicalMemory
 
 _FLAGS = {Had.NONE: 0, Had.ACCESSED: HW_ACCESSED, Had.ACCESSED_AND_DIRTY: HW_ACCESSED | HW_DIRTY}
+
+
+#: Tags of what is cached: of host tables; for privileged requests; and made by two stages.
+NO_GUEST, PRIVILEGED_ACCESS, NESTED = -1, 1, 2
 
 
 class Route(NamedTuple):
@@ -66,11 +72,22 @@ class Route(NamedTuple):
         return 0 if pasid is None and self.giov else pasid
 
 
+def tags(route: Route, request: Request, guest: int | None) -> tuple[int, ...]:
+    """What is cached of host tables is the domain's; of guest tables the PASID's and the privilege's, too."""
+    if guest is None:
+        return (route.domain, NO_GUEST, 0)
+    who = PRIVILEGED_ACCESS if request.privileged else 0
+    return (route.domain, guest, who | (NESTED if route.host is not None else 0))
+
+
 class Walker:
     """Reads the structures of one IOMMU."""
 
-    def __init__(self, memory: PhysicalMemory, registers: Registers, efr: Efr, efr2: Efr2) -> None:
+    def __init__(
+        self, memory: PhysicalMemory, registers: Registers, efr: Efr, efr2: Efr2, links: Links | None = None
+    ) -> None:
         self._memory, self._registers, self._efr, self._efr2 = memory, registers, efr, efr2
+        self._tables = LinkedWalker(memory, links if links is not None else Cache(Shape(1, 0)))
         self._absent0, self._absent1 = _absent_fields(efr)
         x86 = x86_64.NXE if efr.NXSup else 0
         self._guests = {
@@ -123,7 +140,7 @@ class Walker:
         self._check_entry(route, request, None)
         if route.host is None:
             return Translation(request.iova, 52 if request.iova >> 52 == 0 else 64, ALL)
-        found = walk(route.host.table, self._memory, route.host.root, request.iova, request.want)
+        found = self._tables.walk(tags(route, request, None), route.host, request.iova, request.want)
         self._check(found, route, request, None)
         return Translation(found.oa, found.lg2, found.allowed & RIGHTS)
 
@@ -182,7 +199,7 @@ class Walker:
         iova = request.iova & (1 << width) - 1
         want = request.want | (PRIVILEGED if request.privileged else 0)
         if route.host is None:
-            found = walk(table, self._memory, root, iova, want)
+            found = self._tables.walk(tags(route, request, pasid), Stage(table, root), iova, want, request.iova)
             self._check(found, route, request, pasid)
             return Translation(found.oa, found.lg2, found.allowed & RIGHTS)
         both = nested_walk(Stage(table, root), route.host, self._memory, iova, want)

@@ -1,0 +1,98 @@
+"""A walk cache: links to tables that an IOMMU keeps. A link is taken as it was, whatever is in memory now."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from softiommu.hardware.cache import Cache, Page
+from softiommu.pagetable.formats import load
+from softiommu.pagetable.kinds import ASK, TABLE
+from softiommu.pagetable.walk import (
+    MASK,
+    Position,
+    Result,
+    Tree,
+    Walk,
+    last_step,
+    one_stage,
+    outside,
+    signed,
+    span_lg2,
+    walk,
+)
+
+if TYPE_CHECKING:
+    from softiommu.memory.physical import PhysicalMemory, Space
+    from softiommu.pagetable.nested import Stage
+
+#: An entry that leads to a table, and where a walk is by it.
+Link = tuple[int, Position]
+#: Links by the tags of their address space and by what they translate, as pages are.
+Links = Cache[Page, Link]
+
+
+class LinkedWalker:
+    """Walks single stages in one memory, and keeps the links that it meets."""
+
+    def __init__(self, memory: PhysicalMemory, links: Links) -> None:
+        self._memory, self.links = memory, links
+
+    def walk(self, tags: tuple[int, ...], stage: Stage, iova: int, want: int, address: int | None = None) -> Walk:
+        """Translate `iova`. `address` is what invalidations call it, where that is not the same (sign extension)."""
+        if not self.links.shape.ways:
+            return walk(stage.table, self._memory, stage.root, iova, want)
+        path = _Path(self.links, tags, stage, iova if address is None else address)
+        found = path.walk(self._memory.space, signed(iova), want)
+        if found[0] == ASK:
+            found = path.walk(self._memory.anywhere, signed(iova), want)
+        return Walk(*found[:6], found[6] & MASK)
+
+
+class _Path:
+    """The way of one walk. It stands for memory there."""
+
+    def __init__(self, links: Links, tags: tuple[int, ...], stage: Stage, address: int) -> None:
+        self._links, self._tags, self._stage, self._address = links, tags, stage, address
+        self._words: Any = None
+        self._here: Position = (0, 0, 0, 0)
+        #: The link that was read last. It is kept when the walk goes on by it, so when its flags are set.
+        self._link: tuple[Page, Link] | None = None
+
+    def walk(self, space: Space, iova: int, want: int) -> Result:
+        """Walk in a memory, from the root."""
+        table, root = self._stage.table, self._stage.root
+        self._here, self._link = (root, table.top, -1, 0), None
+        if table.top and not outside(table, iova):
+            last = self._links.look(self._page(1))
+            if last is not None:
+                self._links.counters.hits += 1
+                return last_step(table, space, last[1], iova, want)
+        self._words = space.words
+        return one_stage(Tree(table, space._replace(words=self), root), iova, want)
+
+    def _page(self, level: int) -> Page:
+        span = span_lg2(self._stage.table, level)
+        return Page(self._tags, span, self._address >> span)
+
+    def __getitem__(self, number: int) -> int:
+        """The entry of the next level."""
+        if self._link is not None:
+            self._links.put(*self._link)
+            self._here, self._link = self._link[1][1], None
+        _, level, every, some = self._here
+        page = self._page(level)
+        cached = self._links.get(page) if level else None
+        if cached is not None:
+            self._here = cached[1]
+            return cached[0]
+        entry: int = self._words[number]
+        kind, table, _, below = load(self._stage.table, level, entry)
+        if kind == TABLE:
+            self._link = page, (entry, (table, below, every & entry, some | entry))
+        return entry
+
+    def __setitem__(self, number: int, entry: int) -> None:
+        """A flag is set in the entry that was read last."""
+        self._words[number] = entry
+        if self._link is not None:
+            self._link = self._link[0], (entry, self._link[1][1])
