@@ -36,10 +36,12 @@ def ring_size(registers: Registers, ring: Ring) -> int:
     return RECORD_SIZE << max(base.LEN, _LEAST_LEN)
 
 
-def ring_place(registers: Registers, ring: Ring, pointer: int) -> int:
-    """Head or tail of a ring as an offset in it."""
-    word: RingPointer = registers.values[pointer]
-    return (word.OFFSET << 4) % ring_size(registers, ring)
+def ring_places(registers: Registers, ring: Ring) -> tuple[int, int, int]:
+    """The bytes of a ring, and its head and tail as offsets in it."""
+    size = ring_size(registers, ring)
+    head: RingPointer = registers.values[ring.head]
+    tail: RingPointer = registers.values[ring.tail]
+    return size, (head.OFFSET << 4) % size, (tail.OFFSET << 4) % size
 
 
 class Log:
@@ -54,8 +56,8 @@ class Log:
         registers, ring = self._signals.registers, self._ring
         if not getattr(registers.STATUS, ring.run):
             return False
-        head, tail = (ring_place(registers, ring, pointer) for pointer in (ring.head, ring.tail))
-        after = (tail + RECORD_SIZE) % ring_size(registers, ring)
+        size, head, tail = ring_places(registers, ring)
+        after = (tail + RECORD_SIZE) % size
         if after == head:
             self._signals.set(**{self._overflow: 1, ring.run: 0})
             return False

@@ -167,7 +167,7 @@ class AmdIommu(Face):
             page = found.pa & ~((1 << found.lg2) - 1)
             kept = found.allowed & ~_untracked(route, request, guest)
             self.iotlb.fill(tag, request.iova, found.lg2, Entry(page, kept))
-        return found._replace(allowed=found.allowed & route.rights)
+        return Translation(found.pa, found.lg2, found.allowed & route.rights)
 
     def _guest_root(self, route: Route, request: Request, guest: int) -> int:
         root = self.guests.get((route.domain, guest))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from softiommu.hardware.amd.commands import (
     COMMAND_SIZE,
@@ -24,7 +25,7 @@ from softiommu.hardware.amd.commands import (
 )
 from softiommu.hardware.amd.events import Code, HardwareError, Record
 from softiommu.hardware.amd.faults import command_event
-from softiommu.hardware.amd.logs import COMMANDS, ring_place, ring_size
+from softiommu.hardware.amd.logs import COMMANDS, ring_places
 from softiommu.hardware.amd.registers import RingPointer
 from softiommu.hardware.iommu import ResponseCode
 from softiommu.memory.physical import BadAddressError
@@ -45,7 +46,8 @@ class CommandQueue:
     def __init__(self, iommu: AmdIommu, memory: PhysicalMemory) -> None:
         self._iommu, self._memory = iommu, memory
         self._running = False
-        self._carry_out = {
+        #: Each gets the words of its layout.
+        self._carry_out: dict[Opcode, Callable[[int, Any, Any], bool]] = {
             Opcode.COMPLETION_WAIT: self._wait,
             Opcode.INVALIDATE_DEVTAB_ENTRY: self._device,
             Opcode.INVALIDATE_IOMMU_PAGES: self._pages,
@@ -70,7 +72,7 @@ class CommandQueue:
     def _step(self) -> bool:
         """Carry one command out; whether to go on."""
         registers = self._iommu.registers
-        head, tail = (ring_place(registers, COMMANDS, pointer) for pointer in (COMMANDS.head, COMMANDS.tail))
+        size, head, tail = ring_places(registers, COMMANDS)
         if head == tail:
             return False
         at = (registers.CMD_BASE.BASE << 12) + head
@@ -81,7 +83,7 @@ class CommandQueue:
         except IllegalCommandError:
             return self._stop(command_event(Code.ILLEGAL_COMMAND_ERROR, at))
         if done:
-            registers.CMD_HEAD = RingPointer((head + COMMAND_SIZE) % ring_size(registers, COMMANDS))
+            registers.CMD_HEAD = RingPointer((head + COMMAND_SIZE) % size)
         return done
 
     def _stop(self, record: Record) -> bool:
@@ -100,7 +102,7 @@ class CommandQueue:
         operand = layout.high(high) if layout.high is not None else Word(high)
         if command.reserved or operand.reserved:
             raise IllegalCommandError(f"reserved bits in {command!r} {operand!r}")
-        return self._carry_out[opcode](at, low, high)
+        return self._carry_out[opcode](at, command, operand)
 
     def _require(self, feature: int) -> None:
         if not feature:
@@ -108,32 +110,29 @@ class CommandQueue:
 
     # Commands
 
-    def _wait(self, at: int, low: int, high: int) -> bool:
+    def _wait(self, at: int, command: Wait, operand: StoreData) -> bool:
         """COMPLETION_WAIT: what came before it is done."""
-        command = Wait(low)
         if command.S:
-            self._memory.write(command.StoreAddress << 3, StoreData(high).DATA.to_bytes(8, "little"))
+            self._memory.write(command.StoreAddress << 3, operand.DATA.to_bytes(8, "little"))
         if command.I:
             self._iommu.signals.set(ComWaitInt=1)
         return True
 
-    def _device(self, at: int, low: int, high: int) -> bool:
+    def _device(self, at: int, command: OfDevice, operand: Word) -> bool:
         """INVALIDATE_DEVTAB_ENTRY."""
-        self._iommu.forget_device(OfDevice(low).DeviceID)
+        self._iommu.forget_device(command.DeviceID)
         return True
 
-    def _pages(self, at: int, low: int, high: int) -> bool:
+    def _pages(self, at: int, command: Pages0, operand: Pages1) -> bool:
         """INVALIDATE_IOMMU_PAGES."""
-        command, operand = Pages0(low), Pages1(high)
         if operand.GN:
             self._require(self._iommu.efr.GTSup)
         pasid = command.PASID if operand.GN else None
         self._iommu.forget_pages(command.DomainID, pasid, window(operand.S, operand.Address), upper=bool(operand.PDE))
         return True
 
-    def _iotlb(self, at: int, low: int, high: int) -> bool:
+    def _iotlb(self, at: int, command: Iotlb0, operand: Iotlb1) -> bool:
         """INVALIDATE_IOTLB_PAGES: the device says when it has forgotten; or after a time its event does (2.4.4)."""
-        command, operand = Iotlb0(low), Iotlb1(high)
         self._require(self._iommu.capability.HEADER.IotlbSup)
         if operand.Type:
             self._require(self._iommu.efr.InvIotlbTypeSup)
@@ -147,14 +146,13 @@ class CommandQueue:
         self._iommu.log(command_event(Code.IOTLB_INV_TIMEOUT, at, DeviceID=command.DeviceID))
         return True
 
-    def _interrupts(self, at: int, low: int, high: int) -> bool:
+    def _interrupts(self, at: int, command: OfDevice, operand: Word) -> bool:
         """INVALIDATE_INTERRUPT_TABLE."""
-        self._iommu.forget_interrupts(OfDevice(low).DeviceID)
+        self._iommu.forget_interrupts(command.DeviceID)
         return True
 
-    def _prefetch(self, at: int, low: int, high: int) -> bool:
+    def _prefetch(self, at: int, command: Prefetch0, operand: Prefetch1) -> bool:
         """PREFETCH_IOMMU_PAGES: a hint."""
-        command, operand = Prefetch0(low), Prefetch1(high)
         self._require(self._iommu.efr.PreFSup)
         pasid = None
         if operand.GN:
@@ -162,9 +160,8 @@ class CommandQueue:
         self._iommu.prefetch(command.DeviceID, pasid, operand.Address << 12)
         return True
 
-    def _response(self, at: int, low: int, high: int) -> bool:
+    def _response(self, at: int, command: PprResponse0, operand: PprResponse1) -> bool:
         """COMPLETE_PPR_REQUEST."""
-        command, operand = PprResponse0(low), PprResponse1(high)
         self._require(self._iommu.efr.PPRSup)
         code = ResponseCode.FAILURE
         if operand.Status in (ResponseCode.SUCCESS, ResponseCode.INVALID):
@@ -172,7 +169,7 @@ class CommandQueue:
         self._iommu.respond(command.DeviceID, command.PASID if operand.GN else None, operand.Tag, code)
         return True
 
-    def _all(self, at: int, low: int, high: int) -> bool:
+    def _all(self, at: int, command: Plain, operand: Word) -> bool:
         """INVALIDATE_IOMMU_ALL."""
         self._require(self._iommu.efr.IASup)
         self._iommu.forget_all()
