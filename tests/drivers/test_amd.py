@@ -4,13 +4,13 @@ import contextlib
 from itertools import pairwise
 
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis import given, strategies as st
 
+from drivers.amd_rig import BOTH, LEAST, PASID, RAM, RW, Endpoint, reach, rig
 from softiommu.abi.iommufd import HwInfoAmd
 from softiommu.drivers.amd import USUAL_CAPABILITY, AmdDriver
 from softiommu.drivers.amd_domain import AmdDomain, _aligned
-from softiommu.drivers.driver import DomainFlags, PageFault, PageResponse, Prot, ReservedKind
+from softiommu.drivers.driver import DomainFlags, PageFault, PageResponse, ReservedKind
 from softiommu.drivers.function import Function
 from softiommu.errors import ModelError, UapiError
 from softiommu.hardware.amd.commands import span, window
@@ -19,42 +19,9 @@ from softiommu.hardware.amd.model import AmdIommu
 from softiommu.hardware.amd.presets import FULL
 from softiommu.hardware.amd.registers import Efr, Efr2
 from softiommu.hardware.amd.tables import Dte
-from softiommu.hardware.iommu import PageRequest, ResponseCode, TranslationFaultError
+from softiommu.hardware.iommu import PageRequest, ResponseCode
 from softiommu.memory.physical import PhysicalMemory
 from softiommu.pagetable.kinds import READ, WRITE
-
-RAM = 32 << 20
-RW = Prot.READ | Prot.WRITE
-BOTH = READ | WRITE
-LEAST = Efr.of(IASup=1)
-PASID = DomainFlags.PASID
-
-
-def rig(efr=FULL.efr, efr2=FULL.efr2, capability=USUAL_CAPABILITY):
-    memory = PhysicalMemory(RAM)
-    iommu = AmdIommu(memory, efr, efr2)
-    return iommu, AmdDriver(memory, iommu, capability)
-
-
-def reach(iommu, sid, iova, want=READ, pasid=None):
-    try:
-        return iommu.translate(sid, iova, want, pasid).pa
-    except TranslationFaultError as fault:
-        return Code(fault.reason)
-
-
-class Endpoint:
-    """A device TLB that keeps what it was told, until it is told to forget."""
-
-    def __init__(self):
-        self.invalidated, self.responses = [], []
-
-    def invalidate(self, pasid, first, last):
-        self.invalidated.append((pasid, first, last))
-        return True
-
-    def page_response(self, pasid, group, code):
-        self.responses.append((pasid, group, code))
 
 
 def test_a_device_reaches_what_its_domain_maps_and_is_blocked_without_one():
@@ -413,87 +380,3 @@ def test_aligned_pieces_are_the_range(first, length):
     assert pieces[-1][1] == first + length - 1
     assert all(one[1] + 1 == other[0] for one, other in pairwise(pieces))
     assert all(low % (high - low + 1) == 0 and (high - low + 1).bit_count() == 1 for low, high in pieces)
-
-
-class AnyOrder(RuleBasedStateMachine):
-    """Maps, unmaps, attaches and requests in any order: a device reaches exactly what its domain holds."""
-
-    places = st.sampled_from([0x10000, 0x11000, 0x1FF000, 0x200000, 0x3FF000, 1 << 30, (1 << 30) + 0x1000])
-    routes = st.sampled_from([(0x20, None), (0x28, None), (0x300, None), (0x300, 1), (0x300, 700)])
-    some = st.one_of(st.none(), st.integers(0, 3))
-
-    @initialize()
-    def start(self):
-        self.iommu, self.driver = rig()
-        sids = (0x20, 0x28, 0x300)
-        self.devices = {sid: self.driver.device(Function(f"d{sid:x}", (sid,), pasid_bits=10)) for sid in sids}
-        self.domains = [AmdDomain(self.driver, guest=guest) for guest in (False, False, True, True)]
-        self.held = [{}, {}, {}, {}]
-        self.attached = {}
-
-    @rule(which=st.integers(0, 3), iova=places, pages=st.sampled_from([1, 2, 3, 512, 513]))
-    def map(self, which, iova, pages):
-        held = self.held[which]
-        wanted = [iova + 0x1000 * n for n in range(pages)]
-        if any(page in held for page in wanted):
-            return
-        pa = (1 << 32) + (which << 34) + iova
-        self.domains[which].map(iova, pa, 0x1000 * pages, RW)
-        held.update({page: (pa + page - iova, iova, pages) for page in wanted})
-
-    @precondition(lambda self: any(self.held))
-    @rule(data=st.data())
-    def unmap(self, data):
-        which = data.draw(st.sampled_from([n for n in range(4) if self.held[n]]))
-        held = self.held[which]
-        _, iova, pages = held[data.draw(st.sampled_from(sorted(held)))]
-        assert self.domains[which].unmap(iova, 0x1000 * pages) == 0x1000 * pages
-        self.domains[which].flush()
-        for n in range(pages):
-            del held[iova + 0x1000 * n]
-
-    @rule(route=routes, which=some)
-    def attach(self, route, which):
-        sid, pasid = route
-        if which is None:
-            self.devices[sid].detach(pasid)
-            self.attached.pop(route, None)
-            return
-        try:
-            self.devices[sid].attach(self.domains[which], pasid)
-        except UapiError:
-            host = which < 2
-            base = self.attached.get((sid, None))
-            pasids = [key for key in self.attached if key[0] == sid and key[1] is not None]
-            assert (host and (pasid is not None or pasids)) or (pasid is not None and base in (0, 1))
-            return
-        self.attached[route] = which
-
-    @rule(route=routes, iova=places, offset=st.integers(0, 0xFFF), want=st.sampled_from([READ, WRITE]))
-    def request(self, route, iova, offset, want):
-        which = self.attached.get(route)
-        found = self.held[which].get(iova) if which is not None else None
-        got = reach(self.iommu, route[0], iova + offset, want, route[1])
-        assert got == found[0] + offset if found else isinstance(got, Code)
-
-    @invariant()
-    def the_buffer_is_empty(self):
-        if hasattr(self, "iommu"):
-            assert self.iommu.registers.CMD_HEAD == self.iommu.registers.CMD_TAIL
-
-    def teardown(self):
-        if not hasattr(self, "iommu"):
-            return
-        for sid, pasid in [*self.attached]:
-            self.devices[sid].detach(pasid)
-        for domain in self.domains:
-            domain.unmap(0, 1 << 48)
-            domain.flush()
-            domain.free()
-        assert len(self.iommu.iotlb.cache) == 0
-
-
-AnyOrder.TestCase.settings = settings(
-    max_examples=30, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
-)
-test_a_device_reaches_exactly_what_its_domain_holds = AnyOrder.TestCase
