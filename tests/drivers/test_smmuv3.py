@@ -342,6 +342,17 @@ def test_a_map_without_memory_for_tables_leaves_nothing():
         driver.device(EDU).attach(domain, None)
 
 
+def test_a_stream_table_that_does_not_fit_is_refused():
+    with pytest.raises(UapiError, match="no memory for the stream table"):
+        rig(QEMU._replace(idr0=QEMU.idr0.replace(ST_LEVEL=0), idr1=QEMU.idr1.replace(SIDSIZE=32)))
+    unit, driver = rig(QEMU._replace(idr1=QEMU.idr1.replace(SIDSIZE=32)))
+    device = driver.device(Function("far", (0x1FFFFFF,)))
+    domain = device.alloc_paging(DomainFlags.NONE, None)
+    domain.map(0x10000, 0x800000, 0x1000, RW)
+    device.attach(domain, None)
+    assert reach(unit, 0x1FFFFFF, 0x10000) == 0x800000
+
+
 def test_what_there_is_not_is_refused():
     _, driver = rig(QEMU)
     device = driver.device(EDU)

@@ -96,11 +96,9 @@ class Routes:
         self._split = _SPLIT if idr0.ST_LEVEL and idr1.SIDSIZE > _SPLIT else 0
         bits = min(idr1.SIDSIZE, _SPLIT + _MOST_L1) if self._split else idr1.SIDSIZE
         self.bits = bits
-        if self._split:
-            size = max(8 << bits - _SPLIT, PAGE)
-            self._table = memory.alloc(size, size)
-        else:
-            self._table = memory.alloc(max(STE_BYTES << bits, PAGE), max(STE_BYTES << bits, PAGE))
+        size = 8 << bits - _SPLIT if self._split else STE_BYTES << bits
+        self._table = new_table(memory, size, "the stream table")
+        if not self._split:
             self._block(self._table, 1 << bits)
         self.base = StrtabBase.of(ADDR=self._table >> 6, RA=1)
         self.shape = StrtabBaseCfg.of(LOG2SIZE=bits, SPLIT=self._split, FMT=int(bool(self._split)))

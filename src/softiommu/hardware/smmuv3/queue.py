@@ -78,27 +78,29 @@ class CommandQueue:
             return
         self._running = True
         try:
-            while self._step():
+            while self._batch():
                 pass
         finally:
             self._running = False
 
-    def _step(self) -> bool:
-        """Carry one command out, if there is one that can be."""
+    def _batch(self) -> bool:
+        """Carry out what the doorbell told of; whether there may be more."""
         registers, signals = self._smmu.registers, self._smmu.signals
-        if not registers.CR0ACK.CMDQEN or signals.active("CMDQ_ERR"):
-            return False
-        base, cons = registers.CMDQ_BASE, registers.CMDQ_CONS
+        base, prod, cons = registers.CMDQ_BASE, registers.CMDQ_PROD.WR, registers.CMDQ_CONS.RD
         ring = Ring(min(base.LOG2SIZE, self._smmu.identity.idr1.CMDQS))
-        if ring.empty(registers.CMDQ_PROD.WR, cons.RD):
+        if not registers.CR0ACK.CMDQEN or signals.active("CMDQ_ERR") or ring.empty(prod, cons):
             return False
         start = (base.ADDR << 5) & ~(max(32, COMMAND_BYTES << ring.lg2) - 1)
-        error = self._carry_out(start + COMMAND_BYTES * ring.slot(cons.RD))
-        if error is not CommandError.NONE:
-            registers.CMDQ_CONS = cons.replace(ERR=error)
-            signals.error("CMDQ_ERR")
-            return False
-        registers.CMDQ_CONS = CmdqCons(cons & CmdqCons.ERR.mask | ring.next(cons.RD))
+        while not ring.empty(prod, cons):
+            error = self._carry_out(start + COMMAND_BYTES * ring.slot(cons))
+            if error is not CommandError.NONE:
+                registers.CMDQ_CONS = registers.CMDQ_CONS.replace(ERR=error)
+                signals.error("CMDQ_ERR")
+                return False
+            cons = ring.next(cons)
+            registers.CMDQ_CONS = CmdqCons(registers.CMDQ_CONS & CmdqCons.ERR.mask | cons)
+            if not registers.CR0ACK.CMDQEN:
+                return False
         return True
 
     def _carry_out(self, at: int) -> CommandError:

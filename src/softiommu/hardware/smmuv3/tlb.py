@@ -68,4 +68,4 @@ class Tlb:
 
     def drop(self, selection: Selection) -> None:
         """Forget what a command names."""
-        self.iotlb.drop(selection.covers)
+        self.iotlb.cache.drop_range(selection.window, selection.covers)
