@@ -286,6 +286,28 @@ def test_page_requests_come_to_the_device_and_answers_go_back():
     assert endpoint.responses[1:] == [(5, 3, ResponseCode.SUCCESS)]
 
 
+def test_a_device_that_asks_while_it_forgets_is_answered_at_once():
+    memory = PhysicalMemory(RAM)
+    iommu = AmdIommu(memory, interrupt=lambda address, data: driver.service())
+    driver = AmdDriver(memory, iommu)
+    device = driver.device(Function("gpu", (0x20,), ats=True, pri=True))
+
+    class Asking(Endpoint):
+        def invalidate(self, pasid, first, last):
+            iommu.page_request(PageRequest(0x20, first, READ, len(self.invalidated), last=True))
+            return super().invalidate(pasid, first, last)
+
+    endpoint = Asking()
+    iommu.connect(0x20, endpoint)
+    domain = AmdDomain(driver)
+    device.attach(domain, None)
+    for number in range(3):
+        domain.map(0x10000, 0x800000, 0x1000, RW)
+        domain.unmap(0x10000, 0x1000)
+        domain.flush()
+        assert endpoint.responses[number:] == [(None, number, ResponseCode.INVALID)]
+
+
 def test_a_full_log_of_page_requests_runs_again():
     iommu, driver = rig()
     device = driver.device(Function("gpu", (0x20,), ats=True, pri=True))
@@ -311,6 +333,9 @@ def test_blocked_requests_are_told_in_words():
     assert (blocked.sid, blocked.pasid, blocked.iova, blocked.access) == (0x20, None, 0x5000, "write")
     assert "io page fault" in str(blocked)
     assert driver.events.take() == []
+    iommu.page_request(PageRequest(0x20, 0x1000, READ, 3, last=True))
+    (trouble,) = driver.events.take()
+    assert str(trouble).startswith("invalid ppr request (0x9): <PprRecord")
 
 
 def test_a_full_event_log_runs_again():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from softiommu.drivers.faults import Blocked, words
 from softiommu.hardware.amd.events import RECORD_SIZE, Code, CommandEvent, DeviceEvent, PprRecord, RequestEvent
@@ -17,7 +17,7 @@ _LEN = 9  # 512 records, as in Linux
 _SIZE = RECORD_SIZE << _LEN
 #: Where the interrupt's message goes: to the first local APIC.
 _ADDRESS, _VECTOR = 0xFEE00000, 0x24
-#: Word 0 of each event.
+#: Word 0 of events that are not as most are.
 _WORDS: dict[Code, type[Word]] = {
     Code.ILLEGAL_COMMAND_ERROR: CommandEvent,
     Code.COMMAND_HARDWARE_ERROR: CommandEvent,
@@ -25,6 +25,25 @@ _WORDS: dict[Code, type[Word]] = {
     Code.INVALID_DEVICE_REQUEST: RequestEvent,
     Code.INVALID_PPR_REQUEST: PprRecord,
 }
+#: Events of requests that were blocked.
+_BLOCKED = (
+    Code.ILLEGAL_DEV_TABLE_ENTRY,
+    Code.IO_PAGE_FAULT,
+    Code.DEV_TAB_HARDWARE_ERROR,
+    Code.PAGE_TAB_HARDWARE_ERROR,
+    Code.INVALID_DEVICE_REQUEST,
+)
+
+
+class Trouble(NamedTuple):
+    """An event of a command or of a page request."""
+
+    reason: str
+    record: str
+
+    def __str__(self) -> str:
+        """One line for the kernel's log."""
+        return f"{self.reason}: {self.record}"
 
 
 class EventLog:
@@ -42,12 +61,12 @@ class EventLog:
         bus.write(Registers.MSI_DATA.offset, 4, _VECTOR)
         bus.write(Registers.MSI_HEADER.offset, 4, MsiHeader.of(MsiEn=1))
 
-    def take(self) -> list[Blocked]:
+    def take(self) -> list[Blocked | Trouble]:
         """Every event, oldest first; the log is empty, and runs again if it was full."""
         status = Status(self._bus.read(Registers.STATUS.offset, 8))
         self._bus.write(Registers.STATUS.offset, 8, Status.of(EventLogInt=1, EventOverflow=status.EventOverflow))
         head, tail = (self._bus.read(r.offset, 8) for r in (Registers.EVENT_HEAD, Registers.EVENT_TAIL))
-        found = []
+        found: list[Blocked | Trouble] = []
         while head != tail:
             at = self._base + head
             found.append(_decoded(self._memory.read_u64(at), self._memory.read_u64(at + 8)))
@@ -60,11 +79,13 @@ class EventLog:
         return found
 
 
-def _decoded(low: int, high: int) -> Blocked:
+def _decoded(low: int, high: int) -> Blocked | Trouble:
     event = DeviceEvent(low)
     code = event.CODE
     word = _WORDS[code](low) if code in _WORDS else event
     reason = f"{words(code.name)} ({int(code):#x})" if code in list(Code) else f"event {int(code):#x}"
-    pasid = event.PASID19_16 << 16 | event.DOMAIN if event.GN and word is event else None
+    if code not in _BLOCKED:
+        return Trouble(reason, f"{word!r} {high:#x}")
+    pasid = event.PASID19_16 << 16 | event.DOMAIN if event.GN else None
     access = "execute" if word is event and event.GN and event.NX else "write" if event.RW else "read"
     return Blocked(event.DeviceID, pasid, high, access, reason, f"{word!r} {high:#x}")

@@ -23,7 +23,7 @@ from softiommu.hardware.amd.commands import (
     Wait,
     window,
 )
-from softiommu.hardware.amd.events import Code, HardwareError, Record
+from softiommu.hardware.amd.events import Code, HardwareError
 from softiommu.hardware.amd.faults import command_event
 from softiommu.hardware.amd.logs import COMMANDS, ring_places
 from softiommu.hardware.amd.registers import RingPointer
@@ -45,7 +45,6 @@ class CommandQueue:
 
     def __init__(self, iommu: AmdIommu, memory: PhysicalMemory) -> None:
         self._iommu, self._memory = iommu, memory
-        self._running = False
         #: Each gets the words of its layout.
         self._carry_out: dict[Opcode, Callable[[int, Any, Any], bool]] = {
             Opcode.COMPLETION_WAIT: self._wait,
@@ -59,37 +58,35 @@ class CommandQueue:
         }
 
     def run(self) -> None:
-        """Carry commands out until the buffer is empty, one is wrong, or one waits for a device."""
-        if self._running:
-            return  # a doorbell that a command's interrupt rang: the loop below goes on
-        self._running = True
-        try:
-            while self._iommu.registers.STATUS.CmdBufRun and self._step():
-                pass
-        finally:
-            self._running = False
+        """Carry commands out until the buffer is empty, one is wrong, or one waits for a device.
+
+        What a command does may ring the doorbell again (a device asks, an interrupt is served): what was queued then is
+        carried out at once, since its software waits for it.
+        """
+        while self._iommu.registers.STATUS.CmdBufRun and self._step():
+            pass
 
     def _step(self) -> bool:
-        """Carry one command out; whether to go on."""
+        """Carry one command out; whether to go on. One that is wrong stops the buffer, and stays at the head."""
         registers = self._iommu.registers
         size, head, tail = ring_places(registers, COMMANDS)
         if head == tail:
             return False
         at = (registers.CMD_BASE.BASE << 12) + head
+        after = registers.CMD_HEAD = RingPointer((head + COMMAND_SIZE) % size)
+        record = None
         try:
-            done = self._command(at, self._memory.read_u64(at), self._memory.read_u64(at + 8))
+            if self._command(at, self._memory.read_u64(at), self._memory.read_u64(at + 8)):
+                return True
         except BadAddressError:
-            return self._stop(command_event(Code.COMMAND_HARDWARE_ERROR, at, TYPE=HardwareError.MASTER_ABORT))
+            record = command_event(Code.COMMAND_HARDWARE_ERROR, at, TYPE=HardwareError.MASTER_ABORT)
         except IllegalCommandError:
-            return self._stop(command_event(Code.ILLEGAL_COMMAND_ERROR, at))
-        if done:
-            registers.CMD_HEAD = RingPointer((head + COMMAND_SIZE) % size)
-        return done
-
-    def _stop(self, record: Record) -> bool:
-        """The command at the head is wrong: it stays there, and software starts the buffer again."""
-        self._iommu.signals.set(CmdBufRun=0)
-        self._iommu.log(record)
+            record = command_event(Code.ILLEGAL_COMMAND_ERROR, at)
+        if after == registers.CMD_HEAD:
+            registers.CMD_HEAD = RingPointer(head)
+        if record is not None:
+            self._iommu.signals.set(CmdBufRun=0)
+            self._iommu.log(record)
         return False
 
     def _command(self, at: int, low: int, high: int) -> bool:
