@@ -12,6 +12,7 @@ from softiommu.hardware.iommu import PageRequest, ResponseCode, TranslationFault
 from softiommu.hardware.vtd.events import Reason
 from softiommu.hardware.vtd.model import Unit
 from softiommu.hardware.vtd.presets import FULL, QEMU
+from softiommu.hardware.vtd.registers import Registers
 from softiommu.hardware.vtd.tables import Pasid0, Pasid1, Pgtt
 from softiommu.memory.physical import PhysicalMemory
 from softiommu.pagetable.formats import x86_64
@@ -207,6 +208,24 @@ def test_software_that_does_not_want_scalable_mode_gets_legacy_mode():
     assert DeviceTlb(unit, 0x20).read(0x10000) == 0x800000
     with pytest.raises(UapiError, match="no PASIDs"):
         device.attach(domain, 1)
+
+
+def test_a_unit_that_was_left_on_is_set_up_anew():
+    unit, old = rig()
+    device = old.device(GPU)
+    domain = device.alloc_paging(DomainFlags.NONE, None)
+    domain.map(0x10000, 0x800000, 0x1000, RW)
+    device.attach(domain, None)
+    assert reach(unit, 0x20, 0x10000) == 0x800000
+    unit.write(Registers.IQT.offset, 8, 1 << 18)
+    assert unit.registers.FSTS.IQE
+    driver = VtdDriver(old.memory, unit)
+    assert unit.registers.FSTS.IQE == 0
+    assert reach(unit, 0x20, 0x10000) is Reason.SCALABLE_ROOT_NOT_PRESENT
+    fresh = driver.device(GPU).alloc_paging(DomainFlags.NONE, None)
+    fresh.map(0x10000, 0x900000, 0x1000, RW)
+    driver.device(GPU).attach(fresh, None)
+    assert reach(unit, 0x20, 0x10000) == 0x900000
 
 
 def test_coherency_of_a_first_stage_is_in_the_pasid_entry():

@@ -19,7 +19,7 @@ from softiommu.drivers.vtd_queue import ALL_PASIDS, GLOBAL, InvalidationQueue, c
 from softiommu.drivers.vtd_routes import LegacyRoutes, Routes, ScalableRoutes
 from softiommu.errors import ModelError, UapiError
 from softiommu.hardware.vtd.commands import Context, Iotlb0, PasidCache0, Type
-from softiommu.hardware.vtd.registers import Cap, Ecap, Gcmd, Registers, Rtaddr, Ttm
+from softiommu.hardware.vtd.registers import Cap, Ecap, Fsts, Gcmd, Registers, Rtaddr, Ttm
 from softiommu.memory.physical import PhysicalMemory
 
 
@@ -47,6 +47,7 @@ class VtdDriver:
         self.ecap = Ecap(bus.read(Registers.ECAP.offset, 8))
         if not self.ecap.QI:
             raise ModelError("this driver needs queued invalidation")
+        self._stop()
         self.scalable = scalable and bool(self.ecap.SMTS)
         #: A program's domains are of the first stage.
         self.prefers_first_stage = self.scalable and quirks.first_stage_for_programs and bool(self.ecap.FSTS)
@@ -59,6 +60,11 @@ class VtdDriver:
         has_pages = self.scalable and self.ecap.PRS
         self.pages = PageRequestQueue(memory, bus, self.queue) if has_pages else None
         self._start()
+
+    def _stop(self) -> None:
+        """Whoever ran the unit before may have left it on: translation, the queue, and errors."""
+        self._bus.write(Registers.GCMD.offset, 4, 0)
+        self._bus.write(Registers.FSTS.offset, 4, Fsts.of(PFO=1, IQE=1, ICE=1, ITE=1))
 
     def _start(self) -> None:
         """Root table, queue, global invalidation, translation on (VT-d 3.14, 6.6)."""
