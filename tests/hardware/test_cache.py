@@ -1,5 +1,7 @@
 """Caches: found by tag, replaced by least recent use, emptied by what a command names."""
 
+from hypothesis import given, strategies as st
+
 from softiommu.hardware.cache import Cache, Entry, Iotlb, Shape
 
 
@@ -47,3 +49,25 @@ def test_a_lookup_is_one_access_whatever_the_number_of_sizes():
     assert iotlb.find((1,), 0) == (30, Entry(0, 3))
     assert iotlb.find((1,), 1 << 40) is None
     assert (iotlb.cache.counters.hits, iotlb.cache.counters.misses) == (1, 1)
+
+
+@given(st.data())
+def test_a_range_drops_what_a_scan_of_everything_would(data):
+    tags = st.tuples(st.integers(0, 2), st.integers(0, 1))
+    pages = st.lists(st.tuples(tags, st.sampled_from((12, 21, 30)), st.integers(0, 1 << 31)), max_size=60)
+    filled, first, length = data.draw(pages), data.draw(st.integers(0, 1 << 31)), data.draw(st.integers(0, 1 << 22))
+    owner = data.draw(st.integers(0, 2))
+    left, right = Iotlb(Shape(4, 4)), Iotlb(Shape(4, 4))
+    for iotlb in (left, right):
+        for number, (mine, lg2, iova) in enumerate(filled):
+            iotlb.fill(mine, iova, lg2, Entry(number, 3))
+
+    def chosen(page, entry):
+        return page.tags[0] == owner and (bool(page.tags[1]) or Iotlb.meets(page, first, first + length))
+
+    gone = left.cache.drop_range((first, first + length), chosen, lambda mine: bool(mine[1]))
+    assert gone == right.drop(chosen)
+    assert left.cache._sets == right.cache._sets
+    assert left.cache._index == right.cache._index
+    assert left.cache.drop_range(None, lambda page, entry: True) == len(right.cache)
+    assert left.cache._index == {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Generic, NamedTuple, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -54,13 +54,20 @@ class Cache(Generic[K, V]):
         """Fill an entry."""
         if not self.shape.ways:
             return
-        found = self._sets[hash(key) % self.shape.sets]
+        found = self._sets[hash(key) % self._count]
         found[key] = value
         found.move_to_end(key)
         self.counters.fills += 1
+        self._came(key)
         if len(found) > self.shape.ways:
-            found.popitem(last=False)
+            self._left(found.popitem(last=False)[0])
             self.counters.evictions += 1
+
+    def _came(self, key: K) -> None:
+        """A key was filled."""
+
+    def _left(self, key: K) -> None:
+        """A key went."""
 
     def drop(self, chosen: Callable[[K, V], bool]) -> int:
         """Empty the entries that a command names; how many there were."""
@@ -68,6 +75,7 @@ class Cache(Generic[K, V]):
         for entries in filter(None, self._sets):
             for key in [key for key, value in entries.items() if chosen(key, value)]:
                 del entries[key]
+                self._left(key)
                 count += 1
         self.counters.dropped += count
         return count
@@ -92,11 +100,71 @@ class Page(NamedTuple):
     number: int
 
 
+def _nothing(tags: tuple[int, ...]) -> bool:
+    return False
+
+
+class PageCache(Cache[Page, V]):
+    """A cache by pages, in which a command that names a range looks at the pages of that range alone."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__(shape)
+        #: The numbers of the pages that are here, by their tags and sizes.
+        self._index: dict[tuple[int, ...], dict[int, set[int]]] = {}
+
+    def _came(self, key: Page) -> None:
+        tags, lg2, number = key
+        self._index.setdefault(tags, {}).setdefault(lg2, set()).add(number)
+
+    def _left(self, key: Page) -> None:
+        tags, lg2, number = key
+        sizes = self._index[tags]
+        sizes[lg2].remove(number)
+        if not sizes[lg2]:
+            del sizes[lg2]
+            if not sizes:
+                del self._index[tags]
+
+    def drop_range(
+        self,
+        window: tuple[int, int] | None,
+        chosen: Callable[[Page, V], bool],
+        whole: Callable[[tuple[int, ...]], bool] = _nothing,
+    ) -> int:
+        """Empty the entries that a command names, which all have an address of `window` (None: any), or tags that are
+        `whole`."""
+        if window is None:
+            return self.drop(chosen)
+        count = 0
+        for page in list(self._candidates(window, whole)):
+            entries = self._sets[hash(page) % self._count]
+            if chosen(page, entries[page]):
+                del entries[page]
+                self._left(page)
+                count += 1
+        self.counters.dropped += count
+        return count
+
+    def _candidates(self, window: tuple[int, int], whole: Callable[[tuple[int, ...]], bool]) -> Iterator[Page]:
+        for tags, sizes in self._index.items():
+            everything = whole(tags)
+            for lg2, numbers in sizes.items():
+                first, last = window[0] >> lg2, window[1] >> lg2
+                if not everything and last - first < len(numbers):
+                    for number in range(first, last + 1):
+                        if number in numbers:
+                            yield Page(tags, lg2, number)
+                else:
+                    for number in sorted(numbers):
+                        if everything or first <= number <= last:
+                            yield Page(tags, lg2, number)
+
+
 class Iotlb:
     """A cache of leaves of every size. A lookup tries each that is present, the largest first, and is one access."""
 
     def __init__(self, shape: Shape) -> None:
-        self.cache: Cache[Page, Entry] = Cache(shape)
+        self.cache: PageCache[Entry] = PageCache(shape)
         self._sizes: tuple[int, ...] = ()
 
     def find(self, tags: tuple[int, ...], iova: int) -> tuple[int, Entry] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from softiommu.hardware.cache import Cache, Page
+from softiommu.hardware.cache import Page, PageCache
 from softiommu.pagetable.formats import load
 from softiommu.pagetable.kinds import ASK, TABLE
 from softiommu.pagetable.walk import (
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 #: An entry that leads to a table, and where a walk is by it.
 Link = tuple[int, Position]
 #: Links by the tags of their address space and by what they translate, as pages are.
-Links = Cache[Page, Link]
+Links = PageCache[Link]
 
 
 class LinkedWalker:

@@ -28,7 +28,7 @@ from softiommu.hardware.amd.ranges import CONTROLLED, INTERRUPTS, is_interrupt, 
 from softiommu.hardware.amd.registers import CapabilityHeader, Efr, Efr2
 from softiommu.hardware.amd.tables import Dte
 from softiommu.hardware.amd.walker import NESTED, NO_GUEST, Route, Walker, tags
-from softiommu.hardware.cache import Cache, Entry, Iotlb, Page, Shape
+from softiommu.hardware.cache import Cache, Entry, Iotlb, Page, PageCache, Shape
 from softiommu.hardware.iommu import (
     ALL,
     AtsIommu,
@@ -66,6 +66,10 @@ class CachedEntry:
         self.told = False
 
 
+def _is_nested(found: tuple[int, ...]) -> bool:
+    return bool(found[2] & NESTED)
+
+
 class AmdIommu(Face):
     """An IOMMU. `interrupt(address, data)` sends its MSI, `wire(level)` drives its pin while MSI is off."""
 
@@ -86,7 +90,7 @@ class AmdIommu(Face):
         #: The GCR3 table's entries by (domain, PASID).
         self.guests: Cache[tuple[int, int], int] = Cache(shapes.guests)
         #: Links to tables of single stages.
-        self.links: Links = Cache(shapes.links)
+        self.links: Links = PageCache(shapes.links)
         self.remapper = Remapper(memory, self.registers, shapes.interrupts)
         self._walker = Walker(memory, self.registers, efr, efr2, self.links)
         self._events = Log(self.signals, memory, EVENTS, "EventOverflow", "EventLogInt")
@@ -306,9 +310,10 @@ class AmdIommu(Face):
                 return whole or bool(how & NESTED)
             return guest == (NO_GUEST if pasid is None else pasid) and Iotlb.meets(page, *window)
 
-        self.iotlb.drop(chosen)
+        some = None if whole else window
+        self.iotlb.cache.drop_range(some, chosen, _is_nested)
         if upper:
-            self.links.drop(chosen)
+            self.links.drop_range(some, chosen, _is_nested)
             self.guests.drop(lambda key, root: key == (domain, pasid) or (pasid is None and key[0] == domain and whole))
 
     def forget_all(self) -> None:

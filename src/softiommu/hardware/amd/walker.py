@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from softiommu.hardware.amd.events import Code
 from softiommu.hardware.amd.faults import hardware_error, illegal_entry, page_fault
 from softiommu.hardware.amd.tables import DTE_SIZE, GUEST_TABLES, HOST_TABLES, Dte, Dte0, Dte1, Gcr3Entry, Had
-from softiommu.hardware.cache import Cache, Shape
+from softiommu.hardware.cache import PageCache, Shape
 from softiommu.hardware.iommu import ALL, Request, Translation
 from softiommu.hardware.links import LinkedWalker, Links
 from softiommu.memory.physical import BadAddressError
@@ -87,7 +87,7 @@ class Walker:
         self, memory: PhysicalMemory, registers: Registers, efr: Efr, efr2: Efr2, links: Links | None = None
     ) -> None:
         self._memory, self._registers, self._efr, self._efr2 = memory, registers, efr, efr2
-        self._tables = LinkedWalker(memory, links if links is not None else Cache(Shape(1, 0)))
+        self._tables = LinkedWalker(memory, links if links is not None else PageCache(Shape(1, 0)))
         self._absent0, self._absent1 = _absent_fields(efr)
         x86 = x86_64.NXE if efr.NXSup else 0
         self._guests = {

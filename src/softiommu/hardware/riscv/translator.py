@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from softiommu.hardware.cache import Cache, Entry, Iotlb, Page, Shape
 from softiommu.hardware.iommu import ALL, Request, Translation
+from softiommu.hardware.links import Link, Links
 from softiommu.hardware.riscv.contexts import NO_ID, Device, Space
 from softiommu.hardware.riscv.counters import Counters, Who
 from softiommu.hardware.riscv.events import ALWAYS_RECORDED, Cause, Ttyp
@@ -17,7 +18,7 @@ from softiommu.hardware.riscv.queue import Selection
 from softiommu.hardware.riscv.registers import DdtpMode, EventId, Registers
 from softiommu.hardware.riscv.tables import PDT_WIDTH
 from softiommu.hardware.riscv.walker import BlockedError, InterruptFile, Step, Walker
-from softiommu.pagetable.formats.riscv import SUM
+from softiommu.pagetable.formats.riscv import SUM, G
 from softiommu.pagetable.kinds import EXECUTE, WRITE
 
 if TYPE_CHECKING:
@@ -28,10 +29,12 @@ _USER, _SUPERVISOR, _SUPERVISOR_WITH_SUM = 0, 1, 2
 
 
 class Shapes(NamedTuple):
-    """How large the caches are: of first- and of second-stage leaves, of device and of process contexts."""
+    """How large the caches are: of first- and of second-stage leaves, of links to their tables, of device and of
+    process contexts."""
 
     first: Shape = Shape(16, 8)
     second: Shape = Shape(16, 8)
+    links: Shape = Shape(8, 8)
     devices: Shape = Shape(8, 8)
     processes: Shape = Shape(8, 8)
 
@@ -67,7 +70,9 @@ class Translator:
 
     def __init__(self, registers: Registers, memory: PhysicalMemory, shapes: Shapes, counters: Counters) -> None:
         self._registers, self._counters = registers, counters
-        self.walker = Walker(memory, registers.CAPABILITIES)
+        #: Links to tables, tagged as the walker says.
+        self.links = Links(shapes.links)
+        self.walker = Walker(memory, registers.CAPABILITIES, self.links)
         #: Tags: GSCID, PSCID, who asks. The output is guest-physical where there is a GSCID.
         self.first = Iotlb(shapes.first)
         #: Tag: GSCID. MSI page table entries, too.
@@ -197,20 +202,38 @@ class Translator:
         """First-stage translations: of host spaces, or of one guest's. With a PSCID, global ones stay."""
         gscid = NO_ID if selection.gscid is None else selection.gscid
 
-        def chosen(page: Page, entry: Entry) -> bool:
+        def chosen(page: Page, is_global: bool) -> bool:
             if page.tags[0] != gscid or not _in_window(page, selection):
                 return False
-            return selection.pscid is None or (page.tags[1] == selection.pscid and not entry.is_global)
+            return selection.pscid is None or (page.tags[1] == selection.pscid and not is_global)
 
-        self.first.drop(chosen)
+        self.first.cache.drop_range(selection.window, lambda page, entry: chosen(page, entry.is_global))
+        if not selection.leaves_only:
+            self.links.drop(lambda page, link: len(page.tags) == _FIRST and chosen(page, _is_global(link)))
 
     def forget_second(self, selection: Selection) -> None:
         """Second-stage translations."""
-        self.second.drop(lambda page, entry: selection.gscid in (None, page.tags[0]) and _in_window(page, selection))
+
+        def chosen(page: Page) -> bool:
+            return selection.gscid in (None, page.tags[0]) and _in_window(page, selection)
+
+        self.second.cache.drop_range(selection.window, lambda page, entry: chosen(page))
+        if not selection.leaves_only:
+            self.links.drop(lambda page, link: len(page.tags) == _SECOND and chosen(page))
 
 
 #: The first stage of an address that is guest-physical.
 _GUEST_PHYSICAL = Space()
+
+
+#: How many tags the links of a stage have.
+_FIRST, _SECOND = 2, 1
+
+
+def _is_global(link: Link) -> bool:
+    """Whether an entry on the way is global, and so everything below it."""
+    _, (_, _, _, some) = link
+    return bool(some & G)
 
 
 def _in_window(page: Page, selection: Selection) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from softiommu.hardware.cache import Cache, Iotlb, Page, Shape
+from softiommu.hardware.cache import Cache, Iotlb, Page, PageCache, Shape
 from softiommu.hardware.vtd.tables import Irte0, Irte1
 from softiommu.hardware.vtd.walker import NO_PASID, Context, Link, Route
 
@@ -38,6 +38,10 @@ class Selection(NamedTuple):
         return self.window is None or Iotlb.meets(page, *self.window)
 
 
+def _is_nested(tags: tuple[int, ...]) -> bool:
+    return bool(tags[2])
+
+
 class Caches:
     """The caches of one unit. Counters are each cache's own."""
 
@@ -48,7 +52,7 @@ class Caches:
         self.contexts: Cache[int, Context] = Cache(shapes.context)
         self.pasids: Cache[tuple[int, int], Route] = Cache(shapes.pasid)
         #: Links to tables of single stages, by their tags and by what they translate, as pages are.
-        self.links: Cache[Page, Link] = Cache(shapes.paging)
+        self.links: PageCache[Link] = PageCache(shapes.paging)
         self.interrupts: Cache[int, tuple[Irte0, Irte1]] = Cache(shapes.interrupt)
 
     def forget_all(self) -> None:
@@ -92,9 +96,9 @@ class Caches:
         self._forget(lambda page, entry: page.tags[:2] == tags and selection.reaches(page), selection)
 
     def _forget(self, chosen: Callable[[Page, object], bool], selection: Selection) -> None:
-        self.iotlb.drop(chosen)
+        self.iotlb.cache.drop_range(selection.window, chosen, _is_nested)
         if not selection.leaves_only:
-            self.links.drop(chosen)
+            self.links.drop_range(selection.window, chosen, _is_nested)
 
     def forget_interrupts(self, first: int, last: int) -> None:
         """An interrupt entry cache command."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from softiommu.hardware.cache import Cache, Page
+from softiommu.hardware.cache import Page, PageCache
 from softiommu.hardware.iommu import ALL, Request, TranslationFaultError
 from softiommu.hardware.vtd.events import Reason
 from softiommu.hardware.vtd.tables import Pgtt
@@ -54,7 +54,7 @@ NOTHING = Found(0, 12, 0, 0)
 class Paging:
     """Walks tables in one memory."""
 
-    def __init__(self, memory: PhysicalMemory, cap: Cap, links: Cache[Page, Link]) -> None:
+    def __init__(self, memory: PhysicalMemory, cap: Cap, links: PageCache[Link]) -> None:
         self._memory, self._cap, self._links = memory, cap, links
 
     def translate(self, route: Route, request: Request, lenient: bool = False) -> Found:
@@ -214,7 +214,7 @@ class Path:
     """
 
     def __init__(
-        self, cache: Cache[Page, Link], tags: Tags, stage: Stage, iova: int, refuse: TranslationFaultError | None
+        self, cache: PageCache[Link], tags: Tags, stage: Stage, iova: int, refuse: TranslationFaultError | None
     ) -> None:
         self._cache, self._tags, self._stage, self._iova, self._refuse = cache, tags, stage, iova, refuse
         self._words: Any = None
