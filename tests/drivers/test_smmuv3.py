@@ -296,6 +296,31 @@ def test_device_tlbs_are_emptied():
         unit.ats_translate(0x20, 0x10000, READ)
 
 
+def test_a_device_tlb_that_does_not_answer_stops_nobody():
+    unit, driver = rig(FULL, wired=lambda wire: driver.faults.take())
+    device = driver.device(Function("nic", (0x20,), ats=True))
+    endpoint = Endpoint(unit)
+    endpoint.answers = False
+    unit.connect(0x20, endpoint)
+    domain = device.alloc_paging(DomainFlags.NONE, None)
+    device.attach(domain, None)
+    for _ in range(3):
+        domain.map(0x10000, 0x800000, 0x4000, RW)
+        domain.unmap(0x10000, 0x4000)
+        domain.flush()
+    assert len(endpoint.heard) == 4
+    assert unit.registers.GERROR == unit.registers.GERRORN
+    with pytest.raises(ModelError, match="ILL"):
+        driver.queue.submit((0xFF, 0))
+
+
+def test_errors_of_other_queues_are_acknowledged():
+    unit, driver = rig(FULL)
+    unit.signals.error("EVENTQ_ABT")
+    driver.faults.take()
+    assert unit.registers.GERROR == unit.registers.GERRORN
+
+
 @pytest.mark.parametrize(
     ("first", "last", "size", "at"), [(0x1000, 0x1FFF, 0, 1), (0x1000, 0x2FFF, 2, 0), (0, 2**64 - 1, 52, 0)]
 )

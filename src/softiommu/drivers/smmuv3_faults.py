@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from softiommu.drivers.faults import Blocked, words
 from softiommu.hardware.smmuv3.commands import Op, Resume0, Resume1
 from softiommu.hardware.smmuv3.events import EVENT_BYTES, RECORDS, Event, Event0, Event1, Event3
-from softiommu.hardware.smmuv3.registers import Cons, IrqCtrl, Prod, QueueBase, Registers, Ring
+from softiommu.hardware.smmuv3.registers import Cons, Gerror, IrqCtrl, Prod, QueueBase, Registers, Ring
 from softiommu.memory.physical import PAGE
 
 if TYPE_CHECKING:
@@ -53,11 +53,16 @@ class EventLog:
                 stalled.append((low, Resume1.of(STAG=how.STAG)))
             cons = self._ring.next(cons)
         self._bus.write(Registers.EVENTQ_CONS.offset, 4, Cons.of(RD=cons, OVACKFLG=prod.OVFLG))
-        errors = self._bus.read(Registers.GERROR.offset, 4)
-        self._bus.write(Registers.GERRORN.offset, 4, errors)
+        self._acknowledge_errors()
         if stalled:
             self._queue.submit(*stalled)
         return found
+
+    def _acknowledge_errors(self) -> None:
+        """Global errors, but for that of the command queue: who waits for its commands sees to it."""
+        errors, seen = (self._bus.read(register.offset, 4) for register in (Registers.GERROR, Registers.GERRORN))
+        queue = Gerror.CMDQ_ERR.mask
+        self._bus.write(Registers.GERRORN.offset, 4, errors & ~queue | seen & queue)
 
 
 def _blocked(record: list[int]) -> Blocked:
