@@ -18,6 +18,7 @@ from softiommu.hardware.smmuv3.events import Event
 from softiommu.hardware.smmuv3.model import Smmu
 from softiommu.hardware.smmuv3.presets import FULL, QEMU
 from softiommu.memory.physical import PhysicalMemory
+from softiommu.pagetable.engine import Run
 from softiommu.pagetable.kinds import READ, WRITE
 
 RAM = 64 << 20
@@ -133,8 +134,6 @@ def test_an_unmap_takes_effect_at_its_flush(name):
 def test_range_commands_cover_what_was_removed_and_nothing_else(pages, start, leaf):
     _, driver = rig()
     domain = SmmuDomain(driver, DomainFlags.NONE, True)
-    from softiommu.pagetable.engine import Run
-
     domain._removed = [Run(start << 12, pages << 12, 12)]
     at = start
     for low, high in domain._ranges(leaf):

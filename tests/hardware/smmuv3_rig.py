@@ -1,7 +1,7 @@
 """An SMMUv3 with queues, and structures written as a driver writes them."""
 
 from softiommu.hardware.iommu import TranslationFaultError
-from softiommu.hardware.smmuv3.commands import Op
+from softiommu.hardware.smmuv3.commands import LAYOUTS, Op
 from softiommu.hardware.smmuv3.events import Event, Event0, Event1
 from softiommu.hardware.smmuv3.model import Smmu
 from softiommu.hardware.smmuv3.presets import FULL
@@ -96,8 +96,6 @@ class Rig:
         self.set("CMDQ_PROD", (prod + 1) % (2 << LG2))
 
     def op(self, op, **fields):
-        from softiommu.hardware.smmuv3.commands import LAYOUTS
-
         layout = LAYOUTS[op]
         low = layout.low.of(OPCODE=op, **{n: v for n, v in fields.items() if n in layout.low.FIELDS})
         high = layout.high.of(**{n: v for n, v in fields.items() if n not in layout.low.FIELDS})

@@ -7,7 +7,7 @@ from smmuv3_rig import RW, SID, VMID, Rig, change, context, leaf, mapped, nest, 
 from softiommu.hardware.smmuv3.commands import Op
 from softiommu.hardware.smmuv3.events import Class, Event
 from softiommu.hardware.smmuv3.presets import FULL
-from softiommu.hardware.smmuv3.tables import Cd1, Ste1, Strw
+from softiommu.hardware.smmuv3.tables import Cd1, Cd2, Ste1, Strw
 from softiommu.pagetable import formats
 from softiommu.pagetable.formats import arm64
 from softiommu.pagetable.kinds import EXECUTE, HW_DIRTY, OK, READ, WRITE
@@ -64,8 +64,6 @@ def test_the_upper_half_has_its_own_table():
 
 
 def arm64_cd2(pages):
-    from softiommu.hardware.smmuv3.tables import Cd2
-
     return Cd2.of(TTB1=pages.root >> 4)
 
 

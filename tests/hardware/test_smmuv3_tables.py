@@ -6,6 +6,7 @@ from smmuv3_rig import SID, Rig, context, mapped, reach, second
 
 from softiommu.errors import ModelError
 from softiommu.hardware.smmuv3.events import Event
+from softiommu.hardware.smmuv3.faults import Response, SmmuFaultError
 from softiommu.hardware.smmuv3.presets import FULL, QEMU
 from softiommu.hardware.smmuv3.tables import Cd0, Cd1, Config, Ste0, Ste1, Ste2, Ste3
 
@@ -165,8 +166,6 @@ def test_a_legal_cd_translates(identity, changes):
     [({"R": 1}, True, False), ({"R": 0}, False, False), ({"R": 1, "A": 0}, True, True)],
 )
 def test_a_context_says_whether_faults_are_recorded_and_abort(fields, event, raz_wi):
-    from softiommu.hardware.smmuv3.faults import Response, SmmuFaultError
-
     rig = Rig()
     rig.stage1(rig.pages("arm64-4k-48-s1"), **fields)
     with pytest.raises(SmmuFaultError) as caught:
@@ -239,8 +238,6 @@ def test_whatever_an_ste_and_a_cd_hold_a_request_ends(ste, cd, identity, good, r
 
 
 def ats(smmu, iova, want, pasid):
-    from softiommu.hardware.smmuv3.faults import Response, SmmuFaultError
-
     for ask in (smmu.ats_translate, smmu.admit_translated):
         try:
             assert ask(SID, iova, want, pasid).allowed >= 0
