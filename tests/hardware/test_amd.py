@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 from softiommu.hardware.amd.commands import Opcode
 from softiommu.hardware.amd.events import BadRequest, Code, DeviceEvent, HardwareError, RequestEvent
 from softiommu.hardware.amd.presets import FULL
-from softiommu.hardware.amd.registers import Efr, Registers, SegmentBase
+from softiommu.hardware.amd.registers import Efr, Efr2, Registers, SegmentBase
 from softiommu.hardware.amd.tables import Dte, Dte0, Had
 from softiommu.hardware.iommu import TranslationFaultError
 from softiommu.pagetable.formats import amdv1
@@ -284,6 +284,10 @@ def test_the_exclusion_range_is_for_those_who_may_or_for_all(rig):
         (0xFD_F910_0000, {}, WRITE, BadRequest.SYSTEM_MANAGEMENT_WRITE),
         (0xFD_F910_0000, {"SysMgt": 1}, READ, BadRequest.SYSTEM_MANAGEMENT_READ),
         (0xFD_F910_0000, {"SysMgt": 1}, WRITE, None),
+        (0xFD_FC00_0000, {"IoCtl": 2}, WRITE, None),
+        (0xFD_FC00_0000, {"IoCtl": 3}, READ, BadRequest.PORT_IO),
+        (0xFD_F910_0000, {"SysMgt": 2}, WRITE, BadRequest.SYSTEM_MANAGEMENT_WRITE),
+        (0xFD_F910_0000, {"SysMgt": 3}, READ, None),
     ],
 )
 def test_ranges_of_hypertransport_obey_the_entry(rig, iova, fields, want, kind):
@@ -293,6 +297,13 @@ def test_ranges_of_hypertransport_obey_the_entry(rig, iova, fields, want, kind):
     else:
         event = RequestEvent(int(rig.blocked(iova, want)[0]))
         assert (event.CODE, event.TYPE, event.TR) == (Code.INVALID_DEVICE_REQUEST, kind, 0)
+
+
+def test_hardware_may_know_no_such_ranges():
+    rig = Rig(efr2=Efr2.of(HTRangeIgnore=1))
+    rig.entry()
+    for iova in (0xFD_FC00_0000, 0xFD_F910_0000):
+        assert rig.reach(iova, READ) == iova
 
 
 def test_interrupts_are_not_translated(rig):

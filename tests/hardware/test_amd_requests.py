@@ -1,10 +1,12 @@
 """AMD IOMMU: page requests of devices, in the PPR log or answered at once."""
 
 import pytest
-from amd_rig import SID, Device, Rig
+from amd_rig import SID, Device, Rig, answer
+from hypothesis import given, settings, strategies as st
 
-from softiommu.hardware.amd.events import Code, PprRecord
+from softiommu.hardware.amd.events import Code, DeviceEvent, PprRecord
 from softiommu.hardware.amd.registers import Registers, Status
+from softiommu.hardware.amd.tables import Dte2
 from softiommu.hardware.iommu import PageRequest, ResponseCode
 from softiommu.pagetable.kinds import EXECUTE, READ, WRITE
 
@@ -93,3 +95,37 @@ def test_requests_can_be_answered_always(rig):
     rig.iommu.page_request(REQUEST)
     assert logged(rig)[0].TAG == 0x1FF
     assert rig.device.responses == [(0x98765, 0x1FF, ResponseCode.SUCCESS)]
+
+
+WORDS = st.integers(0, (1 << 64) - 1)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.booleans(), WORDS, st.lists(WORDS, min_size=4, max_size=4), st.integers(0, 0xFFFF))
+def test_garbage_in_an_interrupt_table_is_an_event_or_a_message(long, entry, table, data):
+    rig = Rig(ram=1 << 20, GAEn=int(long))
+    at = rig.memory.alloc(4096)
+    near = entry & ~Dte2.IntTableRoot.mask & ~Dte2.RESERVED | (at if entry & 1 << 6 else entry & Dte2.IntTableRoot.mask)
+    rig.memory.write(at, b"".join(word.to_bytes(8, "little") for word in table))
+    rig.entry({"TV": 0}, q2={name: getattr(Dte2(near), name) for name in Dte2.FIELDS})
+    found = answer(rig.iommu.remap_interrupt, SID, 0xFEE00000, data)
+    if isinstance(found, Code):
+        assert all(DeviceEvent(record.low).CODE == found for record in rig.take_events())
+    else:
+        address, message = found
+        assert address & 0xFFF0_0000 == 0xFEE0_0000
+        assert message >> 16 == 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(WORDS, st.integers(0, 7), st.integers(0, 1 << 16), st.booleans(), st.one_of(st.none(), st.integers(0, 1 << 20)))
+def test_any_page_request_is_logged_or_answered(iova, want, group, last, pasid):
+    rig = Rig(ram=1 << 20)
+    device = Device()
+    rig.iommu.connect(SID, device)
+    for bit, answers in ((1, 0), (0, int(last))):
+        rig.entry({"PPR": bit})
+        before = rig.iommu.read(Registers.PPR_TAIL.offset, 8)
+        rig.iommu.page_request(PageRequest(SID, iova, want, group, last, pasid))
+        assert rig.iommu.read(Registers.PPR_TAIL.offset, 8) - before == 16 * bit
+        assert len(device.responses) == answers
