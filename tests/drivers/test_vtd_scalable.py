@@ -1,10 +1,13 @@
 """The VT-d driver in scalable mode: stages, PASIDs, dirty tracking, device TLBs; against the model in any order."""
 
+import contextlib
+from errno import EOPNOTSUPP
+
 import pytest
 from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from softiommu.drivers.driver import Device, DomainFlags, PageFault, PageResponse, Prot, Range
+from softiommu.drivers.driver import Device, DomainFlags, PageFault, PageResponse, Prot, Range, Reserved, ReservedKind
 from softiommu.drivers.function import Function
 from softiommu.drivers.vtd import LINUX_6_12, LINUX_7_2, VtdDriver
 from softiommu.errors import UapiError
@@ -251,6 +254,80 @@ def test_a_first_stage_is_written_with_its_flags_ahead():
     writable, readable = domain.pages.leaves(0, 1 << 40)
     assert writable.pte & (x86_64.A | x86_64.D | x86_64.RW) == x86_64.A | x86_64.D | x86_64.RW
     assert readable.pte & (x86_64.A | x86_64.D | x86_64.RW) == x86_64.A
+
+
+def test_what_nobody_has_is_refused():
+    unit, driver = rig()
+    device = driver.device(GPU)
+    domain = device.alloc_paging(DomainFlags.NONE, None)
+    for refused in (
+        lambda: device.alloc_paging(DomainFlags.NONE, "data"),
+        lambda: device.alloc_nested(domain, 0, "data"),
+        lambda: device.alloc_viommu(1, domain, None, None),
+    ):
+        with pytest.raises(UapiError) as error:
+            refused()
+        assert error.value.errno == EOPNOTSUPP
+    assert device.viommu_types() == ()
+    assert device.hw_info(2) is None
+    assert device.reserved_regions() == (Reserved(0xFEE00000, 0xFEEFFFFF, ReservedKind.MSI),)
+    device.detach(1 << 20)  # a PASID that it cannot have had
+    assert reach(unit, 0x20, 0) is Reason.PASID_DIRECTORY_NOT_PRESENT
+
+
+def test_a_unit_has_so_many_domains_and_gives_ids_again():
+    _, driver = rig(FULL._replace(cap=FULL.cap.replace(ND=0)))
+    device = driver.device(GPU)
+    domains = [device.alloc_paging(DomainFlags.NONE, None) for _ in range(15)]
+    with pytest.raises(UapiError, match="every domain id"):
+        device.alloc_paging(DomainFlags.NONE, None)
+    domains[4].free()
+    assert device.alloc_paging(DomainFlags.NONE, None).did == 5
+
+
+def test_a_map_that_runs_out_of_memory_is_undone():
+    unit, driver = rig()
+    device = driver.device(GPU)
+    domain = device.alloc_paging(DomainFlags.NONE, None)
+    device.attach(domain, None)
+    domain.map(0x10000, 0x800000, 0x1000, RW)
+    with contextlib.suppress(MemoryError):
+        while True:
+            driver.memory.alloc(4096)
+    with pytest.raises(UapiError, match="no memory"):
+        domain.map(0x1FF000, 0x900000, 0x2000, RW)  # the second page needs a table
+    assert reach(unit, 0x20, 0x1FF000) is Reason.FIRST_NOT_PRESENT
+    assert reach(unit, 0x20, 0x10000) == 0x800000
+
+
+def test_many_changes_forget_the_domain_at_once():
+    unit, driver = rig()
+    device = driver.device(GPU._replace(ats=False))
+    domain = device.alloc_paging(DomainFlags.NONE, None)
+    device.attach(domain, None)
+    for number in range(12):
+        domain.map(0x100000 * number, 0x800000, 0x1000, RW)
+        reach(unit, 0x20, 0x100000 * number)
+    head = unit.registers.IQH.OFFSET
+    for number in range(12):
+        domain.unmap(0x100000 * number, 0x1000)
+    domain.flush()
+    assert (unit.registers.IQH.OFFSET - head) * 16 == 2 * 32  # one command and its wait
+    assert {reach(unit, 0x20, 0x100000 * number) for number in range(12)} == {Reason.FIRST_NOT_PRESENT}
+
+
+@pytest.mark.parametrize("unit", [FULL, FULL._replace(cap=FULL.cap.replace(CM=1))], ids=["plain", "caching"])
+def test_a_device_tlb_in_legacy_mode_follows_its_stream(unit):
+    memory = PhysicalMemory(RAM)
+    silicon = Unit(memory, *unit)
+    driver = VtdDriver(memory, silicon, scalable=False)
+    tlb = DeviceTlb(silicon, 0x20)
+    device = driver.device(GPU)
+    one, two = (device.alloc_paging(DomainFlags.NONE, None) for _ in range(2))
+    for domain, pa in ((one, 0x800000), (two, 0x900000)):
+        domain.map(0x10000, pa, 0x1000, RW)
+        device.attach(domain, None)
+        assert tlb.read(0x10000) == pa
 
 
 def test_no_pasid_attaches_where_dirty_pages_are_tracked():

@@ -303,6 +303,19 @@ def test_requests_without_pasid_are_privileged_where_the_context_says_so():
     assert bench.unit.translate(SID, IOVA, READ).pa == PA
 
 
+@pytest.mark.parametrize("scalable", [False, True])
+def test_addresses_that_pass_through_end_where_the_hardware_ends(scalable):
+    bench = Bench(presets.SCALABLE, Ttm.SCALABLE if scalable else Ttm.LEGACY)
+    if scalable:
+        bench.pasid(tables.Pgtt.PASS_THROUGH)
+        bench.set(bench.entry, tables.Pasid0.of(P=1, PGTT=4), 0)
+    else:
+        bench.change(bench.context, tables.ContextLow, TT=2)
+    assert bench.unit.translate(SID, (1 << 48) - 1, WRITE).pa == (1 << 48) - 1
+    beyond = Reason.BEYOND_WIDTH if scalable else Reason.ADDRESS_BEYOND_WIDTH
+    assert reason(bench.unit.translate, SID, 1 << 48, WRITE) is beyond
+
+
 @pytest.mark.parametrize("zlr", [0, 1])
 def test_a_read_of_no_bytes_needs_the_read_right_unless_the_hardware_knows_it(zlr):
     bench = legacy(presets.FULL._replace(cap=presets.FULL.cap.replace(ZLR=zlr)))

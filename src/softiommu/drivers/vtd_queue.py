@@ -75,14 +75,6 @@ class InvalidationQueue:
         self._memory.write_u64(at + 8, int(high))
         self._tail = (self._tail + self._step) % PAGE
 
-    def _recover(self) -> None:
-        """A device TLB did not answer: the queue goes on when that is acknowledged (6.5.2.11)."""
-        status = Fsts(self._bus.read(Registers.FSTS.offset, 4))
-        if status.ITE and not status.IQE:
-            self._bus.write(Registers.FSTS.offset, 4, Fsts.of(ITE=1))
-        if self._memory.read_u32(self._status) != self._tickets:
-            raise ModelError(f"the invalidation queue stopped: {status!r}")
-
 
 def device_tlb(sid: int, pasid: int | None, at: int, am: int) -> Descriptor:
     """Forget 2**am pages from `at` in a device's own TLB."""
