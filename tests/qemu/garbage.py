@@ -24,12 +24,13 @@ class Aim(NamedTuple):
 
 
 class Wish(NamedTuple):
-    """What leaves are to be made: of which sizes (a bitmap), with which rights, at addresses of how many bits; and
-    where each is to lead."""
+    """What leaves are to be made: of which sizes (a bitmap), with which rights, at addresses of how many bits and
+    without which; and where each is to lead."""
 
     sizes: int
     rights: tuple[int, ...]
     width: int
+    without: int
     aim: Callable[[], int]
 
 
@@ -44,7 +45,7 @@ def populate(random: Random, pages: PageTable, wish: Wish, count: int) -> list[A
         )
         target = wish.aim()
         reach = max(lg2 + 2, random.choice((16, 22, 24, 31)))
-        iova = (random.choice(bases) ^ random.getrandbits(reach)) & (1 << wish.width) - 1 & -(1 << lg2)
+        iova = (random.choice(bases) ^ random.getrandbits(reach)) & (1 << wish.width) - 1 & -(1 << lg2) & ~wish.without
         oa = target & -(1 << lg2)
         if pages.map(iova, oa, 1 << lg2, random.choice(wish.rights))[0] == OK:
             found.append(Aim(iova + (target - oa), lg2))

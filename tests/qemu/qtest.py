@@ -44,7 +44,7 @@ class Qtest:
             listener.bind(str(folder / "qtest"))
             listener.listen(1)
             listener.settimeout(1)
-            self._log = (folder / "log").open("w+")
+            self._log, self._seen = (folder / "log").open("w+"), 0
             quiet = ["-qtest-log", "none", "-nodefaults", "-display", "none", "-bios", str(folder / "halted")]
             backed = ["-object", backend, "-machine", f"{machine},memory-backend=ram", "-m", f"{ram_size >> 20}M"]
             self._process = subprocess.Popen(
@@ -76,6 +76,14 @@ class Qtest:
     def log(self) -> str:
         """What QEMU printed."""
         return Path(self._log.name).read_text(errors="replace")
+
+    def news(self) -> str:
+        """What QEMU printed since this was called last."""
+        with Path(self._log.name).open(errors="replace") as log:
+            log.seek(self._seen)
+            text = log.read()
+            self._seen = log.tell()
+        return text
 
     def close(self) -> None:
         """End QEMU."""

@@ -68,6 +68,8 @@ class Scenario(NamedTuple):
     shown: int = 0
     #: What was set up, for messages.
     about: str = ""
+    #: Addresses with more bits are not tried: QEMU ignores the rest.
+    limit: int = 64
 
     @property
     def root(self) -> int:
@@ -94,11 +96,14 @@ class Rig(ABC):
     memory: ModelMemory
     sid: int
     deviations: tuple[Deviation, ...] = ()
-    #: Leaf sizes that QEMU does not know; bits of addresses that it keeps apart.
+    #: Leaf sizes that QEMU does not know; bits of addresses that it keeps apart, and among them those that it does not.
     unknown_sizes = 0
     width = 64
+    without = 0
     #: Whether data may be taken for tables: not where QEMU does not look at all of an entry.
     data_as_tables = True
+    #: Whether links may be changed to show other tables: not where QEMU would walk for ever.
+    tables_as_tables = True
 
     @abstractmethod
     def build(self, random: Random, clean: bool) -> Scenario:
@@ -189,7 +194,9 @@ class Rig(ABC):
         sizes = pages.sizes & ~self.unknown_sizes
         if spoiled:
             sizes &= entry_sizes(table)
-        aims = populate(random, pages, Wish(sizes, self.rights(nested), width, aim), random.randrange(1, 200))
+        aims = populate(
+            random, pages, Wish(sizes, self.rights(nested), width, self.without, aim), random.randrange(1, 200)
+        )
         if spoiled:
             spoil(random, pages, aims, random.randrange(1, 40), self._limits(pages, tuple(kept), nested))
         shift = scenario.shown if scenario is not None else 0
@@ -218,6 +225,8 @@ class Rig(ABC):
         no_tables = [range(base), range(base + RAM, NOTHING)]
         if not self.data_as_tables:
             no_tables.append(range(base + DATA, base + TABLES))
+        if not self.tables_as_tables:
+            no_tables.append(range(base + TABLES, base + RAM))
         avoid = range(base + CARD, base + DATA)
 
         def tame(table: Table, level: int, entry: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from qemu.amd import AmdRig
 from qemu.rig import Rig
 from qemu.riscv import RiscvRig
 from qemu.smmuv3 import Smmuv3Rig
@@ -26,6 +27,7 @@ RIGS = {
     "vtd-legacy-39": Setup("qemu-system-x86_64", lambda path: VtdRig(path, f"{_VTD},aw-bits=39"), structures=True),
     "vtd-second": Setup("qemu-system-x86_64", lambda path: ScalableRig(path, f"{_VTD},x-scalable-mode=on")),
     "vtd-first": Setup("qemu-system-x86_64", lambda path: FirstStageRig(path, f"{_VTD},x-scalable-mode=on,x-flts=on")),
+    "amd": Setup("qemu-system-x86_64", AmdRig),
     "smmuv3": Setup("qemu-system-aarch64", Smmuv3Rig, structures=True),
     "riscv": Setup("qemu-system-riscv64", RiscvRig, structures=True),
 }
