@@ -52,7 +52,7 @@ class Device:
 class Rig:
     """An IOMMU that runs."""
 
-    def __init__(self, efr=FULL.efr, efr2=FULL.efr2, ram=32 << 20, **control):
+    def __init__(self, efr=FULL.efr, efr2=FULL.efr2, ram=32 << 20, header=FULL.header, **control):
         self.memory = PhysicalMemory(ram)
         self.messages, self.levels = [], []
         self.iommu = AmdIommu(
@@ -61,6 +61,7 @@ class Rig:
             efr2,
             interrupt=lambda *message: self.messages.append(message),
             wire=self.levels.append,
+            header=header,
         )
         self.table = self.memory.alloc(64 << 10)
         self.commands, self.events, self.requests = (self.memory.alloc(4096) for _ in range(3))
@@ -97,7 +98,7 @@ class Rig:
 
     def host(self, levels=4, **fields):
         """A host table, and an entry that uses it."""
-        pages = PageTable(self.memory, VARIANTS[f"amdv1-{levels}level"])
+        pages = PageTable(self.memory, VARIANTS[f"amdv1-{levels}level"], compiled=False)
         self.entry({"Mode": levels, "HostPageTableRoot": pages.root >> 12, **fields})
         return pages
 

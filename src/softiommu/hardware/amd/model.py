@@ -223,7 +223,7 @@ class AmdIommu(Face):
         return found._replace(allowed=found.allowed & ~hidden)
 
     def _ats_route(self, request: Request) -> Route:
-        if not self.enabled:
+        if not (self.enabled and self.capability.HEADER.IotlbSup):
             raise bad_request(request, BadTranslationRequest.NOT_ALLOWED)
         route = self._route(self._entry(request), request)
         if not (route.valid and route.translates and route.dte.q1.I):
@@ -239,7 +239,7 @@ class AmdIommu(Face):
         request = Request(sid, pa, want, pasid)
         try:
             route = self._route(self._entry(request), request)
-            if not (route.valid and route.dte.q1.I):
+            if not (route.valid and route.dte.q1.I and self.capability.HEADER.IotlbSup):
                 raise bad_request(request, BadRequest.PRETRANSLATED)
         except EventError as fault:
             self.log(fault.record)
