@@ -94,6 +94,8 @@ def last_step(t: Table, mem: Space, place: Position, iova: int, want: int) -> Re
         status, allowed = grant(t, pte, every, some, want)
     new = after(t, status, pte, want, allowed)
     if new != pte:
+        if t.option & HW_ACCESSED == 0:
+            return NOT_ACCESSED, oa, lg2, allowed, level, at, pte
         mem.words[at >> 3] = new
     return status, oa, lg2, allowed, level, at, new
 

@@ -50,6 +50,8 @@ class Selection(NamedTuple):
     pscid: int | None = None
     #: An inclusive range of addresses.
     window: tuple[int, int] | None = None
+    #: Links to tables stay.
+    leaves_only: bool = False
 
 
 class CommandQueue:
@@ -126,12 +128,13 @@ class CommandQueue:
         page, lg2 = napot(high.PAGE) if high.S else (high.PAGE, 0)
         # A range of 2**52 pages and more is every address.
         window = (page << 12, (page << 12) + (4096 << lg2) - 1) if low.AV else None
+        leaves_only = bool(low.AV) and not low.NL
         if guest:
-            selection = Selection(low.GSCID, window=window) if low.GV else Selection(None)
+            selection = Selection(low.GSCID, None, window, leaves_only) if low.GV else Selection(None)
             self._iommu.translator.forget_second(selection)
         else:
             pscid = low.PSCID if low.PSCV else None
-            self._iommu.translator.forget_first(Selection(low.GSCID if low.GV else None, pscid, window))
+            self._iommu.translator.forget_first(Selection(low.GSCID if low.GV else None, pscid, window, leaves_only))
         return True
 
     def _iodir(self, low: Iodir0) -> bool:

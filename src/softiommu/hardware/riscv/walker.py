@@ -1,14 +1,18 @@
 """From a device and process id to their contexts, then through both stages. RISC-V IOMMU 1.0, "Process to translate
 an IOVA", whose steps have these numbers, and the processes to locate contexts that it names.
 
-The walker keeps nothing: what may be cached, and under which tags, is the model's business.
+Links to tables are kept under the tags of their stage: GSCID and PSCID of a first stage, GSCID of a second. What the
+second stage shows of directories and first-stage tables is walked whole. All else that may be cached is the
+translator's business.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from softiommu.hardware.cache import Shape
 from softiommu.hardware.iommu import Request, TranslationFaultError
+from softiommu.hardware.links import LinkedWalker, Links
 from softiommu.hardware.riscv.contexts import Decoder, Device, Space
 from softiommu.hardware.riscv.events import Cause, Iotval2
 from softiommu.hardware.riscv.tables import (
@@ -91,8 +95,9 @@ class Step(NamedTuple):
 class Walker:
     """Reads directories and tables."""
 
-    def __init__(self, memory: PhysicalMemory, capabilities: Capabilities) -> None:
+    def __init__(self, memory: PhysicalMemory, capabilities: Capabilities, links: Links | None = None) -> None:
         self._memory, self._capabilities = memory, capabilities
+        self._linked = LinkedWalker(memory, Links(Shape(1, 0)) if links is None else links)
         self._decoder = Decoder(capabilities)
         self._ddi = EXTENDED_DDI if capabilities.MSI_FLAT else BASE_DDI
         self._dc_bytes = EXTENDED_DC if capabilities.MSI_FLAT else BASE_DC
@@ -182,7 +187,7 @@ class Walker:
         iova = request.iova & (1 << width) - 1
         want = request.want | (PRIVILEGED if request.privileged else 0)
         if device.second is None:
-            found = walk(stage.table, self._memory, stage.root, iova, want)
+            found = self._linked.walk((device.gscid, space.pscid), stage, iova, want, request.iova)
         else:
             both = walk_first(stage, device.second, self._memory, iova, want)
             if both.fetch_ipa is not None and both.status not in (BAD_TABLE, ADDRESS_SIZE):
@@ -204,7 +209,7 @@ class Walker:
             return Step(gpa, 64, READ | WRITE | EXECUTE)
         if device.msi is not None and device.msi.covers(gpa):
             return self._interrupt_file(device, gpa, request)
-        found = walk(stage.table, self._memory, stage.root, gpa, request.want)
+        found = self._linked.walk((device.gscid,), stage, gpa, request.want)
         if found.status in (BAD_TABLE, ADDRESS_SIZE):
             raise BlockedError(_by_access(_ACCESS_FAULT, request.want), request)
         if found.status != OK:
