@@ -573,3 +573,65 @@ def test_without_dbg_there_is_no_debug_interface():
 def test_a_model_is_made_with_memory_alone():
     rig = Rig()
     assert type(rig.iommu)(PhysicalMemory(1 << 20)).read(0, 8) & 0xFF == 0x10
+
+
+# Links to tables
+
+
+def behind(rig, pages, iova):
+    """Lead an address to an empty table, behind the IOMMU's back: what is cached of the way there still works."""
+    rig.memory.write_u64(pages.root + 8 * (iova >> 30), 1 | rig.memory.alloc(4096) >> 2)
+
+
+@pytest.mark.parametrize("nl", [0, 1])
+@pytest.mark.parametrize("av", [0, 1])
+def test_links_to_first_stage_tables_stay_when_leaves_are_named(nl, av):
+    rig = one_stage()
+    rig.pages1.map(0x5000, 0x9000, 0x2000, RW)
+    assert rig.pa(0x5000) == 0x9000
+    behind(rig, rig.pages1, 0x5000)
+    where = {"page": 5} if av else {}
+    assert vma(rig, PSCV=1, PSCID=PSCID + 1, NL=nl, **where) == 0
+    assert gvma(rig, NL=nl) == 0
+    assert rig.pa(0x6000) == 0xA000, "another space's"
+    assert vma(rig, PSCV=1, PSCID=PSCID, NL=nl, **where) == 0
+    assert rig.pa(0x5000) == (0x9000 if av and not nl else Cause.READ_PAGE_FAULT)
+
+
+@pytest.mark.parametrize("nl", [0, 1])
+@pytest.mark.parametrize("av", [0, 1])
+def test_links_to_second_stage_tables_stay_when_leaves_are_named(nl, av):
+    rig = Rig()
+    pages = rig.pages("riscv-sv39x4")
+    pages.map(0x5000, 0x9000, 0x2000, RW)
+    rig.device(context(None, pages))
+    assert rig.pa(0x5000) == 0x9000
+    behind(rig, pages, 0x5000)
+    where = {"page": 5} if av else {}
+    assert vma(rig, GV=1, GSCID=GSCID, NL=nl, **where) == 0
+    assert gvma(rig, GV=1, GSCID=GSCID + 1, NL=nl, **where) == 0
+    assert rig.pa(0x6000) == 0xA000, "another guest's"
+    assert gvma(rig, GV=1, GSCID=GSCID, NL=nl, **where) == 0
+    assert rig.pa(0x5000) == (0x9000 if av and not nl else Cause.READ_GUEST_PAGE_FAULT)
+
+
+def test_links_below_a_global_entry_are_global():
+    rig = one_stage()
+    rig.pages1.map(0x5000, 0x9000, 0x2000, RW)
+    rig.memory.write_u64(rig.pages1.root, rig.memory.read_u64(rig.pages1.root) | 1 << 5)
+    assert rig.pa(0x5000) == 0x9000
+    behind(rig, rig.pages1, 0x5000)
+    vma(rig, PSCV=1, PSCID=PSCID)
+    assert rig.pa(0x6000) == 0xA000
+    vma(rig)
+    assert rig.pa(0x6000) is Cause.READ_PAGE_FAULT
+
+
+def test_links_of_sign_extended_addresses_are_named_as_they_are_asked_for():
+    rig = one_stage()
+    high = (1 << 64) - (1 << 30)
+    rig.pages1.map(high & (1 << 39) - 1, 0x9000, 0x1000, RW)
+    assert rig.pa(high) == 0x9000
+    rig.memory.write_u64(rig.pages1.root + 8 * 511, 1 | rig.memory.alloc(4096) >> 2)
+    vma(rig, page=(high >> 12), NL=1)
+    assert rig.pa(high) is Cause.READ_PAGE_FAULT
