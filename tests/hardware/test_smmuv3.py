@@ -2,13 +2,15 @@
 
 import pytest
 from hypothesis import given, settings, strategies as st
-from smmuv3_rig import RW, SID, VMID, Rig, change, context, leaf, mapped, nest, reach
+from smmuv3_rig import ASID, RW, SID, VMID, Rig, change, context, leaf, mapped, nest, reach
 
+from softiommu.hardware.smmuv3 import geometry
 from softiommu.hardware.smmuv3.commands import Op
 from softiommu.hardware.smmuv3.events import Class, Event
 from softiommu.hardware.smmuv3.presets import FULL
-from softiommu.hardware.smmuv3.tables import Cd1, Cd2, Ste1, Strw
+from softiommu.hardware.smmuv3.tables import Cd1, Cd2, Config, Ste0, Ste1, Ste2, Ste3, Strw
 from softiommu.pagetable import formats
+from softiommu.pagetable.engine import PageTable
 from softiommu.pagetable.formats import arm64
 from softiommu.pagetable.kinds import EXECUTE, HW_DIRTY, OK, READ, WRITE
 from softiommu.pagetable.walk import walk
@@ -109,6 +111,87 @@ def test_stage_1_rights_and_flags(clear, add, fields, want, privileged, event):
         assert leaf(pages, 0x1000).pte & arm64.AF
     if fields.get("HD"):
         assert not leaf(pages, 0x1000).pte & arm64.AP_READ_ONLY
+
+
+@pytest.mark.parametrize(
+    ("clear", "add", "fields", "want", "privileged", "event"),
+    [
+        (arm64.S2AP_WRITE, 0, {}, WRITE, False, Event.F_PERMISSION),
+        (arm64.S2AP_READ, 0, {}, READ, False, Event.F_PERMISSION),
+        (0, arm64.XN, {}, EXECUTE, False, Event.F_PERMISSION),
+        (0, arm64.PXN, {}, EXECUTE, False, None),  # XN 01: only users execute
+        (0, arm64.PXN, {}, EXECUTE, True, Event.F_PERMISSION),
+        (0, arm64.XN | arm64.PXN, {}, EXECUTE, True, None),  # XN 11: only privileged
+        (0, arm64.XN | arm64.PXN, {}, EXECUTE, False, Event.F_PERMISSION),
+        (arm64.AF | arm64.S2AP_WRITE, 0, {}, WRITE, False, Event.F_ACCESS),
+        (arm64.AF, 0, {"S2AFFD": 1}, READ, False, None),
+        (arm64.AF, 0, {"S2HA": 1}, READ, False, None),
+        (arm64.S2AP_WRITE, arm64.DBM, {"S2HD": 1}, WRITE, False, Event.F_PERMISSION),  # HD alone is none
+        (arm64.S2AP_WRITE, arm64.DBM, {"S2HA": 1, "S2HD": 1}, WRITE, False, None),
+    ],
+)
+def test_stage_2_rights_and_flags(clear, add, fields, want, privileged, event):
+    rig = Rig()
+    pages = rig.pages("arm64-4k-40-s2")
+    mapped(pages, 0x1000, 0x100000)
+    change(rig, pages, 0x1000, clear, add)
+    rig.stage2(pages, **fields)
+    got = reach(rig.smmu, 0x1000, want, privileged=privileged)
+    assert got == (0x100000 if event is None else event)
+    if event is not None:
+        _, how, iova, ipa = rig.event()
+        assert (how.S2, how.CLASS, iova, ipa) == (1, Class.IN, 0x1000, 0x1000)
+        assert (how.PNU, how.IND, how.RNW) == (privileged, want == EXECUTE, want != WRITE)
+
+
+def test_limits_of_tables_hold_unless_had_ignores_them():
+    rig = Rig()
+    pages = rig.pages("arm64-4k-48-s1")
+    mapped(pages, 0x1000, 0x100000)
+    rig.memory.write_u64(pages.root, rig.memory.read_u64(pages.root) | arm64.AP_TABLE_READ_ONLY)
+    rig.stage1(pages)
+    assert reach(rig.smmu, 0x1000, WRITE) is Event.F_PERMISSION
+    rig.words(rig.cds + 8, Cd1.of(TTB0=pages.root >> 4, HAD0=1))
+    rig.forget()
+    assert reach(rig.smmu, 0x1000, WRITE) == 0x100000
+
+
+def test_small_tables_and_stage_2_from_level_minus_1():
+    rig = Rig()
+    small = PageTable(rig.memory, geometry.stage1(12, 16, 48, 0))
+    mapped(small, 0xF000, 0x100000)
+    rig.stage1(small)
+    assert reach(rig.smmu, 0xF123) == 0x100123
+    assert reach(rig.smmu, 0x10000) is Event.F_TRANSLATION
+    high = PageTable(rig.memory, geometry.stage2(12, 52, 52, arm64.DS, 0, 1))
+    assert high.table.top == 4
+    mapped(high, 1 << 51, 0x200000)
+    root = Ste3.of(S2TTB=high.root >> 4, S2DS=1, S2SL0_2=1)
+    tags = Ste2.of(S2T0SZ=12, S2PS=6, S2AA64=1, S2VMID=1, S2R=1)
+    rig.ste(Ste0.of(V=1, CONFIG=Config.S2), 0, tags, root)
+    rig.forget()
+    assert reach(rig.smmu, (1 << 51) + 8) == 0x200008
+
+
+def test_address_spaces_are_told_apart_by_vmid_and_asid():
+    rig = Rig()
+    tables = [rig.pages("arm64-4k-48-s1") for _ in range(3)]
+    for number, pages in enumerate(tables):
+        mapped(pages, 0x1000, 0x100000 * (number + 1))
+    # Two substreams with ASIDs of their own, and a stream with another VMID.
+    rig.stage1(tables[0], cdmax=1, ssid=0)
+    rig.cd(*context(tables[1], ASID=ASID + 1), ssid=1)
+    other = rig.memory.alloc(4096)
+    rig.words(other, *context(tables[2]))
+    rig.ste(Ste0.of(V=1, CONFIG=Config.S1, S1CONTEXTPTR=other >> 6), 0, Ste2.of(S2VMID=VMID + 1), sid=SID + 1)
+    for _ in range(2):
+        found = [reach(rig.smmu, 0x1000, sid=SID, pasid=ssid) for ssid in (0, 1)]
+        assert [*found, reach(rig.smmu, 0x1000, sid=SID + 1)] == [0x100000, 0x200000, 0x300000]
+    for pages in tables:
+        pages.unmap(0x1000, 0x1000)
+    rig.op(Op.TLBI_NH_ASID, VMID=VMID, ASID=ASID)
+    found = [reach(rig.smmu, 0x1000, sid=SID, pasid=ssid) for ssid in (0, 1)]
+    assert [*found, reach(rig.smmu, 0x1000, sid=SID + 1)] == [Event.F_TRANSLATION, 0x200000, 0x300000]
 
 
 def test_a_cached_read_of_a_clean_page_does_not_let_a_write_skip_the_dirty_flag():
