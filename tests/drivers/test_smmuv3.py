@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from softiommu.abi.iommufd import HwInfoArmSmmuv3
 from softiommu.drivers.driver import DomainFlags, Prot, Range, ReservedKind
 from softiommu.drivers.function import Function
-from softiommu.drivers.smmuv3 import SmmuDriver
+from softiommu.drivers.smmuv3 import LINUX_6_12, SmmuDriver
 from softiommu.drivers.smmuv3_domain import SmmuDomain
 from softiommu.drivers.smmuv3_queue import atc_inv
 from softiommu.errors import ModelError, UapiError
@@ -408,6 +408,17 @@ def test_a_device_tells_of_its_hardware():
     assert device.hw_info(1) is None
     (region,) = device.reserved_regions()
     assert region == (0x8000000, 0x80FFFFF, ReservedKind.SW_MSI)
+
+
+def test_an_older_kernel_knows_less():
+    memory = PhysicalMemory(RAM)
+    device = SmmuDriver(memory, Smmu(memory, FULL), LINUX_6_12).device(EDU)
+    assert device.hw_info(0) is None
+    for flags in (DomainFlags.NEST_PARENT, DomainFlags.PASID):
+        with pytest.raises(UapiError, match="this kernel makes no domain"):
+            device.alloc_paging(flags, None)
+    for flags in (DomainFlags.NONE, DomainFlags.DIRTY_TRACKING):
+        assert device.alloc_paging(flags, None).first
 
 
 def test_a_wrong_command_is_a_bug_of_ours():

@@ -6,6 +6,8 @@ and waits for the SYNC. It knows the hardware by its registers alone (`Bus`).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from softiommu.drivers import smmuv3_pages
 from softiommu.drivers.function import Bus, Function
 from softiommu.drivers.ids import Ids
@@ -25,11 +27,25 @@ _WRITE_BACK, _INNER = 1, 3
 _ALL_STREAMS = 31
 
 
+@dataclass(frozen=True)
+class Quirks:
+    """How a kernel's driver behaves where versions differ."""
+
+    #: GET_HW_INFO tells the ID registers.
+    tells_hardware: bool = True
+    #: A domain can be made for nesting (of stage 2), or for PASIDs.
+    knows_nesting: bool = True
+
+
+LINUX_6_12 = Quirks(tells_hardware=False, knows_nesting=False)
+LINUX_7_2 = Quirks()
+
+
 class SmmuDriver:
     """One SMMU, set up and running."""
 
-    def __init__(self, memory: PhysicalMemory, bus: Bus) -> None:
-        self.memory, self._bus = memory, bus
+    def __init__(self, memory: PhysicalMemory, bus: Bus, quirks: Quirks = LINUX_7_2) -> None:
+        self.memory, self.quirks, self._bus = memory, quirks, bus
         self.idr0 = Idr0(self.read32(Registers.IDR0.offset))
         idr1 = Idr1(self.read32(Registers.IDR1.offset))
         self.limits = smmuv3_pages.limits(Idr5(self.read32(Registers.IDR5.offset)))

@@ -66,7 +66,7 @@ class SmmuDevice:
 
     def hw_info(self, type: int) -> HwInfo | None:
         """The raw ID registers."""
-        if type not in (HwInfoType.DEFAULT, HwInfoType.ARM_SMMUV3):
+        if not self._smmu.quirks.tells_hardware or type not in (HwInfoType.DEFAULT, HwInfoType.ARM_SMMUV3):
             return None
         values = {name.lower(): self._smmu.read32(getattr(Registers, name).offset) for name in _INFO}
         return HwInfo(HwInfoType.ARM_SMMUV3, HwInfoArmSmmuv3(flags=0, reserved=0, **values).to_bytes())
@@ -78,6 +78,8 @@ class SmmuDevice:
             raise unsupported("a paging domain takes no data")
         if flags == DomainFlags.NONE:
             return SmmuDomain(self._smmu, flags, first=bool(idr0.S1P))
+        if not self._smmu.quirks.knows_nesting and flags != DomainFlags.DIRTY_TRACKING:
+            raise unsupported(f"this kernel makes no domain for {flags}")
         if flags == DomainFlags.NEST_PARENT and idr0.S1P and idr0.S2P:
             return SmmuDomain(self._smmu, flags, first=False)
         if flags not in _STAGE1 or not idr0.S1P:
