@@ -1,6 +1,7 @@
 """DMA on every machine, against a dict of pages: what is mapped moves, as it is mapped, and nothing else is touched."""
 
 import random
+from contextlib import suppress
 
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
@@ -127,11 +128,7 @@ def test_whatever_tables_contain_a_device_reaches_memory_or_is_refused(name, see
         iova = chance.choice((BASE + chance.randrange(PAGES * PAGE), chance.getrandbits(64), chance.getrandbits(39)))
         pasid = chance.choice((None, None, chance.getrandbits(20)))
         for _ in range(2):
-            try:
-                rig.port.read(iova, 16, pasid)
-            except DmaError as refused:
-                assert refused.why
-            try:
+            with suppress(DmaError):
+                assert len(rig.port.read(iova, 16, pasid)) == 16
+            with suppress(DmaError):
                 rig.port.write(iova, b"garbage", pasid)
-            except DmaError as refused:
-                assert refused.why
