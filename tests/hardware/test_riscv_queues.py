@@ -246,6 +246,21 @@ def test_a_device_that_does_not_answer_times_out_at_the_next_fence(with_endpoint
     assert rig.submit(Command.IOFENCE_C) == CMD_TO
 
 
+def test_a_doorbell_from_within_a_command_runs_nothing_twice(with_endpoint):
+    rig = with_endpoint
+
+    def invalidate(pasid, first, last):
+        rig.endpoint.heard.append(first)
+        if len(rig.endpoint.heard) < 3:
+            rig.submit(ats(Command.ATS_INVAL), Inval.of(PAGE=len(rig.endpoint.heard)))
+        return True
+
+    rig.endpoint.invalidate = invalidate
+    rig.submit(ats(Command.ATS_INVAL), 0)
+    assert rig.endpoint.heard == [0, 0x1000, 0x2000]
+    assert rig.read(Registers.CQH.offset) == 3
+
+
 def test_group_responses_reach_the_device(with_endpoint):
     rig = with_endpoint
     rig.submit(ats(Command.ATS_PRGR, PV=1, PID=7), Prgr.of(PRGI=0x1FF, RESPONSE=1))

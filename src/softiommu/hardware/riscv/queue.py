@@ -16,6 +16,7 @@ from softiommu.hardware.riscv.commands import (
     Iofence1,
     Iotinval0,
     Iotinval1,
+    Layout,
     Prgr,
     napot,
 )
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 
 _ERRORS = Cqcsr.CQMF.mask | Cqcsr.CMD_TO.mask | Cqcsr.CMD_ILL.mask
 _CAUSES = _ERRORS | Cqcsr.FENCE_W_IP.mask
+#: The queue goes on while it is on and there is no error.
+_ON = Cqcsr.CQON.mask
+_GOES = _ON | _ERRORS
+_LAYOUTS: dict[int, Layout] = {int(command): layout for command, layout in LAYOUTS.items()}
 
 
 def entries_of(base: QueueBase) -> int:
@@ -59,12 +64,19 @@ class CommandQueue:
 
     def __init__(self, iommu: RiscvIommu, registers: Registers, memory: PhysicalMemory, interrupts: Interrupts) -> None:
         self._iommu, self._registers, self._memory, self._interrupts = iommu, registers, memory, interrupts
+        self._have = registers.CAPABILITIES
         #: An invalidation request of ATS was not completed: the next fence tells.
         self._timed_out = False
+        #: What a command does may reach software that rings the doorbell again.
+        self._running = False
+
+        self.resized()
 
     def resized(self) -> None:
-        """The base was written."""
-        self._registers.CQT = self._registers.CQT & entries_of(self._registers.CQB) - 1
+        """The base or the tail was written: only its low bits are there."""
+        base = self._registers.CQB
+        self._mask, self._start = entries_of(base) - 1, entry_at(base, 0, COMMAND_BYTES)
+        self._registers.CQT = self._registers.CQT & self._mask
 
     def controlled(self, old: Cqcsr, new: Cqcsr) -> None:
         """The control register was written."""
@@ -82,31 +94,41 @@ class CommandQueue:
 
     def run(self) -> None:
         """Carry commands out until the queue is empty or one is wrong."""
+        if self._running:
+            return  # whoever runs it will come to what is new
+        self._running = True
+        try:
+            while self._next():
+                pass
+        finally:
+            self._running = False
+
+    def _next(self) -> bool:
+        """Carry the command at the head out; whether the next one may follow."""
         registers = self._registers
-        while registers.CQCSR.CQON and not registers.CQCSR & _ERRORS:
-            mask = entries_of(registers.CQB) - 1
-            head = registers.CQH.INDEX & mask
-            if head == registers.CQT.INDEX & mask:
-                return
-            error = self._step(entry_at(registers.CQB, head, COMMAND_BYTES))
-            if error:
-                registers.CQCSR = registers.CQCSR | error
-            else:
-                registers.CQH = head + 1 & mask
+        head = registers.CQH & self._mask
+        if registers.CQCSR & _GOES != _ON or head == registers.CQT & self._mask:
+            return False
+        error = self._step(self._start + head * COMMAND_BYTES)
+        if error:
+            registers.CQCSR = registers.CQCSR | error
+        else:
+            registers.CQH = head + 1 & self._mask
+        if registers.CQCSR & _CAUSES:
             self.tell()
+        return True
 
     def _step(self, at: int) -> int:
         """Carry the command at an address out; the bit of cqcsr that tells why not."""
         try:
-            if at >> self._registers.CAPABILITIES.PAS:
+            if at >> self._have.PAS:
                 return Cqcsr.CQMF.mask
             words = self._memory.read_u64(at), self._memory.read_u64(at + 8)
         except BadAddressError:
             return Cqcsr.CQMF.mask
-        code = words[0] & 0x3FF
-        if code not in LAYOUTS:
+        layout = _LAYOUTS.get(words[0] & 0x3FF)
+        if layout is None:
             return Cqcsr.CMD_ILL.mask
-        layout = LAYOUTS[Command(code)]
         low, high = layout.low(words[0]), layout.high(words[1])
         if low.reserved or high.reserved:
             return Cqcsr.CMD_ILL.mask
@@ -121,7 +143,7 @@ class CommandQueue:
         return 0 if done else Cqcsr.CMD_ILL.mask
 
     def _iotinval(self, low: Iotinval0, high: Iotinval1) -> bool:
-        have = self._registers.CAPABILITIES
+        have = self._have
         guest = low.COMMAND == Command.IOTINVAL_GVMA
         if (low.NL and not have.NL) or (high.S and not have.S) or (guest and low.PSCV):
             return False
@@ -166,7 +188,7 @@ class CommandQueue:
         return 0
 
     def _ats(self, low: Ats0, payload: int) -> bool:
-        if not self._registers.CAPABILITIES.ATS:
+        if not self._have.ATS:
             return False
         sid = low.RID | (low.DSEG << 16 if low.DSV else 0)
         pasid = low.PID if low.PV else None
