@@ -1,0 +1,164 @@
+"""The generic typed invalidation, checked and decoded: every model's nested domains and vIOMMUs call `carry_out`.
+
+A driver turns each `Invalidation` into its own commands. It may drop more than was asked for, never less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from errno import EINVAL, EOPNOTSUPP, EOVERFLOW
+from typing import NamedTuple
+
+from softiommu.abi.generic_invalidation import (
+    GENERIC,
+    Hint,
+    InvalidateV1,
+    InvalidateV2,
+    Outcome,
+    Scope,
+    Target,
+    Valid,
+)
+from softiommu.abi.struct import UserStruct
+from softiommu.drivers.driver import Handled, Range, UserArray
+from softiommu.errors import UapiError
+
+_ALL_TARGETS, _ALL_HINTS, _ALL_VALID = (sum(kind) for kind in (Target, Hint, Valid))
+_RANGES = frozenset((Scope.RANGE, Scope.RANGE_ALL_PASIDS, Scope.RANGE_NO_PASID))
+_OF_PASID = frozenset((Scope.PASID, Scope.RANGE))
+_WITHOUT_PASID = frozenset((Scope.NO_PASID, Scope.RANGE_NO_PASID))
+_SCOPES = frozenset(int(scope) for scope in Scope)
+_PAGE_LG2 = 12
+_LAST = (1 << 64) - 1
+_PASIDS = 1 << 20
+
+
+class Invalidation(NamedTuple):
+    """One request, with everything in it right."""
+
+    scope: Scope
+    #: Of the scopes PASID and RANGE.
+    pasid: int | None
+    #: None: all addresses. Both ends lie on granules.
+    window: Range | None
+    granule_lg2: int
+    targets: Target
+    hints: Hint
+    #: An ASID or domain id of the guest: what has another one need not be forgotten.
+    arch_id: int | None = None
+    #: The guest's name for the one device whose caches are meant.
+    device: int | None = None
+
+    @property
+    def translations(self) -> bool:
+        """Whether the IOMMU's own translations are a target, of leaves or tables."""
+        return bool(self.targets & (Target.LEAF | Target.TABLES))
+
+    @property
+    def leaves_only(self) -> bool:
+        """Whether what is known of tables may stay."""
+        return not self.targets & Target.TABLES
+
+    def reaches(self, pasid: int | None) -> bool:
+        """Whether it is for requests with this PASID; None: for those without one."""
+        if self.scope in _OF_PASID:
+            return pasid == self.pasid
+        return pasid is None or self.scope not in _WITHOUT_PASID
+
+
+def is_generic(entries: UserArray) -> bool:
+    """Whether the entries are of the generic form."""
+    return entries.data_type == GENERIC
+
+
+def carry_out(entries: UserArray, handled: Handled, do: Callable[[Invalidation], Outcome]) -> None:
+    """Check and carry out the entries in order, up to the first that is refused; version 2 hears what became of each.
+
+    EINVAL: no version has such a length; E2BIG: an unknown field is not 0; and the errors of `decode` and `do`.
+    """
+    version = _version(entries.entry_len) if entries.entry_num else InvalidateV1
+    for index in range(entries.entry_num):
+        entry = _upgrade(entries.entry(index, version, GENERIC))
+        try:
+            entry.out_fault, entry.out_errno = int(do(decode(entry, index))), 0
+        except UapiError as error:
+            entry.out_fault, entry.out_errno = Outcome.NONE, error.errno
+            _report(entries, index, version, entry)
+            raise
+        handled.count += 1
+        _report(entries, index, version, entry)
+
+
+def _version(length: int) -> type[InvalidateV1] | type[InvalidateV2]:
+    """The version that entries of this length are of; longer ones than any are of the last, with 0 after it."""
+    if length == InvalidateV1.SIZE:
+        return InvalidateV1
+    if length >= InvalidateV2.SIZE:
+        return InvalidateV2
+    raise UapiError(EINVAL, f"no version of the generic invalidation has entries of {length} bytes")
+
+
+def _upgrade(entry: InvalidateV1 | InvalidateV2) -> InvalidateV2:
+    """The same request in the newest version: who speaks version 1 names no architecture's id and no device."""
+    if isinstance(entry, InvalidateV2):
+        return entry
+    return InvalidateV2(**{field: getattr(entry, field) for field in InvalidateV1.FIELDS})
+
+
+def _report(entries: UserArray, index: int, version: type[UserStruct], entry: InvalidateV2) -> None:
+    """Store what became of an entry, in a version that has room for that."""
+    if version is InvalidateV2:
+        at = InvalidateV2.OFFSETS["out_errno"]
+        result = entry.out_errno.to_bytes(4, "little") + entry.out_fault.to_bytes(4, "little")
+        entries.caller.write(entries.uptr + index * entries.entry_len + at, result)
+
+
+def decode(entry: InvalidateV2, index: int = 0) -> Invalidation:
+    """What an entry asks for. EOPNOTSUPP: a value or bit that is not known; EINVAL: fields that do not go together;
+    EOVERFLOW: a range that ends beyond the last address."""
+    _known(entry, index)
+    scope, targets, hints = Scope(entry.scope), Target(entry.targets), Hint(entry.hints)
+    if not targets:
+        raise UapiError(EINVAL, f"entry {index} names no cache")
+    if targets & Target.TABLES and hints & Hint.LEAF_ONLY:
+        raise UapiError(EINVAL, f"entry {index} is for tables, and says that only leaves changed")
+    if targets & Target.CONFIG and scope in _RANGES:
+        raise UapiError(EINVAL, f"entry {index}: configuration has no addresses, but the scope is {scope.name}")
+    pasid = entry.pasid if scope in _OF_PASID else None
+    if entry.pasid >= _PASIDS or (pasid is None and entry.pasid):
+        raise UapiError(EINVAL, f"entry {index} has PASID {entry.pasid:#x} in scope {scope.name}")
+    arch_id = entry.arch_id if entry.valid & Valid.ARCH_ID else None
+    device = entry.device if entry.valid & Valid.DEVICE else None
+    if (arch_id is None and entry.arch_id) or (device is None and entry.device):
+        raise UapiError(EINVAL, f"entry {index} has an id whose bit in `valid` is not set")
+    window = _window(entry, scope, index)
+    return Invalidation(scope, pasid, window, entry.granule_lg2, targets, hints, arch_id, device)
+
+
+def _known(entry: InvalidateV2, index: int) -> None:
+    """EOPNOTSUPP: something that no version has a meaning for."""
+    unknown = (
+        ("scope", entry.scope if entry.scope not in _SCOPES else 0),
+        ("targets", entry.targets & ~_ALL_TARGETS),
+        ("hints", entry.hints & ~_ALL_HINTS),
+        ("reserved", entry.reserved),
+        ("valid", entry.valid & ~_ALL_VALID),
+    )
+    for field, value in unknown:
+        if value:
+            raise UapiError(EOPNOTSUPP, f"entry {index}: {field} has {value:#x}, which is not known")
+
+
+def _window(entry: InvalidateV2, scope: Scope, index: int) -> Range | None:
+    if scope not in _RANGES:
+        if entry.addr or entry.count or entry.granule_lg2:
+            raise UapiError(EINVAL, f"entry {index} has a range, but the scope is {scope.name}")
+        return None
+    if not _PAGE_LG2 <= entry.granule_lg2 < 64 or not entry.count:
+        raise UapiError(EINVAL, f"entry {index} has {entry.count} granules of 2**{entry.granule_lg2} bytes")
+    if entry.addr & (1 << entry.granule_lg2) - 1:
+        raise UapiError(EINVAL, f"entry {index}: {entry.addr:#x} lies within a granule of 2**{entry.granule_lg2} bytes")
+    last = entry.addr + (entry.count << entry.granule_lg2) - 1
+    if last > _LAST:
+        raise UapiError(EOVERFLOW, f"entry {index}: {entry.count} granules from {entry.addr:#x} end beyond 2**64")
+    return Range(entry.addr, last)
