@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from softiommu.hardware.smmuv3 import geometry
 from softiommu.hardware.smmuv3.faults import Policy
 from softiommu.hardware.smmuv3.registers import SIZES
-from softiommu.hardware.smmuv3.streams import Stream, flags
+from softiommu.hardware.smmuv3.streams import Stream, Tags, flags, tags
 from softiommu.hardware.smmuv3.tables import TG0, TG1, Cd0, Cd1, Cd2, Strw
 from softiommu.pagetable.formats.arm64 import DS, NO_HIERARCHY, ONE_LEVEL, PAN, WXN
 from softiommu.pagetable.nested import Stage
@@ -31,7 +31,8 @@ class Half(NamedTuple):
 class Context(NamedTuple):
     """What a CD says: its tables by bit 55 of the address (None: walks are disabled), and its tags."""
 
-    asid: int
+    #: Of unprivileged and of privileged accesses.
+    tags: tuple[Tags, Tags]
     halves: tuple[Half | None, Half | None]
     policy: Policy
 
@@ -70,7 +71,7 @@ def read_context(words: list[int], identity: Identity, stream: Stream) -> Contex
             if how.ENDI or halves[number] is None:
                 return None
     policy = Policy(bool(how.S), bool(how.R), not how.A)
-    return Context(0 if one_half else how.ASID, (halves[0], halves[1]), policy)
+    return Context(tags(stream.strw, stream.vmid, 0 if one_half else how.ASID), (halves[0], halves[1]), policy)
 
 
 def _bad_faults(how: Cd0, identity: Identity, stream: Stream) -> bool:

@@ -24,7 +24,7 @@ from softiommu.hardware.smmuv3.signals import Signals, Wire
 from softiommu.hardware.smmuv3.stalls import Resumed, Stalls
 from softiommu.hardware.smmuv3.streams import Stream
 from softiommu.hardware.smmuv3.tables import Config
-from softiommu.hardware.smmuv3.tlb import STAGE2_ONLY, Tlb
+from softiommu.hardware.smmuv3.tlb import Tlb
 from softiommu.memory.physical import PhysicalMemory
 from softiommu.pagetable.kinds import PRIVILEGED
 
@@ -104,7 +104,7 @@ class Smmu(RegisterRules):
             whole = self.untranslated(request)
             return whole if stream.second is None else self.by_stage2(stream, request, how)
         half = walker.half_of(context, request)
-        tags = (stream.strw, stream.vmid, context.asid, request.privileged)
+        tags = context.tags[request.privileged]
         cached = self.tlb.find(tags, request.iova)
         if cached is not None and not request.want & ~cached[1].allowed:
             lg2, entry = cached
@@ -115,7 +115,7 @@ class Smmu(RegisterRules):
 
     def by_stage2(self, stream: Stream, request: Request, how: int) -> Translation:
         """Translate an intermediate address by stage 2 alone. SmmuFaultError."""
-        tags = (stream.strw, stream.vmid, STAGE2_ONLY, request.privileged)
+        tags = stream.stage2_tags[request.privileged]
         cached = self.tlb.find(tags, request.iova)
         if cached is not None and not request.want & ~cached[1].allowed:
             lg2, entry = cached

@@ -29,6 +29,18 @@ if TYPE_CHECKING:
     from softiommu.hardware.smmuv3.presets import Identity
 
 
+#: What cached translations are found by: StreamWorld, VMID, ASID, and whether the access was privileged.
+Tags = tuple[int, int, int, int]
+
+#: In place of an ASID: of stage 2 alone; of every address space.
+STAGE2_ONLY, EVERY_ASID = -1, -2
+
+
+def tags(strw: int, vmid: int, asid: int) -> tuple[Tags, Tags]:
+    """The tags of unprivileged and of privileged accesses."""
+    return (strw, vmid, asid, 0), (strw, vmid, asid, 1)
+
+
 class Stream(NamedTuple):
     """What an STE says."""
 
@@ -37,6 +49,8 @@ class Stream(NamedTuple):
     second: Stage | None
     vmid: int
     strw: Strw
+    #: Of what stage 2 alone translates.
+    stage2_tags: tuple[Tags, Tags]
     #: EL2 with two levels of privilege (CR2.E2H).
     e2h: bool
     context_table: int
@@ -77,16 +91,16 @@ def read_stream(words: list[int], identity: Identity, cr2: Cr2) -> Stream | None
         return _stream(identity, Config.ABORT, attributes)
     if how.CONFIG == Config.BYPASS:
         return _stream(identity, how.CONFIG, attributes)
-    tags = Ste2(words[2])
-    if _bad_eats(attributes, tags, how, identity) or _bad_stage1(how, attributes, identity):
+    stage2 = Ste2(words[2])
+    if _bad_eats(attributes, stage2, how, identity) or _bad_stage1(how, attributes, identity):
         return None
     has_second = how.CONFIG in (Config.S2, Config.NEST)
-    second = _second(tags, Ste3(words[3]), identity) if has_second else None
+    second = _second(stage2, Ste3(words[3]), identity) if has_second else None
     if has_second and second is None:
         return None
     # In a stage-1 STE, too, the VMID tags what is cached, where there is stage 2 at all.
     strw = attributes.STRW if identity.idr0.HYP and how.CONFIG == Config.S1 else Strw.NS_EL1
-    vmid = tags.S2VMID if identity.idr0.S2P and strw == Strw.NS_EL1 else 0
+    vmid = stage2.S2VMID if identity.idr0.S2P and strw == Strw.NS_EL1 else 0
     if vmid >> 8 and not identity.idr0.VMID16:
         return None
     stream = _stream(identity, how.CONFIG, attributes)
@@ -95,12 +109,13 @@ def read_stream(words: list[int], identity: Identity, cr2: Cr2) -> Stream | None
         second=second,
         vmid=vmid,
         strw=strw,
+        stage2_tags=tags(strw, vmid, STAGE2_ONLY),
         e2h=bool(cr2.E2H and strw == Strw.EL2),
         context_table=how.S1CONTEXTPTR << 6,
         cdmax=how.S1CDMAX if identity.idr1.SSIDSIZE else 0,
         s1fmt=how.S1FMT,
-        policy=Policy(bool(tags.S2S), bool(tags.S2R)),
-        protects_walks=bool(tags.S2PTW and how.CONFIG == Config.NEST),
+        policy=Policy(bool(stage2.S2S), bool(stage2.S2R)),
+        protects_walks=bool(stage2.S2PTW and how.CONFIG == Config.NEST),
     )
 
 
@@ -112,6 +127,7 @@ def _stream(identity: Identity, config: Config, attributes: Ste1) -> Stream:
         second=None,
         vmid=0,
         strw=Strw.NS_EL1,
+        stage2_tags=tags(Strw.NS_EL1, 0, STAGE2_ONLY),
         e2h=False,
         context_table=0,
         cdmax=0,
@@ -127,12 +143,12 @@ def _stream(identity: Identity, config: Config, attributes: Ste1) -> Stream:
     )
 
 
-def _bad_eats(attributes: Ste1, tags: Ste2, how: Ste0, identity: Identity) -> bool:
+def _bad_eats(attributes: Ste1, stage2: Ste2, how: Ste0, identity: Identity) -> bool:
     if not identity.idr0.ATS:
         return False
     if attributes.EATS == Eats.SPLIT:
-        return how.CONFIG != Config.NEST or bool(tags.S2S or identity.idr0.NS1ATS)
-    return bool(attributes.EATS == Eats.FULL and tags.S2S and how.CONFIG in (Config.S2, Config.NEST))
+        return how.CONFIG != Config.NEST or bool(stage2.S2S or identity.idr0.NS1ATS)
+    return bool(attributes.EATS == Eats.FULL and stage2.S2S and how.CONFIG in (Config.S2, Config.NEST))
 
 
 def _bad_stage1(how: Ste0, attributes: Ste1, identity: Identity) -> bool:
@@ -152,28 +168,28 @@ def _bad_stage1(how: Ste0, attributes: Ste1, identity: Identity) -> bool:
 LEAVES = (S1Fmt.LEAVES_4K, S1Fmt.LEAVES_64K)
 
 
-def _second(tags: Ste2, root: Ste3, identity: Identity) -> Stage | None:
+def _second(stage2: Ste2, root: Ste3, identity: Identity) -> Stage | None:
     """Stage 2. None: its fields are illegal."""
     idr0 = identity.idr0
-    if not idr0.S2P or not tags.S2AA64 or tags.S2ENDI or (1 if tags.S2S else 2) == idr0.STALL_MODEL:
+    if not idr0.S2P or not stage2.S2AA64 or stage2.S2ENDI or (1 if stage2.S2S else 2) == idr0.STALL_MODEL:
         return None
-    if (tags.S2HA and idr0.HTTU < 1) or (tags.S2HD and idr0.HTTU < 2):
+    if (stage2.S2HA and idr0.HTTU < 1) or (stage2.S2HD and idr0.HTTU < 2):
         return None
-    granule, ds = TG0.get(tags.S2TG), bool(root.S2DS and identity.idr5.DS)
+    granule, ds = TG0.get(stage2.S2TG), bool(root.S2DS and identity.idr5.DS)
     if granule is None or not identity.has_granule(granule):
         return None
     wide = geometry.reaches_52(granule, ds)
-    bits = 64 - tags.S2T0SZ
+    bits = 64 - stage2.S2T0SZ
     if not geometry.fewest_bits(granule, bool(identity.idr3.STT)) <= bits <= min(52 if wide else 48, identity.oas):
         return None
-    output = min(SIZES[tags.S2PS], identity.oas)
+    output = min(SIZES[stage2.S2PS], identity.oas)
     if not wide:
         output = min(output, 48)
     option = (XNX if identity.idr3.XNX else 0) | (DS if ds and granule != 16 else 0)
-    option |= flags(tags.S2HA, tags.S2HD, tags.S2AFFD)
-    if granule == 12 and tags.S2SL0 == 3 and not identity.idr3.STT:
+    option |= flags(stage2.S2HA, stage2.S2HD, stage2.S2AFFD)
+    if granule == 12 and stage2.S2SL0 == 3 and not identity.idr3.STT:
         return None
-    table = geometry.stage2(granule, bits, output, option, tags.S2SL0, root.S2SL0_2)
+    table = geometry.stage2(granule, bits, output, option, stage2.S2SL0, root.S2SL0_2)
     address = root.S2TTB << 4
     if table is None or address >> output:
         return None

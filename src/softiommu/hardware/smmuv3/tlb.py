@@ -5,17 +5,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from softiommu.hardware.cache import Entry, Iotlb, Page, Shape
+from softiommu.hardware.smmuv3.streams import EVERY_ASID, STAGE2_ONLY, Tags
 from softiommu.hardware.smmuv3.tables import Strw
 from softiommu.hardware.smmuv3.walker import Found
 
-#: In place of an ASID: of stage 2 alone; of every address space.
-STAGE2_ONLY, EVERY_ASID = -1, -2
-
 #: Bits 63:56 may be a tag (TBI), or equal bit 55: no command and no entry is told apart by them.
 ADDRESS = (1 << 56) - 1
-
-#: StreamWorld, VMID, ASID, and whether the access was privileged.
-Tags = tuple[int, int, int, int]
 
 
 class Selection(NamedTuple):
