@@ -37,11 +37,20 @@ class LinkedWalker:
     def __init__(self, memory: PhysicalMemory, links: Links) -> None:
         self._memory, self.links = memory, links
 
-    def walk(self, tags: tuple[int, ...], stage: Stage, iova: int, want: int, address: int | None = None) -> Walk:
-        """Translate `iova`. `address` is what invalidations call it, where that is not the same (sign extension)."""
-        if not self.links.shape.ways:
+    def walk(
+        self,
+        tags: tuple[int, ...],
+        stage: Stage,
+        iova: int,
+        want: int,
+        address: int | None = None,
+        refuse: Exception | None = None,
+    ) -> Walk:
+        """Translate `iova`. `address` is what invalidations call it, where that is not the same (sign extension).
+        `refuse` is raised when a flag must be set: the IOMMU cannot set any in this memory."""
+        if refuse is None and not self.links.shape.ways:
             return walk(stage.table, self._memory, stage.root, iova, want)
-        path = _Path(self.links, tags, stage, iova if address is None else address)
+        path = _Path(self.links, tags, stage, iova if address is None else address, refuse)
         found = path.walk(self._memory.space, signed(iova), want)
         if found[0] == ASK:
             found = path.walk(self._memory.anywhere, signed(iova), want)
@@ -51,8 +60,10 @@ class LinkedWalker:
 class _Path:
     """The way of one walk. It stands for memory there."""
 
-    def __init__(self, links: Links, tags: tuple[int, ...], stage: Stage, address: int) -> None:
-        self._links, self._tags, self._stage, self._address = links, tags, stage, address
+    def __init__(
+        self, links: Links, tags: tuple[int, ...], stage: Stage, address: int, refuse: Exception | None
+    ) -> None:
+        self._links, self._tags, self._stage, self._address, self._refuse = links, tags, stage, address, refuse
         self._words: Any = None
         self._here: Position = (0, 0, 0, 0)
         #: The link that was read last. It is kept when the walk goes on by it, so when its flags are set.
@@ -62,7 +73,7 @@ class _Path:
         """Walk in a memory, from the root."""
         table, root = self._stage.table, self._stage.root
         self._here, self._link = (root, table.top, -1, 0), None
-        if table.top and not outside(table, iova):
+        if self._refuse is None and table.top and not outside(table, iova):
             last = self._links.look(self._page(1))
             if last is not None:
                 self._links.counters.hits += 1
@@ -93,6 +104,8 @@ class _Path:
 
     def __setitem__(self, number: int, entry: int) -> None:
         """A flag is set in the entry that was read last."""
+        if self._refuse is not None:
+            raise self._refuse
         self._words[number] = entry
         if self._link is not None:
             self._link = self._link[0], (entry, self._link[1][1])

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from softiommu.hardware.cache import Cache, Iotlb, Page, PageCache, Shape
+from softiommu.hardware.links import Links
 from softiommu.hardware.vtd.tables import Irte0, Irte1
-from softiommu.hardware.vtd.walker import NO_PASID, Context, Link, Route
+from softiommu.hardware.vtd.walker import NO_PASID, Context, Route
 
 
 class Shapes(NamedTuple):
@@ -52,7 +53,7 @@ class Caches:
         self.contexts: Cache[int, Context] = Cache(shapes.context)
         self.pasids: Cache[tuple[int, int], Route] = Cache(shapes.pasid)
         #: Links to tables of single stages, by their tags and by what they translate, as pages are.
-        self.links: PageCache[Link] = PageCache(shapes.paging)
+        self.links: Links = PageCache(shapes.paging)
         self.interrupts: Cache[int, tuple[Irte0, Irte1]] = Cache(shapes.interrupt)
 
     def forget_all(self) -> None:

@@ -5,18 +5,17 @@ VT-d 3.6 to 3.8. Flags of entries are set by the walk (3.6.2, 3.7.2).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from softiommu.hardware.cache import Page, PageCache
-from softiommu.hardware.iommu import ALL, Request, TranslationFaultError
+from softiommu.hardware.iommu import ALL, Request
+from softiommu.hardware.links import LinkedWalker, Links
 from softiommu.hardware.vtd.events import Reason
 from softiommu.hardware.vtd.tables import Pgtt
-from softiommu.hardware.vtd.walker import INTERRUPTS, Link, Route, Tags, fault_kind
-from softiommu.memory.physical import BadAddressError, Space
-from softiommu.pagetable.formats import dirty, load
+from softiommu.hardware.vtd.walker import INTERRUPTS, Route, fault_kind
+from softiommu.memory.physical import BadAddressError
+from softiommu.pagetable.formats import dirty
 from softiommu.pagetable.kinds import (
     ADDRESS_SIZE,
-    ASK,
     BAD_TABLE,
     HW_ACCESSED,
     LENIENT,
@@ -27,11 +26,10 @@ from softiommu.pagetable.kinds import (
     PRIVILEGED,
     READ,
     RIGHTS,
-    TABLE,
     WRITE,
 )
 from softiommu.pagetable.nested import NestedWalk, Stage, nested_walk
-from softiommu.pagetable.walk import Position, Result, Tree, Walk, last_step, one_stage, outside, signed, span_lg2, walk
+from softiommu.pagetable.walk import Walk
 
 if TYPE_CHECKING:
     from softiommu.hardware.vtd.registers import Cap
@@ -54,8 +52,8 @@ NOTHING = Found(0, 12, 0, 0)
 class Paging:
     """Walks tables in one memory."""
 
-    def __init__(self, memory: PhysicalMemory, cap: Cap, links: PageCache[Link]) -> None:
-        self._memory, self._cap, self._links = memory, cap, links
+    def __init__(self, memory: PhysicalMemory, cap: Cap, links: Links) -> None:
+        self._memory, self._cap, self._tables = memory, cap, LinkedWalker(memory, links)
 
     def translate(self, route: Route, request: Request, lenient: bool = False) -> Found:
         """Walk the route's tables; `lenient` tells what is allowed, also when that is less than is wanted.
@@ -112,14 +110,7 @@ class Paging:
         if route.stale and stage.table.option & HW_ACCESSED:
             reason = Reason.FIRST_FLAGS_NOT_SNOOPED if route.first else Reason.SECOND_FLAGS_NOT_SNOOPED
             refuse = fault_kind(route.quiet)(reason, request)
-        elif not self._links.shape.ways:
-            return walk(stage.table, self._memory, stage.root, *asked)
-        path = Path(self._links, route.tags, stage, asked[0], refuse)
-        for space in (self._memory.space, self._memory.anywhere):
-            found = path.walk(space, asked[1])
-            if found[0] != ASK:
-                break
-        return Walk(*found[:6], found[6] & (1 << 64) - 1)
+        return self._tables.walk(route.tags, stage, *asked, refuse=refuse)
 
     def _nested(self, route: Route, stages: tuple[Stage, Stage], request: Request, asked: tuple[int, int]) -> Found:
         both = nested_walk(*stages, self._memory, *asked)
@@ -205,61 +196,3 @@ def _cacheable(stage: Stage, found: Walk, want: int) -> int:
     """The rights that need no flag that is not set yet: a first write must walk again to set the dirty flag."""
     clean = stage.table.option & HW_ACCESSED and not (want & found.allowed & WRITE or dirty(stage.table, found.pte))
     return found.allowed & (RIGHTS & ~WRITE if clean else RIGHTS)
-
-
-class Path:
-    """The way of one walk through the tables of one stage. It stands for memory there, and caches the links it meets.
-
-    A link that an earlier walk has cached is taken as it was, whatever is in memory now (6.2.5).
-    """
-
-    def __init__(
-        self, cache: PageCache[Link], tags: Tags, stage: Stage, iova: int, refuse: TranslationFaultError | None
-    ) -> None:
-        self._cache, self._tags, self._stage, self._iova, self._refuse = cache, tags, stage, iova, refuse
-        self._words: Any = None
-        self._here: Position = (0, 0, 0, 0)
-        #: The link that was read last. It is kept when the walk goes on by it, so when its flags are set.
-        self._link: tuple[Page, Link] | None = None
-
-    def walk(self, space: Space, want: int) -> Result:
-        """Walk in a memory, from the root."""
-        stage, iova = self._stage, signed(self._iova)
-        self._here, self._link = (stage.root, stage.table.top, -1, 0), None
-        if self._refuse is None and not outside(stage.table, iova):
-            last = self._cache.look(self._page(1))
-            if last is not None:
-                self._cache.counters.hits += 1
-                return last_step(stage.table, space, last[1], iova, want)
-        self._words, self._link = space.words, None
-        self._here = stage.root, stage.table.top, -1, 0
-        return one_stage(Tree(stage.table, space._replace(words=self), stage.root), iova, want)
-
-    def _page(self, level: int) -> Page:
-        span = span_lg2(self._stage.table, level)
-        return Page(self._tags, span, self._iova >> span)
-
-    def __getitem__(self, number: int) -> int:
-        """The entry of the next level."""
-        if self._link is not None:
-            self._cache.put(*self._link)
-            self._here, self._link = self._link[1][1], None
-        _, level, every, some = self._here
-        page = self._page(level)
-        cached = self._cache.get(page) if level else None
-        if cached is not None:
-            self._here = cached[1]
-            return cached[0]
-        entry: int = self._words[number]
-        kind, table, _, below = load(self._stage.table, level, entry)
-        if kind == TABLE:
-            self._link = page, (entry, (table, below, every & entry, some | entry))
-        return entry
-
-    def __setitem__(self, number: int, entry: int) -> None:
-        """A flag is set in the entry that was read last."""
-        if self._refuse is not None:
-            raise self._refuse
-        self._words[number] = entry
-        if self._link is not None:
-            self._link = self._link[0], (entry, self._link[1][1])

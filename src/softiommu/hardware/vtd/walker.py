@@ -30,7 +30,6 @@ from softiommu.memory.physical import BadAddressError
 from softiommu.pagetable.formats import vtdss, x86_64
 from softiommu.pagetable.kinds import HW_ACCESSED, HW_DIRTY, Table
 from softiommu.pagetable.nested import Stage
-from softiommu.pagetable.walk import Position
 
 if TYPE_CHECKING:
     from softiommu.hardware.vtd.registers import Cap, Ecap, Rtaddr
@@ -46,8 +45,6 @@ WIDEST = 52
 #: Tags of an IOTLB entry: domain, PASID (or none), nested, privileged.
 Tags = tuple[int, ...]
 NO_PASID = -1
-#: An entry that leads to a table, and where a walk is by it.
-Link = tuple[int, Position]
 
 
 class QuietFaultError(TranslationFaultError):
