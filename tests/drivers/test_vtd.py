@@ -10,7 +10,7 @@ from softiommu.abi.iommufd import HwInfoVtd
 from softiommu.drivers.driver import DomainFlags, Prot
 from softiommu.drivers.function import Function
 from softiommu.drivers.vtd import LINUX_6_12, LINUX_7_2, VtdDriver
-from softiommu.drivers.vtd_domain import VtdDomain, _power_of_two
+from softiommu.drivers.vtd_domain import VtdDomain, smallest_block
 from softiommu.errors import UapiError
 from softiommu.hardware.iommu import TranslationFaultError
 from softiommu.hardware.vtd.events import Reason
@@ -218,8 +218,8 @@ def test_pasids_have_domains_of_their_own():
     ("first", "last", "expected"),
     [(0x1000, 0x1FFF, (0x1000, 0)), (0x1000, 0x2FFF, (0, 2)), (0x4000, 0x7FFF, (0x4000, 2)), (0, 2**48 - 1, (0, 36))],
 )
-def test_a_range_is_covered_by_one_power_of_two(first, last, expected):
-    assert _power_of_two(first, last) == expected
+def test_a_range_is_covered_by_onesmallest_block(first, last, expected):
+    assert smallest_block(first, last) == expected
 
 
 class AnyOrder(RuleBasedStateMachine):

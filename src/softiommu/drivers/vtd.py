@@ -14,6 +14,7 @@ from softiommu.drivers.driver import PageResponse
 from softiommu.drivers.function import Bus, Function
 from softiommu.drivers.vtd_device import VtdDevice
 from softiommu.drivers.vtd_domain import Route, VtdDomain
+from softiommu.drivers.vtd_nested import VtdNestedDomain
 from softiommu.drivers.vtd_pages import PageRequestQueue
 from softiommu.drivers.vtd_queue import ALL_PASIDS, GLOBAL, InvalidationQueue, command
 from softiommu.drivers.vtd_routes import LegacyRoutes, Routes, ScalableRoutes
@@ -55,7 +56,7 @@ class VtdDriver:
         kind = ScalableRoutes if self.scalable else LegacyRoutes
         self.routes: Routes = kind(memory, self.queue, self.cap, self.ecap)
         self._dids = list(range(1, 1 << 4 + 2 * self.cap.ND))
-        self._attached: dict[Route, VtdDomain] = {}
+        self._attached: dict[Route, VtdDomain | VtdNestedDomain] = {}
         self._devices: dict[int, VtdDevice] = {}
         has_pages = self.scalable and self.ecap.PRS
         self.pages = PageRequestQueue(memory, bus, self.queue) if has_pages else None
@@ -78,7 +79,7 @@ class VtdDriver:
         self.queue.submit((Iotlb0.of(TYPE=Type.IOTLB, G=GLOBAL), 0))
         command(self._bus, Gcmd.QIE.mask, Gcmd.of(TE=1))
 
-    def attach(self, route: Route, domain: VtdDomain | None) -> None:
+    def attach(self, route: Route, domain: VtdDomain | VtdNestedDomain | None) -> None:
         """Route a stream through a domain in place of the one it had, or block it."""
         old = self._attached.get(route)
         if old is domain:

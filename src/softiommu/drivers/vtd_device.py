@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from errno import EINVAL
 from typing import TYPE_CHECKING
 
-from softiommu.abi.iommufd import HwInfoType, HwInfoVtd, HwInfoVtdFlags
+from softiommu.abi.iommufd import HwInfoType, HwInfoVtd, HwInfoVtdFlags, HwptAllocFlags
 from softiommu.drivers.driver import (
     Device,
     DeviceFeatures,
@@ -25,6 +25,7 @@ from softiommu.drivers.driver import (
     unsupported,
 )
 from softiommu.drivers.vtd_domain import Route, VtdDomain
+from softiommu.drivers.vtd_nested import VtdNestedDomain, nested_data
 from softiommu.errors import UapiError
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from softiommu.drivers.vtd import VtdDriver
 
 _MSI = (0xFEE00000, 0xFEEFFFFF)
+#: The only flag of HWPT_ALLOC that a nested domain has a use for.
+_HWPT_PASID = int(HwptAllocFlags.ALLOC_PASID)
 #: What a second stage can be made for.
 _KNOWN = DomainFlags.NEST_PARENT | DomainFlags.DIRTY_TRACKING | DomainFlags.PASID
 
@@ -48,6 +51,7 @@ class VtdDevice:
         ecap, pasids = driver.ecap, driver.scalable and bool(driver.ecap.PASID)
         self.features = DeviceFeatures(
             enforces_coherency=bool(ecap.SC),
+            nesting=driver.scalable and bool(ecap.NEST),
             dirty_tracking=driver.scalable and bool(ecap.SSADS and ecap.SSTS),
             page_faults=driver.pages is not None and function.pri and driver.routes.uses_ats(function.sids[0]),
             ats=driver.routes.uses_ats(function.sids[0]),
@@ -76,15 +80,24 @@ class VtdDevice:
         vtd = self._vtd
         if not flags & ~DomainFlags.PASID and vtd.prefers_first_stage:
             return VtdDomain(vtd, flags, first=True)
-        if flags & ~_KNOWN or DomainFlags.NEST_PARENT in flags:
-            raise unsupported(f"no domain is made for {flags & ~_KNOWN or DomainFlags.NEST_PARENT}")
+        if flags & ~_KNOWN:
+            raise unsupported(f"no domain is made for {flags & ~_KNOWN}")
+        if DomainFlags.NEST_PARENT in flags and not self.features.nesting:
+            raise unsupported("the hardware has no nesting")
         if DomainFlags.DIRTY_TRACKING in flags and not self.features.dirty_tracking:
             raise unsupported("the hardware sets no dirty flags")
         return VtdDomain(vtd, flags)
 
     def alloc_nested(self, parent: PagingDomain, flags: int, data: UserData) -> NestedDomain:
-        """No domain can be a parent, so none is."""
-        raise unsupported("there is no nesting")
+        """A guest's first stage over a second stage. EOPNOTSUPP: no nesting, or flags; EINVAL: the parent is of another
+        unit or no nest parent, or data; ENOMEM."""
+        if not self.features.nesting or flags & ~_HWPT_PASID:
+            raise unsupported(f"no nested domain is made with flags {flags:#x}")
+        if not isinstance(parent, VtdDomain) or parent.owner is not self._vtd:
+            raise UapiError(EINVAL, f"the parent is not of the IOMMU of {self.name}")
+        if parent.first or DomainFlags.NEST_PARENT not in parent.flags:
+            raise UapiError(EINVAL, "the parent is no second stage that was made for nesting")
+        return VtdNestedDomain(parent, nested_data(data))
 
     def viommu_types(self) -> Sequence[int]:
         """None."""
@@ -100,11 +113,14 @@ class VtdDevice:
         vtd = self._vtd
         if pasid is not None:
             self._check_pasid(pasid)
-        if not isinstance(domain, VtdDomain) or domain.owner is not vtd:
+        if not isinstance(domain, VtdDomain | VtdNestedDomain) or domain.owner is not vtd:
             raise UapiError(EINVAL, f"the domain is not of the IOMMU of {self.name}")
-        if vtd.scalable and not domain.first and not vtd.ecap.SSTS:
+        if isinstance(domain, VtdNestedDomain):
+            domain.check(vtd.cap, vtd.ecap)
+        bottom = domain.parent if isinstance(domain, VtdNestedDomain) else domain
+        if vtd.scalable and not bottom.first and not vtd.ecap.SSTS:
             raise UapiError(EINVAL, "the hardware has no second stage")
-        if pasid is not None and DomainFlags.DIRTY_TRACKING in domain.flags:
+        if pasid is not None and DomainFlags.DIRTY_TRACKING in bottom.flags:
             raise UapiError(EINVAL, "no PASID attaches to a domain with dirty tracking")
         for sid in self._sids():
             vtd.routes.reserve(sid, pasid)

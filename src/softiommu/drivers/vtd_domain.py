@@ -10,13 +10,14 @@ from softiommu.drivers.vtd_queue import ALL_OF_PASID, DOMAIN, PAGES, PAGES_OF_PA
 from softiommu.drivers.vtd_routes import EVERYWHERE
 from softiommu.errors import ModelError, UapiError
 from softiommu.hardware.vtd.commands import Iotlb0, PasidIotlb0, Range as Pages, Type
-from softiommu.hardware.vtd.tables import WIDTHS
+from softiommu.hardware.vtd.tables import WIDTHS, Pasid0, Pasid1, Pasid2, Pgtt
 from softiommu.pagetable.engine import PageTable, TableRange
 from softiommu.pagetable.formats import VARIANTS, vtdss
 from softiommu.pagetable.kinds import HW_DIRTY, NO_MEMORY, OK, Table
 
 if TYPE_CHECKING:
     from softiommu.drivers.vtd import VtdDriver
+    from softiommu.drivers.vtd_nested import VtdNestedDomain
 
 #: More page-selective commands than this cost more than forgetting the domain.
 _MOST_RANGES = 8
@@ -49,6 +50,8 @@ class VtdDomain:
         self.aperture = Range(0, (1 << width) - 1)
         self.snoops = self.tracks_dirty = False
         self.routes: list[Route] = []
+        #: The guests' tables over this one.
+        self.children: list[VtdNestedDomain] = []
         self._was_mapped = False
         self._removed: list[tuple[int, int]] = []
         self._tables: list[TableRange] = []
@@ -57,6 +60,16 @@ class VtdDomain:
     def cache_coherent(self) -> bool:
         """Whether DMA through it is coherent whatever the device asks for."""
         return self.snoops
+
+    def pasid_words(self) -> tuple[Pasid0, Pasid1, Pasid2]:
+        """The PASID entry of what is attached to it."""
+        ecap, root = self.owner.ecap, self.pages.root >> 12
+        tags = Pasid1.of(DID=self.did, PWSNP=ecap.SMPWCS, PGSNP=int(self.first and self.snoops))
+        if self.first:
+            five = int(self.pages.table.input_bits == 57)
+            return Pasid0.of(P=1, PGTT=Pgtt.FIRST), tags, Pasid2.of(FSPM=five, FSPTPTR=root)
+        how = Pasid0.of(P=1, AW=self.aw, PGTT=Pgtt.SECOND, SSADE=int(self.tracks_dirty), SSPTPTR=root)
+        return how, tags, Pasid2(0)
 
     def map(self, iova: int, pa: int, length: int, prot: Prot) -> None:
         """Fill the table. ENOMEM: none of it is mapped then; EINVAL: no right, which a second stage cannot say."""
@@ -80,6 +93,8 @@ class VtdDomain:
             return prot.value
         if not prot.value:
             raise UapiError(EINVAL, "a second-stage leaf without any right is no leaf")
+        if DomainFlags.NEST_PARENT in self.flags and not prot.writable:
+            raise UapiError(EINVAL, "no mapping of a nest parent is for reading only (erratum 772415)")
         if self.owner.quirks.write_only_is_readable:
             prot |= Prot.READ
         return prot.value | (vtdss.SNOOP if self.snoops else 0)
@@ -102,7 +117,7 @@ class VtdDomain:
         """Invalidate what was removed, then give the tables back that nothing leads to any more."""
         if not self._removed and not self._tables:
             return
-        ranges = [_power_of_two(first, last) for first, last in self._removed]
+        ranges = [smallest_block(first, last) for first, last in self._removed]
         most = self.owner.cap.MAMV if self.owner.cap.PSI else -1
         if len(ranges) > _MOST_RANGES or any(am > most for _, am in ranges):
             self._forget([], False)
@@ -118,6 +133,8 @@ class VtdDomain:
         cached = [route for route in self.routes if self.owner.routes.uses_ats(route.sid)]
         # A device TLB is emptied after the IOTLB, from which it would be filled again.
         self.owner.queue.submit(*(device_tlb(*route, at, am) for route in cached for at, am in where))
+        for child in self.children:
+            child.forget_all()
 
     def _iotlb(self, ranges: list[tuple[int, int]], leaves_only: bool) -> list[Descriptor]:
         pages = [Pages.of(ADDR=at >> 12, AM=am, IH=int(leaves_only)) for at, am in ranges]
@@ -141,13 +158,14 @@ class VtdDomain:
         if not self.owner.ecap.SC or (not self.first and self._was_mapped):
             return False
         self.snoops = True
-        if self.first:
-            self._refresh()
+        self._refresh()
         return True
 
     def _refresh(self) -> None:
         for route in self.routes:
             self.owner.routes.refresh(*route, self)
+        for child in self.children:
+            child.refresh()
 
     def set_dirty_tracking(self, enable: bool) -> None:
         """Let the hardware set dirty flags, or not (SSADE)."""
@@ -183,7 +201,7 @@ def _first_table(driver: VtdDriver) -> Table:
     return table._replace(option=table.option & ~HW_DIRTY)
 
 
-def _power_of_two(first: int, last: int) -> tuple[int, int]:
+def smallest_block(first: int, last: int) -> tuple[int, int]:
     """The smallest aligned power of two of pages that covers a range: its address, and its logarithm (AM)."""
     am = (first ^ last).bit_length() - 12 if first ^ last >= 1 << 12 else 0
     return first & ~((1 << 12 + am) - 1), am

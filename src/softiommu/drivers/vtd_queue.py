@@ -41,17 +41,21 @@ class InvalidationQueue:
         bus.write(Registers.IQA.offset, 8, Iqa.of(DW=int(wide), IQA=self._base >> 12))
         bus.write(Registers.IQT.offset, 8, 0)
 
-    def submit(self, *descriptors: Descriptor) -> None:
-        """Put descriptors in the queue, and return when the hardware has carried them out."""
-        rest = iter(descriptors)
+    def submit(self, *descriptors: Descriptor) -> bool:
+        """Put descriptors in the queue, and return when the hardware has carried them out; False: a device TLB did
+        not answer."""
+        rest, answered = iter(descriptors), True
         while batch := list(islice(rest, _BATCH)):
-            self._submit(batch)
+            answered &= self._submit(batch)
+        return answered
 
-    def _submit(self, batch: Iterable[Descriptor]) -> None:
+    def _submit(self, batch: Iterable[Descriptor]) -> bool:
         for descriptor in batch:
             self._put(*descriptor)
-        if not self._wait():
-            self._acknowledge()
+        if self._wait():
+            return True
+        self._acknowledge()
+        return False
 
     def _wait(self) -> bool:
         """Put a wait descriptor, ring the doorbell, and see whether the hardware got there."""

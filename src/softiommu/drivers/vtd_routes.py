@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from errno import ENOMEM
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from softiommu.drivers.driver import unsupported
 from softiommu.drivers.vtd_queue import (
@@ -35,10 +35,17 @@ from softiommu.memory.physical import PAGE, PhysicalMemory
 
 if TYPE_CHECKING:
     from softiommu.drivers.function import Function
-    from softiommu.drivers.vtd_domain import VtdDomain
 
 #: All addresses, as a power of two of pages.
 EVERYWHERE = 52
+
+
+class Routed(Protocol):
+    """What a stream can be routed through."""
+
+    def pasid_words(self) -> tuple[Pasid0, Pasid1, Pasid2]:
+        """Its PASID table entry; a legacy entry says less of the same."""
+        ...
 
 
 class LegacyRoutes:
@@ -75,7 +82,7 @@ class LegacyRoutes:
             self._memory.write_u64(at, root)
         return (root.CTP << 12) + 16 * (sid & 0xFF)
 
-    def route(self, sid: int, pasid: int | None, domain: VtdDomain | None) -> None:
+    def route(self, sid: int, pasid: int | None, domain: Routed | None) -> None:
         """Route a stream through a domain, or block it. The hardware never sees half of an entry: it is not present
         and forgotten while it changes."""
         at = self.reserve(sid, pasid)
@@ -85,11 +92,12 @@ class LegacyRoutes:
             self._forget(sid, did)
         if domain is None:
             return
+        how, tags, _ = domain.pasid_words()
         kind = TranslationType.DEVICE_TLB if self.uses_ats(sid) else TranslationType.UNTRANSLATED
-        self._memory.write_u64(at + 8, ContextHigh.of(AW=domain.aw, DID=domain.did))
-        self._memory.write_u64(at, ContextLow.of(P=1, TT=kind, SSPTPTR=domain.pages.root >> 12))
+        self._memory.write_u64(at + 8, ContextHigh.of(AW=how.AW, DID=tags.DID))
+        self._memory.write_u64(at, ContextLow.of(P=1, TT=kind, SSPTPTR=how.SSPTPTR))
         if self._cap.CM:
-            self._forget(sid, domain.did)
+            self._forget(sid, tags.DID)
 
     def _forget(self, sid: int, did: int) -> None:
         self._queue.submit((Context.of(TYPE=Type.CONTEXT, G=DEVICE, DID=did, SID=sid), 0))
@@ -97,7 +105,7 @@ class LegacyRoutes:
         if self.uses_ats(sid):
             self._queue.submit(device_tlb(sid, None, 0, EVERYWHERE))
 
-    def refresh(self, sid: int, pasid: int | None, domain: VtdDomain) -> None:
+    def refresh(self, sid: int, pasid: int | None, domain: Routed) -> None:
         """Never asked: nothing of a context entry changes while a domain is attached."""
 
 
@@ -163,7 +171,7 @@ class ScalableRoutes:
             self._memory.write_u64(at, entry)
         return (entry.SMPTBLPTR << 12) + 64 * (number & 63)
 
-    def route(self, sid: int, pasid: int | None, domain: VtdDomain | None) -> None:
+    def route(self, sid: int, pasid: int | None, domain: Routed | None) -> None:
         """Route a stream, or one of its PASIDs, through a domain, or block it. The entry is not present and forgotten
         while it changes."""
         at = self.reserve(sid, pasid)
@@ -174,34 +182,25 @@ class ScalableRoutes:
             self._forget(sid, pasid, did, old.PGTT)
         if domain is None:
             return
-        how, tags, stage1 = self._words(domain)
+        how, tags, stage1 = domain.pasid_words()
         for number, word in enumerate((tags, stage1, 0, 0, 0, 0, 0), 1):
             self._memory.write_u64(at + 8 * number, word)
         self._memory.write_u64(at, how)
         if self._cap.CM:
-            self._forget(sid, pasid, domain.did, how.PGTT)
+            self._forget(sid, pasid, tags.DID, how.PGTT)
 
-    def refresh(self, sid: int, pasid: int | None, domain: VtdDomain) -> None:
+    def refresh(self, sid: int, pasid: int | None, domain: Routed) -> None:
         """A domain's options changed: dirty tracking, snooping. The entry stays present (6.2.3)."""
         at = self.reserve(sid, pasid)
-        how, tags, _ = self._words(domain)
+        how, tags, _ = domain.pasid_words()
         self._memory.write_u64(at + 8, tags)
         self._memory.write_u64(at, how)
-        self._forget(sid, pasid, domain.did, how.PGTT)
-
-    def _words(self, domain: VtdDomain) -> tuple[Pasid0, Pasid1, Pasid2]:
-        tags = Pasid1.of(DID=domain.did, PWSNP=self._ecap.SMPWCS, PGSNP=int(domain.first and domain.snoops))
-        root = domain.pages.root >> 12
-        if domain.first:
-            five = int(domain.pages.table.input_bits == 57)
-            return Pasid0.of(P=1, PGTT=Pgtt.FIRST), tags, Pasid2.of(FSPM=five, FSPTPTR=root)
-        how = Pasid0.of(P=1, AW=domain.aw, PGTT=Pgtt.SECOND, SSADE=int(domain.tracks_dirty), SSPTPTR=root)
-        return how, tags, Pasid2(0)
+        self._forget(sid, pasid, tags.DID, how.PGTT)
 
     def _forget(self, sid: int, pasid: int | None, did: int, pgtt: Pgtt) -> None:
         number = pasid or 0
         self._queue.submit((PasidCache0.of(TYPE=Type.PASID_CACHE, G=ONE_PASID, DID=did, PASID=number), 0))
-        if pgtt == Pgtt.FIRST:
+        if pgtt in (Pgtt.FIRST, Pgtt.NESTED):
             self._queue.submit((PasidIotlb0.of(TYPE=Type.PASID_IOTLB, G=ALL_OF_PASID, DID=did, PASID=number), 0))
         else:
             self._queue.submit((Iotlb0.of(TYPE=Type.IOTLB, G=DOMAIN, DID=did), 0))
