@@ -85,13 +85,13 @@ def path(pages: PageTable, iova: int, shift: int = 0) -> list[Step]:
 
 
 class Limits(NamedTuple):
-    """Where entries may be changed, but those at `keep`; where no entry may point, and where no link may; and what is
+    """Where entries may be changed, but those at `keep`; where no entry may point, and where a link may; and what is
     made of an entry before it is stored."""
 
     within: range
     keep: set[int]
     avoid: range
-    no_tables: tuple[range, ...]
+    is_table: Callable[[int], bool]
     tame: Callable[[Table, int, int], int]
 
 
@@ -105,7 +105,7 @@ def spoil(random: Random, pages: PageTable, aims: list[Aim], count: int, limits:
         kind, oa, *_ = formats.load(pages.table, step.level, signed(entry))
         if step.at in limits.keep or step.at not in limits.within or oa in limits.avoid:
             continue
-        if kind != TABLE or not any(oa in part for part in limits.no_tables):
+        if kind != TABLE or limits.is_table(oa):
             memory.write_u64(step.at, entry)
 
 

@@ -10,18 +10,13 @@ import numpy as np
 
 from qemu import e1000
 from qemu.e1000 import LOOK
-from qemu.garbage import path
-from qemu.rig import NOTHING, Answer, DisagreementError, Probe, Rig, Scenario, Space
+from qemu.rig import NOTHING, Answer, Case, DisagreementError, Probe, Rig, Scenario, walks
 from qemu.sides import CARD, DATA, RAM, TABLES, tags
 from softiommu.hardware.iommu import TranslationFaultError
-from softiommu.pagetable import formats
-from softiommu.pagetable.kinds import EMPTY, LEAF, READ, WRITE
-from softiommu.pagetable.walk import signed
+from softiommu.pagetable.kinds import READ, WRITE
 
 #: Addresses tried for each leaf, and how many blocked accesses of a round are checked.
 _PROBES, _BLOCKED = 4, 96
-
-_NONE = (EMPTY, 0, 0, 0)
 
 
 def _flipped(random: Random, word: int) -> int:
@@ -33,17 +28,10 @@ def _flipped(random: Random, word: int) -> int:
     return word
 
 
-def _entries(spaces: list[Space], iova: int) -> str:
-    """The entries on the way to an address, the first stage's first, for a message."""
-    found = []
-    for space in reversed(spaces):
-        steps = path(space.pages, iova, space.shift)
-        found.append(" ".join(f"{step.level}:{step.entry:#x}" for step in steps))
-        kind, oa, lg2, _ = formats.load(space.pages.table, steps[-1].level, signed(steps[-1].entry)) if steps else _NONE
-        if kind != LEAF:
-            break
-        iova = oa | iova & (1 << lg2) - 1
-    return " and ".join(found)
+def _shown(scenario: Scenario, iova: int) -> str:
+    """The entries on the way to an address, for a message."""
+    ways = (" ".join(f"{step.level}:{step.entry:#x}" for step in steps) for _, steps in walks(scenario, iova))
+    return " and ".join(ways)
 
 
 class Tally(NamedTuple):
@@ -119,7 +107,7 @@ class Oracle:
     def _elsewhere(self) -> tuple[range, ...]:
         """Where QEMU's memory is another than ours: devices, the card's area."""
         base = self.rig.both.ram_base
-        return range(1, base), range(base + CARD, base + DATA), range(base + RAM, NOTHING)
+        return range(1, base + DATA), range(base + RAM, NOTHING)
 
     def _look(self, scenario: Scenario, about: str) -> None:
         rig = self.rig
@@ -245,12 +233,12 @@ class Oracle:
 
     def _compare(self, probe: Probe, ours: Answer, theirs: Answer, scenario: Scenario) -> None:
         for deviation in self.rig.deviations:
-            if ours != theirs and deviation.explains(probe, ours, theirs):
+            if ours != theirs and deviation.explains(Case(probe, ours, theirs, scenario)):
                 self.tally.deviations[deviation.name] += 1
                 return
         if ours != theirs:
             way = "read" if probe.want == READ else "write"
-            entries = _entries(scenario.spaces, probe.iova)
+            entries = _shown(scenario, probe.iova)
             self._disagree(f"{way} {probe.iova:#x}: ours {ours}, QEMU {theirs}; {scenario.about}: {entries}")
         else:
             self.tally.faults[f"{ours.record.reason:#x}" if ours.record else "unrecorded"] += 1

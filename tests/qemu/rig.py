@@ -9,12 +9,13 @@ from typing import NamedTuple
 
 from qemu import e1000
 from qemu.e1000 import AREA, Nic
-from qemu.garbage import Aim, Limits, Wish, path, populate, relocate, spoil
+from qemu.garbage import Aim, Limits, Step, Wish, path, populate, relocate, spoil
 from qemu.sides import CARD, DATA, RAM, TABLES, Both, ModelMemory, Side
 from softiommu.hardware.iommu import Translation
+from softiommu.pagetable import formats
 from softiommu.pagetable.engine import PageTable
-from softiommu.pagetable.kinds import OK, READ, WRITE, Table
-from softiommu.pagetable.walk import span_lg2
+from softiommu.pagetable.kinds import LEAF, OK, READ, WRITE, Table
+from softiommu.pagetable.walk import signed, span_lg2
 
 #: QEMU's machines have no device above.
 NOTHING = 1 << 41
@@ -42,13 +43,6 @@ class Answer(NamedTuple):
 
     pa: int | None
     record: Record | None = None
-
-
-class Deviation(NamedTuple):
-    """Something that QEMU does otherwise than the architecture: a name, and which differences it explains."""
-
-    name: str
-    explains: Callable[[Probe, Answer, Answer], bool]
 
 
 class Space(NamedTuple):
@@ -86,6 +80,37 @@ class Scenario(NamedTuple):
         """The same at addresses with more bits set."""
         aims = [aim._replace(iova=aim.iova | high) for aim in self.aims]
         return self._replace(aims=aims, card=self.card | high)
+
+
+def walks(scenario: Scenario, iova: int) -> list[tuple[Table, list[Step]]]:
+    """The entries on the way to an address, the first stage's first, then the second's on the way to what it gives."""
+    found = []
+    for space in reversed(scenario.spaces):
+        table, steps = space.pages.table, path(space.pages, iova, space.shift)
+        found.append((table, steps))
+        if not steps:
+            break
+        kind, oa, lg2, _ = formats.load(table, steps[-1].level, signed(steps[-1].entry))
+        if kind != LEAF:
+            break
+        iova = oa | iova & (1 << lg2) - 1
+    return found
+
+
+class Case(NamedTuple):
+    """An access of which the two sides think differently."""
+
+    probe: Probe
+    ours: Answer
+    theirs: Answer
+    scenario: Scenario
+
+
+class Deviation(NamedTuple):
+    """Something that QEMU does otherwise than the architecture: a name, and which differences it explains."""
+
+    name: str
+    explains: Callable[[Case], bool]
 
 
 class Rig(ABC):
@@ -178,9 +203,9 @@ class Rig(ABC):
         there will be a first stage before it."""
         pages = PageTable(self.memory, table, compiled=False)
         base = self.both.ram_base
-        aim, area = (lambda: self.data_address(random)), base + CARD
+        aim, area, outer = (lambda: self.data_address(random)), base + CARD, None
         if scenario is not None:
-            area = scenario.card
+            area, outer = scenario.card, scenario.spaces[0].pages
             if scenario.aims:
                 aim = lambda: random.choice(scenario.aims).iova  # noqa: E731
         card = random.getrandbits(min(table.input_bits, 40)) & -AREA
@@ -198,7 +223,7 @@ class Rig(ABC):
             random, pages, Wish(sizes, self.rights(nested), width, self.without, aim), random.randrange(1, 200)
         )
         if spoiled:
-            spoil(random, pages, aims, random.randrange(1, 40), self._limits(pages, tuple(kept), nested))
+            spoil(random, pages, aims, random.randrange(1, 40), self._limits(pages, tuple(kept), outer, nested))
         shift = scenario.shown if scenario is not None else 0
         if shift:
             relocate(pages, shift, range(base + TABLES, base + RAM))
@@ -213,7 +238,7 @@ class Rig(ABC):
             if shift and pages.map(tables + shift, tables, RAM - TABLES, READ | WRITE)[0] == OK:
                 return shift
 
-    def _limits(self, pages: PageTable, kept: tuple[range, ...], nested: bool) -> Limits:
+    def _limits(self, pages: PageTable, kept: tuple[range, ...], outer: PageTable | None, nested: bool) -> Limits:
         """What spoiling must leave: the ways to the card's area, and to the first stage's tables if there is one."""
         base = self.both.ram_base
         keep = set()
@@ -221,18 +246,25 @@ class Rig(ABC):
             for leaf in pages.leaves(part.start, part.stop - 1):
                 keep.update(step.at for step in path(pages, leaf.iova))
                 keep.update(range(leaf.at, leaf.at + (8 << leaf.lg2 - span_lg2(pages.table, leaf.level)), 8))
-        # What lies beside RAM is different from ours, but for addresses where nothing can be.
-        no_tables = [range(base), range(base + RAM, NOTHING)]
-        if not self.data_as_tables:
-            no_tables.append(range(base + DATA, base + TABLES))
-        if not self.tables_as_tables:
-            no_tables.append(range(base + TABLES, base + RAM))
         avoid = range(base + CARD, base + DATA)
 
         def tame(table: Table, level: int, entry: int) -> int:
             return self.tame(table, level, entry, nested)
 
-        return Limits(range(self.memory.first, self.memory.end), keep, avoid, tuple(no_tables), tame)
+        def is_table(oa: int) -> bool:
+            return self._may_be_table(oa, outer)
+
+        return Limits(range(self.memory.first, self.memory.end), keep, avoid, is_table, tame)
+
+    def _may_be_table(self, oa: int, outer: PageTable | None) -> bool:
+        """Whether a link may lead here: to tables, and where nothing is. Also to data, where QEMU looks at all of an
+        entry. What lies first in RAM and beside it is different from ours, but for addresses where nothing can be."""
+        base = self.both.ram_base
+        if base + TABLES <= oa < base + RAM:
+            return self.tables_as_tables
+        if outer is not None:
+            return outer.translate(oa).status != OK
+        return oa >= NOTHING or (self.data_as_tables and base + DATA <= oa < base + TABLES)
 
     def data_address(self, random: Random) -> int:
         """Somewhere in the data."""

@@ -8,7 +8,7 @@ from random import Random
 from qemu.e1000 import Nic
 from qemu.pci import MemoryConfig, enable
 from qemu.qtest import Qtest
-from qemu.rig import Answer, Deviation, Probe, Record, Rig, Scenario
+from qemu.rig import Case, Deviation, Probe, Record, Rig, Scenario
 from qemu.sides import CARD, QUEUES, RAM, Both, Emulator, Model, ModelMemory, Side
 from softiommu.hardware.iommu import Translation
 from softiommu.hardware.riscv.commands import Command, Iodir0, Iofence0, Iotinval0
@@ -60,7 +60,8 @@ _UNUSED = 0x7F << 54
 _GUEST = (Cause.READ_GUEST_PAGE_FAULT, Cause.WRITE_GUEST_PAGE_FAULT)
 
 
-def _as_a_write(probe: Probe, ours: Answer, theirs: Answer) -> bool:
+def _as_a_write(case: Case) -> bool:
+    probe, ours, theirs, _ = case
     if ours.record is None or theirs.record is None or probe.want != READ:
         return False
     return ours.record._replace(reason=ours.record.reason + 2) == theirs.record

@@ -8,7 +8,7 @@ from random import Random
 from qemu.e1000 import Nic
 from qemu.pci import MemoryConfig, enable
 from qemu.qtest import Qtest
-from qemu.rig import Answer, Deviation, Probe, Record, Rig, Scenario
+from qemu.rig import Answer, Case, Deviation, Probe, Record, Rig, Scenario, walks
 from qemu.sides import CARD, QUEUES, RAM, Both, Emulator, Model, ModelMemory, Side
 from softiommu.hardware.iommu import Translation
 from softiommu.hardware.smmuv3 import geometry
@@ -79,7 +79,8 @@ _LINEAR = 20
 _TTB_LOW = 4
 
 
-def _size_last(probe: Probe, ours: Answer, theirs: Answer) -> bool:
+def _size_last(case: Case) -> bool:
+    _, ours, theirs, _ = case
     if ours.record is None or theirs.record is None or ours.record.reason != Event.F_ADDR_SIZE:
         return False
     if theirs.record.reason == Event.F_WALK_EABT:
@@ -89,13 +90,15 @@ def _size_last(probe: Probe, ours: Answer, theirs: Answer) -> bool:
     return any(ours.record._replace(reason=reason) == theirs.record for reason in (Event.F_PERMISSION, Event.F_ACCESS))
 
 
-def _table_limits(probe: Probe, ours: Answer, theirs: Answer) -> bool:
+def _table_limits(case: Case) -> bool:
+    probe, ours, theirs, _ = case
     if probe.want != WRITE or ours.record is None or theirs.record is None:
         return False
     return theirs.record == ours.record._replace(reason=Event.F_PERMISSION, detail=(0, Class.IN, 0))
 
 
-def _stage2_of_a_table(probe: Probe, ours: Answer, theirs: Answer) -> bool:
+def _stage2_of_a_table(case: Case) -> bool:
+    _, ours, theirs, _ = case
     if ours.record is None or theirs.record is None or ours.record.detail[:2] != (1, Class.TT):
         return False
     # The address is the table's, not the entry's.
@@ -103,11 +106,21 @@ def _stage2_of_a_table(probe: Probe, ours: Answer, theirs: Answer) -> bool:
     return ipa >> 16 == table >> 16 and theirs.record == ours.record._replace(detail=(0, Class.TT, table))
 
 
-def _beyond_span(probe: Probe, ours: Answer, theirs: Answer) -> bool:
-    return ours.record is not None and ours.record.reason == Event.C_BAD_STREAMID
+def _beyond_span(case: Case) -> bool:
+    record = case.ours.record
+    return record is not None and record.reason == Event.C_BAD_STREAMID
 
 
-def _too_wide(probe: Probe, ours: Answer, theirs: Answer) -> bool:
+def _no_block(case: Case) -> bool:
+    return any(
+        step.level > table.leaf_top and step.entry & (Pte.VALID.mask | Pte.TYPE.mask) == Pte.VALID.mask
+        for table, steps in walks(case.scenario, case.probe.iova)
+        for step in steps
+    )
+
+
+def _too_wide(case: Case) -> bool:
+    probe, ours, theirs, _ = case
     if ours.record is None or ours.record.reason != Event.F_ADDR_SIZE or ours.record.detail != (0, Class.IN, 0):
         return False
     return probe.iova >> _OAS != 0 and theirs == Answer(None)
@@ -118,6 +131,7 @@ DEVIATIONS = (
     Deviation("the size of an address is looked at last, and not at all in links", _size_last),
     Deviation("stage 2 that hides a table of stage 1 is recorded as stage 1", _stage2_of_a_table),
     Deviation("tables of the second level have twice the streams that Span says", _beyond_span),
+    Deviation("a block at a level where the granule has none is one", _no_block),
     Deviation("a link that forbids writes ends the walk of one", _table_limits),
     Deviation("an address too wide for stage 2, without stage 1, is not recorded", _too_wide),
 )

@@ -7,7 +7,7 @@ from random import Random
 from qemu.e1000 import Nic
 from qemu.pci import PortConfig, enable
 from qemu.qtest import Qtest, load, store
-from qemu.rig import Answer, Deviation, Probe, Record, Rig, Scenario
+from qemu.rig import Answer, Case, Deviation, Probe, Record, Rig, Scenario
 from qemu.sides import CARD, QUEUES, RAM, Both, Emulator, Model, ModelMemory, Side
 from softiommu.hardware.iommu import Translation
 from softiommu.hardware.vtd.commands import Context, Iotlb0, PasidCache0, Type
@@ -40,14 +40,16 @@ _FLUSH = (
 )
 
 
-def _rights_first(probe: Probe, ours: Answer, theirs: Answer) -> bool:
+def _rights_first(case: Case) -> bool:
+    probe, ours, theirs, _ = case
     if ours.record is None or theirs.record is None or ours.record.reason not in _OF_ENTRIES:
         return False
     codes = _NO_WRITE if probe.want == WRITE else _NO_READ
     return any(ours.record._replace(reason=code) == theirs.record for code in codes)
 
 
-def _reserved_context(probe: Probe, ours: Answer, theirs: Answer) -> bool:
+def _reserved_context(case: Case) -> bool:
+    _, ours, theirs, _ = case
     return ours == Answer(None) and theirs.record is not None and theirs.record.reason == Reason.CONTEXT_RESERVED
 
 
