@@ -398,9 +398,11 @@ def test_page_requests_are_queued_bit_for_bit(with_endpoint):
     rig.device(context(EN_ATS=1, EN_PRI=1))
     rig.iommu.page_request(PageRequest(SID, 0x5123, RW, 0x1FF, True))
     rig.iommu.page_request(PageRequest(SID, 0x6000, READ | EXECUTE, 2, False, 7, True))
+    rig.iommu.page_request(PageRequest(SID, 0x7000, WRITE, 3, False, 0xFFFFF))
     assert requests(rig) == [
         (PageRequest0.of(DID=SID), PageRequest1.of(R=1, W=1, L=1, PRGI=0x1FF, PAGE=5)),
         (PageRequest0.of(DID=SID, PV=1, PID=7, PRIV=1, EXEC=1), PageRequest1.of(R=1, PRGI=2, PAGE=6)),
+        (PageRequest0.of(DID=SID, PV=1, PID=0xFFFFF), PageRequest1.of(W=1, PRGI=3, PAGE=7)),
     ]
     assert (rig.read(IPSR), rig.endpoint.heard) == (8, [])
 
@@ -517,6 +519,7 @@ def test_events_are_counted():
         ({"DV_GSCV": 1, "DID_GSCID": SID & ~0xF | 7, "DMASK": 1}, True),
         ({"DV_GSCV": 1, "DID_GSCID": (SID ^ 0x10) & ~0xF | 7, "DMASK": 1}, False),
         ({"PV_PSCV": 1, "PID_PSCID": 0}, False),
+        ({"PV_PSCV": 1, "PID_PSCID": 7}, True),
         ({"DV_GSCV": 1, "DID_GSCID": 1, "IDT": 1}, False),
         ({"IDT": 1}, False),
     ],
@@ -525,7 +528,7 @@ def test_events_are_counted():
 def test_a_counter_counts_whom_its_filter_names(how, counted):
     rig = Rig()
     count = counter(rig, EventId.UNTRANSLATED, **how)
-    rig.pa(0x5000)
+    rig.pa(0x5000, pasid=7)
     assert count() == int(counted)
 
 
