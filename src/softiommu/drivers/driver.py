@@ -116,6 +116,12 @@ class UserArray(NamedTuple):
         step = self.entry_len
         return [copy_struct(self.caller, self.uptr + n * step, step, struct) for n in range(self.entry_num)]
 
+    def packed(self, struct: type[S], data_type: int) -> bytes:
+        """The bytes of every entry as `entries` has them, one after the other."""
+        if self.data_type == data_type and self.entry_len == struct.SIZE:
+            return self.caller.read(self.uptr, self.entry_num * self.entry_len)
+        return b"".join(entry.to_bytes() for entry in self.entries(struct, data_type))
+
 
 class Handled:
     """How many entries of an array were carried out: the driver counts, also when it then raises."""

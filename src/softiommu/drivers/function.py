@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 
@@ -29,3 +30,5 @@ class Function(NamedTuple):
     pasid_bits: int = 0
     ats: bool = False
     pri: bool = False
+    #: Lets the function ask for translations, or not (pci_enable_ats). None: only what turned it on can.
+    set_ats: Callable[[bool], None] | None = None

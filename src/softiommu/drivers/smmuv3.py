@@ -6,18 +6,21 @@ and waits for the SYNC. It knows the hardware by its registers alone (`Bus`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from softiommu.drivers import smmuv3_pages
 from softiommu.drivers.function import Bus, Function
 from softiommu.drivers.ids import Ids
 from softiommu.drivers.smmuv3_device import SmmuDevice
-from softiommu.drivers.smmuv3_domain import Route, SmmuDomain
+from softiommu.drivers.smmuv3_domain import Route
 from softiommu.drivers.smmuv3_faults import EventLog
 from softiommu.drivers.smmuv3_queue import CommandQueue
-from softiommu.drivers.smmuv3_routes import Routes
+from softiommu.drivers.smmuv3_routes import Routes, Target
+from softiommu.drivers.smmuv3_viommu import Guest
 from softiommu.errors import ModelError
 from softiommu.hardware.smmuv3.commands import Bare, Op, Range1, Stream0
+from softiommu.hardware.smmuv3.events import Event0
 from softiommu.hardware.smmuv3.registers import Cr0, Cr1, Cr2, Idr0, Idr1, Idr3, Idr5, Registers
 from softiommu.hardware.smmuv3.tables import Strw
 from softiommu.memory.physical import PhysicalMemory
@@ -55,12 +58,16 @@ class SmmuDriver:
         self.is_host = bool(self.idr0.HYP)
         self.asids = Ids((1 << (16 if self.idr0.ASID16 else 8)) - 1)
         self.vmids = Ids((1 << (16 if self.idr0.VMID16 else 8)) - 1)
+        #: A guest's stage 1 can lie over a stage 2 of ours, and needs no maintenance of caches for it.
+        self.nests = bool(quirks.knows_nesting and self.idr0.S1P and self.idr0.S2P and self.idr0.COHACC)
         self._enable(Cr0(0))
         self.queue = CommandQueue(memory, bus, idr1.CMDQS)
-        self.faults = EventLog(memory, bus, self.queue, idr1.EVENTQS)
+        self.faults = EventLog(memory, bus, self.queue, idr1.EVENTQS, self._guest_hears)
         strw = Strw.EL2 if self.is_host else Strw.NS_EL1
         self.routes = Routes(memory, self.queue, self.idr0, idr1, strw)
-        self._attached: dict[Route, SmmuDomain] = {}
+        self._attached: dict[Route, Target] = {}
+        #: Who in a guest hears of the events of a stream.
+        self.guests: dict[int, Guest] = {}
         self._start()
 
     def read32(self, offset: int) -> int:
@@ -92,7 +99,7 @@ class SmmuDriver:
         self.faults.enable()
         self._enable(enables.replace(SMMUEN=1))
 
-    def attach(self, route: Route, domain: SmmuDomain | None) -> None:
+    def attach(self, route: Route, domain: Target | None) -> None:
         """Route a stream or a substream through a domain in place of the one it had, or block it."""
         old = self._attached.get(route)
         if old is domain:
@@ -105,6 +112,11 @@ class SmmuDriver:
         if domain is not None:
             domain.routes.append(route)
             self._attached[route] = domain
+
+    def _guest_hears(self, record: Sequence[int]) -> bool:
+        """A guest is told of an event of a device that is attached to the guest's STE."""
+        guest = self.guests.get(Event0(record[0]).SID)
+        return guest is not None and guest.hears(record)
 
     def device(self, function: Function) -> SmmuDevice:
         """A function behind this SMMU. ENODEV: the stream table has no place for it; ENOMEM."""

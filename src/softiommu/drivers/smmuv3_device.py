@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from errno import EINVAL
+from errno import EINVAL, ENOENT
 from typing import TYPE_CHECKING
 
-from softiommu.abi.iommufd import HwInfoArmSmmuv3, HwInfoType
+from softiommu.abi.iommufd import HwInfoArmSmmuv3, HwInfoType, ViommuType
 from softiommu.drivers.driver import (
     Device,
     DeviceFeatures,
@@ -25,8 +25,11 @@ from softiommu.drivers.driver import (
     unsupported,
 )
 from softiommu.drivers.smmuv3_domain import Route, SmmuDomain
+from softiommu.drivers.smmuv3_nested import SmmuNested
+from softiommu.drivers.smmuv3_viommu import Guest, SmmuViommu
 from softiommu.errors import UapiError
 from softiommu.hardware.smmuv3.registers import Registers
+from softiommu.hardware.smmuv3.tables import Config
 
 if TYPE_CHECKING:
     from softiommu.drivers.function import Function
@@ -55,6 +58,8 @@ class SmmuDevice:
         self.features = DeviceFeatures(
             cache_coherent=bool(idr0.COHACC),
             dirty_tracking=bool(idr0.HTTU == 2 and idr0.COHACC and idr0.S1P),
+            nesting=driver.nests,
+            nested_domains=False,
             ats=driver.routes.uses_ats(function.sids[0]),
             max_pasids=1 << bits if bits else 0,
         )
@@ -93,34 +98,58 @@ class SmmuDevice:
         raise unsupported("there is no nesting without a vIOMMU")
 
     def viommu_types(self) -> Sequence[int]:
-        """None."""
-        return ()
+        """SMMUv3, where it can nest."""
+        return (ViommuType.ARM_SMMUV3,) if self.features.nesting else ()
 
     def alloc_viommu(self, type: int, parent: PagingDomain, host: ViommuHost, data: UserData | None) -> Viommu:
-        """There is no vIOMMU of this IOMMU."""
-        raise unsupported("there is no vIOMMU")
+        """A guest's slice. EINVAL: a parent of another SMMU."""
+        if not isinstance(parent, SmmuDomain) or parent.owner is not self._smmu:
+            raise UapiError(EINVAL, f"the parent is not of the IOMMU of {self.name}")
+        return SmmuViommu(self._smmu, parent, host)
 
     def attach(self, domain: Domain, pasid: int | None) -> None:
         """Route the function through a domain. EINVAL: a domain of another SMMU, or that cannot serve it; EBUSY: stage
-        2 while PASIDs are used; EOPNOTSUPP: a PASID where there are none; ENOMEM."""
+        2 while PASIDs are used; EOPNOTSUPP: a PASID where there are none; ENOENT: a guest's stage 1 for a device
+        that has no name there; ENOMEM."""
         smmu = self._smmu
         if pasid is not None and not self.features.max_pasids:
             raise unsupported("the device and its IOMMU have no PASIDs together")
         if pasid is not None and not 0 < pasid < self.features.max_pasids:
             raise UapiError(EINVAL, f"{self.name} has no PASID {pasid}")
-        if not isinstance(domain, SmmuDomain) or domain.owner is not smmu:
+        if not isinstance(domain, SmmuDomain | SmmuNested) or domain.owner is not smmu:
             raise UapiError(EINVAL, f"the domain is not of the IOMMU of {self.name}")
         if pasid is not None and not domain.first:
             raise UapiError(EINVAL, "a PASID needs a domain of stage 1")
+        guest = self._guest(domain) if isinstance(domain, SmmuNested) else None
         for sid in self.function.sids:
             smmu.routes.reserve(sid, pasid, domain)
         for sid in self.function.sids:
             smmu.attach(Route(sid, pasid), domain)
+        if pasid is None:
+            self._tell(guest)
+
+    def _guest(self, domain: SmmuNested) -> Guest | None:
+        """Who in the guest hears of events. ENOENT: nobody, though its stage 1 is used."""
+        name = domain.viommu.name_of(self)
+        if name is not None and domain.valid:
+            return Guest(domain.viommu, name)
+        if domain.config == Config.S1:
+            raise UapiError(ENOENT, f"{self.name} has no stream id in the guest (vDEVICE)")
+        return None
+
+    def _tell(self, guest: Guest | None) -> None:
+        own = self.function.sids[0]
+        if guest is None:
+            self._smmu.guests.pop(own, None)
+        else:
+            self._smmu.guests[own] = guest
 
     def detach(self, pasid: int | None) -> None:
         """Block the function, or one of its PASIDs."""
         for sid in self.function.sids:
             self._smmu.attach(Route(sid, pasid), None)
+        if pasid is None:
+            self._tell(None)
 
     def page_response(self, faults: Sequence[PageFault], code: PageResponse) -> None:
         """Never asked: the device reports no faults."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from softiommu.drivers import smmuv3_pages
 from softiommu.drivers.driver import DirtyReport, DomainFlags, Prot, Range, unsupported
-from softiommu.drivers.smmuv3_queue import Command, atc_inv
+from softiommu.drivers.smmuv3_queue import Command, atc_inv, every_atc
 from softiommu.errors import ModelError, UapiError
 from softiommu.hardware.smmuv3.commands import (
     TLBI_TG,
@@ -21,7 +21,7 @@ from softiommu.hardware.smmuv3.commands import (
     Vmid0,
     VmidAsid0,
 )
-from softiommu.hardware.smmuv3.tables import Ste2, Ste3
+from softiommu.hardware.smmuv3.tables import Config, Eats, Ste0, Ste1
 from softiommu.pagetable.engine import PageTable, Run, TableRange
 from softiommu.pagetable.kinds import NO_MEMORY, OK
 
@@ -31,6 +31,14 @@ if TYPE_CHECKING:
 #: More commands than this cost more than forgetting the address space.
 _MOST_COMMANDS = 64
 _MOST_GRANULES = 31
+
+
+#: The words of an STE.
+Entry = tuple[int, ...]
+
+#: A stream that is blocked, without an event.
+ABORT: Entry = (Ste0.of(V=1, CONFIG=Config.ABORT), 0, 0, 0, 0, 0, 0, 0)
+_INCOMING = 1
 
 
 class Route(NamedTuple):
@@ -64,6 +72,8 @@ class SmmuDomain:
         self.pages.sizes &= self.page_sizes
         self.aperture = Range(0, (1 << table.input_bits) - 1)
         self.routes: list[Route] = []
+        #: The streams of guests whose STEs lie over this stage 2.
+        self.nested: list[Route] = []
         self._removed: list[Run] = []
         self._tables: list[TableRange] = []
 
@@ -74,10 +84,14 @@ class SmmuDomain:
         """The CD of stage 1."""
         return smmuv3_pages.context(self.pages.table, self.pages.root, self.id, self.owner.idr0)
 
-    @property
-    def stage2(self) -> tuple[Ste2, Ste3]:
-        """The STE's words of stage 2."""
-        return smmuv3_pages.second(self.pages.table, self.pages.root, self.id, self.owner.idr0)
+    #: Whether devices may ask for translations.
+    uses_ats = True
+
+    def entry(self, ats: bool) -> Entry:
+        """The STE of stage 2."""
+        tags, root = smmuv3_pages.second(self.pages.table, self.pages.root, self.id, self.owner.idr0)
+        attributes = Ste1.of(EATS=Eats.FULL if ats else Eats.OFF, SHCFG=_INCOMING)
+        return Ste0.of(V=1, CONFIG=Config.S2), attributes, tags, root, 0, 0, 0, 0
 
     # Mapping
 
@@ -124,12 +138,17 @@ class SmmuDomain:
         filled again before."""
         nested = [(Vmid0.of(OPCODE=Op.TLBI_NH_ALL, VMID=self.id), 0)] if self._is_parent else []
         self.owner.queue.submit(*(commands or [self._all()]), *nested)
-        cached = [route for route in self.routes if self.owner.routes.uses_ats(route.sid)]
+        uses_ats = self.owner.routes.uses_ats
+        cached = [route for route in self.routes if uses_ats(route.sid)]
         if len(ranges) > _MOST_COMMANDS:
             ranges = []
         where = ranges or [(0, 2**64 - 1)]
         if cached:
             self.owner.queue.submit(*(atc_inv(*route, *each) for route in cached for each in where))
+        # Which of a guest's addresses led here is the guest's own knowledge.
+        for route in self.nested:
+            if uses_ats(route.sid):
+                self.owner.queue.submit(*every_atc(route.sid))
 
     @property
     def _is_parent(self) -> bool:

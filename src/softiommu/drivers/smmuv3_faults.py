@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from softiommu.drivers.faults import Blocked, words
@@ -18,12 +19,17 @@ if TYPE_CHECKING:
 #: One page of records, where the hardware has so many.
 _LG2 = 7
 
+#: Tells a guest of an event that is its own; whether it did.
+GuestHears = Callable[[Sequence[int]], bool]
+
 
 class EventLog:
     """One page of event records; its interrupt is wired. `enable` follows when the queue itself is enabled."""
 
-    def __init__(self, memory: PhysicalMemory, bus: Bus, queue: CommandQueue, most_lg2: int) -> None:
-        self._memory, self._bus, self._queue = memory, bus, queue
+    def __init__(
+        self, memory: PhysicalMemory, bus: Bus, queue: CommandQueue, most_lg2: int, guest_hears: GuestHears
+    ) -> None:
+        self._memory, self._bus, self._queue, self._guest_hears = memory, bus, queue, guest_hears
         self._ring = Ring(min(_LG2, most_lg2))
         self._base = memory.alloc(PAGE)
         base = QueueBase.of(LOG2SIZE=self._ring.lg2, ADDR=self._base >> 5, HINT=1)
@@ -38,15 +44,16 @@ class EventLog:
         self._bus.write(Registers.IRQ_CTRL.offset, 4, IrqCtrl.of(GERROR=1, EVENTQ=1))
 
     def take(self) -> list[Blocked]:
-        """Every event that is recorded, oldest first; there is room for more then. Nobody serves transactions that
-        stalled: they are aborted."""
+        """Every event that is recorded and no guest's, oldest first; there is room for more then. Nobody serves
+        transactions that stalled: they are aborted."""
         prod = Prod(self._bus.read(Registers.EVENTQ_PROD.offset, 4))
         cons = Cons(self._bus.read(Registers.EVENTQ_CONS.offset, 4)).RD
         found, stalled = [], []
         while not self._ring.empty(prod.WR, cons):
             at = self._base + EVENT_BYTES * self._ring.slot(cons)
             record = [self._memory.read_u64(at + 8 * number) for number in range(4)]
-            found.append(_blocked(record))
+            if not self._guest_hears(record):
+                found.append(_blocked(record))
             how = Event1(record[1])
             if how.STALL:
                 low = Resume0.of(OPCODE=Op.RESUME, AB=1, SID=Event0(record[0]).SID)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from softiommu.errors import ModelError
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from softiommu.memory.physical import PhysicalMemory
 
 Command = tuple[int, int]
+_SYNC: Command = (Sync0.of(OPCODE=Op.SYNC), 0)
 
 #: One page of commands, where the hardware has so many.
 _LG2 = 8
@@ -29,6 +31,7 @@ class CommandQueue:
         self._ring = Ring(min(_LG2, most_lg2))
         self._base = memory.alloc(PAGE)
         self._prod = self._cons = 0
+        self._error = CmdqCons(0)
         base = QueueBase.of(LOG2SIZE=self._ring.lg2, ADDR=self._base >> 5, HINT=1)
         bus.write(Registers.CMDQ_BASE.offset, 8, base)
         bus.write(Registers.CMDQ_PROD.offset, 4, 0)
@@ -36,26 +39,57 @@ class CommandQueue:
 
     def submit(self, *commands: Command) -> None:
         """Put commands and a SYNC in the queue, and return when the hardware has carried them out."""
-        for command in (*commands, (Sync0.of(OPCODE=Op.SYNC), 0)):
-            if self._ring.full(self._prod, self._cons):
-                self._ring_doorbell()
-            at = self._base + COMMAND_BYTES * self._ring.slot(self._prod)
-            self._memory.write_u64(at, int(command[0]))
-            self._memory.write_u64(at + 8, int(command[1]))
-            self._prod = self._ring.next(self._prod)
-        self._ring_doorbell()
+        done = self.attempt(commands)
+        if done < len(commands):
+            raise ModelError(f"the command queue stopped at {commands[done]}: {self._error!r}")
 
-    def _ring_doorbell(self) -> None:
+    def attempt(self, commands: Sequence[Command]) -> int:
+        """The same for commands that the hardware may find illegal: how many it carried out before such a one."""
+        room = max(1, (1 << self._ring.lg2) - 1)
+        for start in range(0, max(len(commands), 1), room):
+            first = self._prod
+            refused = self._put((*commands[start : start + room], _SYNC))
+            if refused is not None:
+                return start + (refused - first & (2 << self._ring.lg2) - 1)
+        return len(commands)
+
+    def _put(self, commands: Sequence[Command]) -> int | None:
+        """Put commands in the queue; a pointer to one that is illegal, behind which none is carried out."""
+        for command in commands:
+            if self._ring.full(self._prod, self._cons):
+                refused = self._ring_doorbell()
+                if refused is not None:
+                    return refused
+            self._write(self._prod, command)
+            self._prod = self._ring.next(self._prod)
+        return self._ring_doorbell()
+
+    def _write(self, pointer: int, command: Command) -> None:
+        at = self._base + COMMAND_BYTES * self._ring.slot(pointer)
+        self._memory.write_u64(at, int(command[0]))
+        self._memory.write_u64(at + 8, int(command[1]))
+
+    def _ring_doorbell(self) -> int | None:
         self._bus.write(Registers.CMDQ_PROD.offset, 4, self._prod)
-        cons = CmdqCons(self._bus.read(Registers.CMDQ_CONS.offset, 4))
+        cons, refused = CmdqCons(self._bus.read(Registers.CMDQ_CONS.offset, 4)), None
         while self._prod != cons.RD:
-            # A device TLB did not answer: its device is in trouble, but the queue goes on.
             errors = Gerror(self._bus.read(Registers.GERROR.offset, 4))
-            if cons.ERR != CommandError.ATC_INV_SYNC:
+            if cons.ERR == CommandError.ILL and refused is None:
+                refused, self._error = cons.RD, cons
+                self._skip(cons.RD)
+            elif cons.ERR != CommandError.ATC_INV_SYNC:
                 raise ModelError(f"the command queue stopped: {cons!r}, {errors!r}")
+            # Else a device TLB did not answer: its device is in trouble, but the queue goes on.
             self._bus.write(Registers.GERRORN.offset, 4, errors)
             cons = CmdqCons(self._bus.read(Registers.CMDQ_CONS.offset, 4))
         self._cons = cons.RD
+        return refused
+
+    def _skip(self, pointer: int) -> None:
+        """Nothing from a command on is to be carried out: what is in the queue cannot be taken back."""
+        while pointer != self._prod:
+            self._write(pointer, _SYNC)
+            pointer = self._ring.next(pointer)
 
 
 def atc_inv(sid: int, pasid: int | None, first: int = 0, last: int = 2**64 - 1) -> Command:
@@ -65,3 +99,9 @@ def atc_inv(sid: int, pasid: int | None, first: int = 0, last: int = 2**64 - 1) 
     if pasid is not None:
         low = low.replace(SSV=1, SSID=pasid)
     return low, AtcInv1.of(SIZE=lg2, ADDR=first >> 12 + lg2 << lg2)
+
+
+def every_atc(sid: int) -> tuple[Command, Command]:
+    """Forget all that a device's own TLB has: of requests without a PASID, and of those with any."""
+    low, high = atc_inv(sid, 0)
+    return atc_inv(sid, None), (AtcInv0(low).replace(GLOBAL=1), high)

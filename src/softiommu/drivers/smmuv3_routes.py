@@ -3,11 +3,14 @@ which domain."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from errno import EBUSY, EINVAL, ENODEV, ENOMEM
 from typing import TYPE_CHECKING
 
+from softiommu.drivers.smmuv3_domain import ABORT, SmmuDomain
 from softiommu.drivers.smmuv3_entries import used_of_cd, used_of_ste, write_entry
-from softiommu.drivers.smmuv3_queue import CommandQueue, atc_inv
+from softiommu.drivers.smmuv3_nested import SmmuNested
+from softiommu.drivers.smmuv3_queue import CommandQueue, atc_inv, every_atc
 from softiommu.errors import UapiError
 from softiommu.hardware.smmuv3.commands import CfgiCd0, Leaf1, Op, Stream0
 from softiommu.hardware.smmuv3.registers import Idr0, Idr1, StrtabBase, StrtabBaseCfg
@@ -29,14 +32,14 @@ from softiommu.memory.physical import PAGE, PhysicalMemory
 
 if TYPE_CHECKING:
     from softiommu.drivers.function import Function
-    from softiommu.drivers.smmuv3_domain import SmmuDomain
+
+Target = SmmuDomain | SmmuNested
 
 #: log2 of the streams behind one level-1 descriptor, and of the most level-1 descriptors.
 _SPLIT, _MOST_L1 = 8, 17
 #: More substreams than this have a two-level table.
 _LINEAR_LG2 = LEAF_LG2[S1Fmt.LEAVES_64K]
 
-_ABORT = (Ste0.of(V=1, CONFIG=Config.ABORT), 0, 0, 0, 0, 0, 0, 0)
 _WRITE_BACK, _INNER, _INCOMING = 1, 3, 1
 
 
@@ -82,9 +85,16 @@ class Stream:
         self.at = at
         self.bits = 0
         self.ats = False
+        #: Lets the device ask for translations, or not.
+        self.set_ats: Callable[[bool], None] = lambda enable: None
         self.table: ContextTable | None = None
-        self.domain: SmmuDomain | None = None
-        self.pasids: dict[int, SmmuDomain] = {}
+        self.domain: Target | None = None
+        self.pasids: dict[int, Target] = {}
+
+    @property
+    def uses_ats(self) -> bool:
+        """Whether the device TLB is used: the device has one, and nobody forbids it."""
+        return self.ats and (self.domain is None or self.domain.uses_ats)
 
 
 class Routes:
@@ -106,7 +116,7 @@ class Routes:
     def _block(self, table: int, count: int) -> None:
         """Streams that are not there are aborted."""
         for number in range(count):
-            self._memory.write_u64(table + STE_BYTES * number, int(_ABORT[0]))
+            self._memory.write_u64(table + STE_BYTES * number, int(ABORT[0]))
 
     def prepare(self, function: Function) -> None:
         """A function is there: each of its streams gets a place in the table. ENODEV: there is none; ENOMEM."""
@@ -118,6 +128,8 @@ class Routes:
             stream = self._streams[sid]
             stream.bits = max(stream.bits, self.pasid_bits(function.pasid_bits))
             stream.ats = stream.ats or bool(not number and function.ats and self._idr0.ATS)
+            if not number and function.set_ats is not None:
+                stream.set_ats = function.set_ats
 
     def pasid_bits(self, wanted: int) -> int:
         """How wide the substream ids are that a function can use."""
@@ -137,9 +149,9 @@ class Routes:
 
     def uses_ats(self, sid: int) -> bool:
         """Whether a stream has a device TLB that is used."""
-        return self._streams[sid].ats
+        return self._streams[sid].uses_ats
 
-    def reserve(self, sid: int, pasid: int | None, domain: SmmuDomain) -> None:
+    def reserve(self, sid: int, pasid: int | None, domain: Target) -> None:
         """Make what a route will need, and see that it can be. EBUSY, EINVAL: stage 2 beside PASIDs; ENOMEM."""
         stream = self._streams[sid]
         if pasid is None and not domain.first and stream.pasids:
@@ -151,25 +163,31 @@ class Routes:
                 stream.table = ContextTable(self._memory, self._queue, sid, stream.bits, bool(self._idr0.CD2L))
             stream.table.at(pasid or 0)
 
-    def route(self, sid: int, pasid: int | None, domain: SmmuDomain | None) -> None:
+    def route(self, sid: int, pasid: int | None, domain: Target | None) -> None:
         """Route a stream, or one of its substreams, through a domain, or block it."""
-        stream = self._streams[sid]
+        stream, had = self._streams[sid], self._streams[sid].uses_ats
+        leaves_guest = pasid is None and isinstance(stream.domain, SmmuNested)
         if pasid is None:
             stream.domain = domain
         elif domain is not None:
             stream.pasids[pasid] = domain
         elif stream.pasids.pop(pasid, None) is None:
             return
+        context = domain.context if isinstance(domain, SmmuDomain) and domain.first else None
         # A context is there before the stream uses it, and goes when it does not.
-        if domain is not None and domain.first and stream.table is not None:
-            stream.table.write(pasid or 0, domain.context)
+        if context is not None and stream.table is not None:
+            stream.table.write(pasid or 0, context)
         elif pasid is not None and stream.table is not None:
             stream.table.clear(pasid)
+        if had and not stream.uses_ats:
+            stream.set_ats(False)
         write_entry(self._memory, stream.at, self._words(stream), used_of_ste, lambda: self._forget(sid))
-        if pasid is None and (domain is None or not domain.first) and stream.table is not None:
+        if pasid is None and context is None and stream.table is not None:
             stream.table.clear(0)
-        if stream.ats:
-            self._queue.submit(atc_inv(sid, pasid))
+        if had:
+            self._queue.submit(*(every_atc(sid) if leaves_guest else (atc_inv(sid, pasid),)))
+        elif stream.uses_ats:
+            stream.set_ats(True)
 
     def _forget(self, sid: int) -> None:
         self._queue.submit((Stream0.of(OPCODE=Op.CFGI_STE, SID=sid), Leaf1.of(LEAF=1)))
@@ -177,13 +195,10 @@ class Routes:
     def _words(self, stream: Stream) -> tuple[int, ...]:
         """The STE of a stream."""
         domain, table = stream.domain, stream.table
-        eats = Eats.FULL if stream.ats else Eats.OFF
         if domain is not None and not domain.first:
-            tags, root = domain.stage2
-            attributes = Ste1.of(EATS=eats, SHCFG=_INCOMING)
-            return Ste0.of(V=1, CONFIG=Config.S2), attributes, tags, root, 0, 0, 0, 0
+            return domain.entry(stream.uses_ats)
         if table is None or (domain is None and not stream.pasids):
-            return _ABORT
+            return ABORT
         how = Ste0.of(V=1, CONFIG=Config.S1, S1FMT=table.fmt, S1CONTEXTPTR=table.base >> 6, S1CDMAX=table.bits)
         attributes = Ste1.of(
             S1DSS=S1Dss.SSID0 if domain is not None else S1Dss.TERMINATE,
@@ -191,7 +206,7 @@ class Routes:
             S1COR=_WRITE_BACK,
             S1CSH=_INNER,
             S1STALLD=int(self._idr0.STALL_MODEL == 0),
-            EATS=eats,
+            EATS=Eats.FULL if stream.uses_ats else Eats.OFF,
             STRW=self._strw,
             SHCFG=_INCOMING,
         )

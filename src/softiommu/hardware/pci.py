@@ -245,6 +245,13 @@ class Function:
         if new.ENABLE != old.ENABLE:
             self.on_ats(bool(new.ENABLE))
 
+    def let_translate(self, enable: bool) -> None:
+        """Turn ATS on or off, as far as the function has it."""
+        if self.features.ats:
+            old = self.ats.ATS_CONTROL
+            self.ats.ATS_CONTROL = old.replace(ENABLE=int(enable))
+            self.on_write_ATS_CONTROL(old, self.ats.ATS_CONTROL)
+
     def on_write_PRI_CONTROL(self, old: PriControl, new: PriControl) -> None:
         """Page requests stop when software says so; RESET is done at once (10.5.2.2)."""
         self.pri.PRI_CONTROL = new.replace(RESET=0)

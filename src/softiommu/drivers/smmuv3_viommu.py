@@ -1,0 +1,164 @@
+"""A guest's slice of an SMMUv3: its names for streams, its commands, and the events it is told of.
+
+Commands are taken whole and in order. The VMID becomes the parent's, virtual stream ids become those of the vdevices,
+and what a guest has no business with is refused at its entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from errno import EINVAL, EIO
+from struct import iter_unpack
+from typing import TYPE_CHECKING
+
+from softiommu.abi.iommufd import InvalidateDataType, VeventArmSmmuv3, VeventqType, ViommuArmSmmuv3Invalidate
+from softiommu.drivers.driver import Device, Handled, NestedDomain, UserArray, UserData, ViommuHost, unsupported
+from softiommu.drivers.smmuv3_nested import read_nested
+from softiommu.errors import UapiError
+from softiommu.hardware.smmuv3.commands import Op, Stream0, Vmid0
+from softiommu.hardware.smmuv3.events import Event, Event0, Event1
+
+if TYPE_CHECKING:
+    from softiommu.drivers.smmuv3 import SmmuDriver
+    from softiommu.drivers.smmuv3_domain import SmmuDomain
+    from softiommu.drivers.smmuv3_queue import Command
+
+#: What a guest is told of.
+_GUESTS_EVENTS = frozenset(
+    {
+        Event.C_BAD_STE,
+        Event.F_STREAM_DISABLED,
+        Event.C_BAD_SUBSTREAMID,
+        Event.C_BAD_CD,
+        Event.F_TRANSLATION,
+        Event.F_ADDR_SIZE,
+        Event.F_ACCESS,
+        Event.F_PERMISSION,
+    }
+)
+_OPCODE = Vmid0.OPCODE.mask
+
+
+class SmmuViommu:
+    """A guest's slice. Its VMID is that of the parent, which it may share with another slice over the same parent."""
+
+    def __init__(self, owner: SmmuDriver, parent: SmmuDomain, host: ViommuHost) -> None:
+        self.owner, self.parent, self.host = owner, parent, host
+        self._sids: dict[int, int] = {}
+        self._names: dict[Device, int] = {}
+        by_vmid, by_stream = self._with_vmid, self._with_stream
+        self._converters: dict[int, Callable[[int, int], Command]] = {
+            Op.TLBI_NSNH_ALL: self._all,
+            Op.TLBI_NH_ALL: by_vmid,
+            Op.TLBI_NH_ASID: by_vmid,
+            Op.TLBI_NH_VA: by_vmid,
+            Op.TLBI_NH_VAA: by_vmid,
+            Op.CFGI_CD: by_stream,
+            Op.CFGI_CD_ALL: by_stream,
+            Op.ATC_INV: by_stream,
+        }
+
+    def alloc_nested(self, device: Device, flags: int, data: UserData) -> NestedDomain:
+        """The domain of a guest's STE. Errors as `read_nested`."""
+        return read_nested(self, flags, data)
+
+    # Names
+
+    def add_vdevice(self, device: Device, virt_id: int) -> None:
+        """Name a stream. EOPNOTSUPP: the device has more than one."""
+        from softiommu.drivers.smmuv3_device import SmmuDevice
+
+        assert isinstance(device, SmmuDevice), "devices behind one SMMU are of its driver"
+        if len(device.function.sids) != 1:
+            raise unsupported(f"{device.name} has {len(device.function.sids)} streams")
+        self._sids[virt_id] = device.function.sids[0]
+        self._names[device] = virt_id
+
+    def remove_vdevice(self, device: Device) -> None:
+        """Forget a name."""
+        del self._sids[self._names.pop(device)]
+
+    def name_of(self, device: Device) -> int | None:
+        """The guest's stream id of a device."""
+        return self._names.get(device)
+
+    # Commands
+
+    def invalidate(self, entries: UserArray, handled: Handled) -> None:
+        """Carry out a guest's commands. EINVAL: of another type, or none; EIO: at one that no guest may give."""
+        if not entries.entry_num:
+            raise UapiError(EINVAL, "there is no command")
+        raw = entries.packed(ViommuArmSmmuv3Invalidate, InvalidateDataType.VIOMMU_INVALIDATE_DATA_ARM_SMMUV3)
+        self.carry_out(iter_unpack("<QQ", raw), handled)
+
+    def carry_out(self, commands: Iterable[tuple[int, int]], handled: Handled) -> None:
+        """Carry out commands up to the first that is refused, here or by the hardware. EIO."""
+        good, refusal = self._convert(commands)
+        handled.count = self.owner.queue.attempt(good)
+        if handled.count < len(good):
+            raise _refused(handled.count, good[handled.count], "the hardware calls it illegal")
+        if refusal is not None:
+            raise refusal
+
+    def _convert(self, commands: Iterable[tuple[int, int]]) -> tuple[list[Command], UapiError | None]:
+        """Commands for the hardware up to the first that a guest may not give, and why it may not."""
+        good: list[Command] = []
+        for low, high in commands:
+            convert = self._converters.get(low & _OPCODE)
+            if convert is None:
+                return good, _refused(len(good), (low, high), "it is no command of guests")
+            try:
+                good.append(convert(low, high))
+            except KeyError:
+                return good, _refused(len(good), (low, high), f"no vDEVICE has stream id {low >> Stream0.SID.low:#x}")
+        return good, None
+
+    def _all(self, low: int, high: int) -> Command:
+        """All that a guest can name is its own."""
+        return Op.TLBI_NH_ALL | self.parent.id << Vmid0.VMID.low, 0
+
+    def _with_vmid(self, low: int, high: int) -> Command:
+        return low & ~Vmid0.VMID.mask | self.parent.id << Vmid0.VMID.low, high
+
+    def _with_stream(self, low: int, high: int) -> Command:
+        return low & ~Stream0.SID.mask | self._sids[low >> Stream0.SID.low] << Stream0.SID.low, high
+
+    # Hardware queues
+
+    def hw_queue_types(self) -> Sequence[int]:
+        """None."""
+        return ()
+
+    def add_hw_queue(self, index: int, iova: int, pa: int, length: int) -> int | None:
+        """There are none."""
+        raise unsupported("this vIOMMU has no hardware queues")
+
+    def remove_hw_queue(self, index: int) -> None:
+        """There are none."""
+
+    def free(self) -> None:
+        """The hardware has nothing of it but what the parent's VMID tags."""
+
+
+class Guest:
+    """A device's stream as a guest knows it, while the device is attached to the guest's STE."""
+
+    def __init__(self, viommu: SmmuViommu, name: int) -> None:
+        self._viommu, self._name = viommu, name
+
+    def hears(self, record: Sequence[int]) -> bool:
+        """Tell the guest of an event; False: it is not the guest's, or nobody listens."""
+        first, how = Event0(record[0]), Event1(record[1])
+        if first.TYPE not in _GUESTS_EVENTS or how.S2 or how.STALL:
+            return False
+        renamed = first.replace(SID=self._name & Event0.SID.mask >> Event0.SID.low)
+        try:
+            event = VeventArmSmmuv3(int(renamed), *record[1:4])
+            self._viommu.host.report_event(VeventqType.ARM_SMMUV3, event.to_bytes())
+        except UapiError:  # no event queue
+            return False
+        return True
+
+
+def _refused(number: int, command: Command, why: str) -> UapiError:
+    return UapiError(EIO, f"command {number}, {int(command[0]):#x} {int(command[1]):#x}, is refused: {why}")

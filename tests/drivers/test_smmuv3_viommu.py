@@ -1,0 +1,595 @@
+"""A guest's STE and its commands on the SMMUv3 driver: what the hardware reads, and what reaches its queue."""
+
+import errno
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from drivers.smmuv3_guest import (
+    RAM,
+    RAM_SIZE,
+    Guest,
+    atc_inv,
+    cfgi_cd,
+    cfgi_cd_all,
+    context,
+    tlbi_all,
+    tlbi_asid,
+    tlbi_range,
+    tlbi_va,
+)
+from softiommu.abi.iommufd import HwptArmSmmuv3, HwptDataType, InvalidateDataType, VeventArmSmmuv3
+from softiommu.drivers import smmuv3_entries, smmuv3_routes
+from softiommu.drivers.driver import DomainFlags, Handled, Prot, UserArray, UserData
+from softiommu.drivers.function import Function
+from softiommu.drivers.smmuv3 import LINUX_6_12, SmmuDriver
+from softiommu.drivers.smmuv3_queue import CommandQueue
+from softiommu.errors import UapiError
+from softiommu.hardware.iommu import TranslationFaultError
+from softiommu.hardware.smmuv3.commands import Op, Stream0, Vmid0
+from softiommu.hardware.smmuv3.events import Event, Event0
+from softiommu.hardware.smmuv3.model import Smmu
+from softiommu.hardware.smmuv3.presets import FULL, QEMU
+from softiommu.hardware.smmuv3.tables import Config, Eats, Ste0, Ste1, Ste2, Ste3
+from softiommu.memory.physical import PhysicalMemory
+from softiommu.pagetable.kinds import READ, WRITE
+
+RW = Prot.READ | Prot.WRITE
+SID, VSID, OTHER = 0x20, 0x7, 0x28
+HOST_RAM = 1 << 30
+EDU = Function("edu", (SID,), ats=True)
+COMMANDS = InvalidateDataType.VIOMMU_INVALIDATE_DATA_ARM_SMMUV3
+STE = HwptDataType.ARM_SMMUV3
+
+
+class Bytes:
+    """A program whose memory is what it gives."""
+
+    def __init__(self, raw):
+        self.raw = raw
+
+    def read(self, va, length):
+        return self.raw[va - 4096 : va - 4096 + length]
+
+    @classmethod
+    def struct(cls, struct, data_type, length=None):
+        raw = struct.to_bytes()
+        length = len(raw) if length is None else length
+        return UserData(cls(raw.ljust(length, b"\0")), 4096, length, data_type)
+
+    @classmethod
+    def array(cls, commands, data_type=COMMANDS, length=16):
+        raw = b"".join(
+            (low.to_bytes(8, "little") + high.to_bytes(8, "little")).ljust(length, b"\0")[:length]
+            for low, high in commands
+        )
+        return UserArray(cls(raw), 4096, data_type, length, len(commands))
+
+
+class Host:
+    """The manager, as a vIOMMU needs it: events are kept while somebody listens."""
+
+    def __init__(self):
+        self.events, self.listens = [], True
+
+    def report_event(self, type, data):
+        if not self.listens:
+            raise UapiError(errno.EOPNOTSUPP, "nobody listens")
+        self.events.append((type, VeventArmSmmuv3.from_bytes(data)))
+
+
+class Endpoint:
+    """A device TLB that is told what to forget."""
+
+    def __init__(self):
+        self.invalidated, self.answers = [], True
+
+    def invalidate(self, pasid, first, last):
+        self.invalidated.append((pasid, first, last))
+        return self.answers
+
+
+class Rig:
+    """An SMMU, its driver, a guest whose RAM the parent shows, and a device with a name in the guest."""
+
+    def __init__(self, identity=FULL, function=EDU, named=True):
+        self.memory = PhysicalMemory(32 << 20)
+        self.unit = Smmu(self.memory, identity, wired=lambda wire: self.log.extend(self.driver.faults.take()))
+        self.log = []
+        self.driver = SmmuDriver(self.memory, self.unit)
+        self.device = self.driver.device(function)
+        self.guest = Guest()
+        self.memory.map_window(HOST_RAM, self.guest.memory.file, 0, RAM_SIZE)
+        self.parent = self.device.alloc_paging(DomainFlags.NEST_PARENT, None)
+        self.parent.map(RAM, HOST_RAM, RAM_SIZE, RW)
+        self.host = Host()
+        self.viommu = self.device.alloc_viommu(1, self.parent, self.host, None)
+        if named:
+            self.viommu.add_vdevice(self.device, VSID)
+
+    def nested(self, given=None, **fields):
+        given = given or self.guest.ste(**fields)
+        return self.viommu.alloc_nested(self.device, 0, Bytes.struct(given, STE))
+
+    def entry(self, sid=SID):
+        return [self.memory.read_u64(self.driver.routes._streams[sid].at + 8 * n) for n in range(8)]
+
+    def reach(self, iova, want=READ, pasid=None, sid=SID):
+        try:
+            return self.unit.translate(sid, iova, want, pasid).pa
+        except TranslationFaultError as fault:
+            return Event(fault.reason)
+
+    def invalidate(self, *commands, **keys):
+        handled = Handled()
+        try:
+            self.viommu.invalidate(Bytes.array(commands, **keys), handled)
+        except UapiError as error:
+            return error.errno, handled.count
+        return 0, handled.count
+
+    def mapped(self, ssid=0, asid=5, iova=0x1000, target=RAM + 0x100000):
+        """A stage 1 of the guest's with one page."""
+        pages = self.guest.pages()
+        pages.map(iova, target, 0x1000, RW.value)
+        self.guest.set_context(ssid, context(pages, asid))
+        return pages
+
+
+def errno_of(call, *arguments):
+    with pytest.raises(UapiError) as caught:
+        call(*arguments)
+    return caught.value.errno
+
+
+# Entries
+
+
+def test_the_hardware_reads_the_guests_stage_1_over_the_parents_stage_2():
+    rig = Rig()
+    rig.device.attach(rig.nested(S1CIR=1, S1COR=2, S1CSH=3), None)
+    words = rig.entry()
+    tags, root = rig.parent.entry(ats=True)[2:4]
+    assert (Ste2(words[2]), Ste3(words[3]), words[4:]) == (tags, root, [0] * 4)
+    assert tags.S2VMID == rig.parent.id
+    how = Ste0(words[0])
+    assert (how.V, how.CONFIG, how.S1CONTEXTPTR << 6, how.S1CDMAX) == (1, Config.NEST, rig.guest.contexts, 2)
+    attributes = Ste1(words[1])
+    assert (attributes.S1DSS, attributes.S1CIR, attributes.S1COR, attributes.S1CSH) == (2, 1, 2, 3)
+    assert (attributes.EATS, attributes.MEV, attributes.SHCFG, attributes.S1STALLD) == (Eats.FULL, 1, 1, 0)
+
+
+def test_bypass_is_stage_2_alone_and_the_rest_is_blocked():
+    rig = Rig(named=False)
+    rig.device.attach(rig.nested(CONFIG=Config.BYPASS), None)
+    assert rig.entry() == [int(word) for word in rig.parent.entry(ats=True)]
+    assert rig.reach(RAM + 0x123) == HOST_RAM + 0x123
+    for fields in ({"CONFIG": Config.ABORT}, {"V": 0}):
+        rig.device.attach(rig.nested(**fields), None)
+        assert rig.entry() == [Ste0.of(V=1), *[0] * 7]
+        assert rig.reach(RAM) is Event.SILENT
+
+
+def test_an_invalid_ste_is_taken_whatever_it_has():
+    rig = Rig()
+    rig.device.attach(rig.nested(HwptArmSmmuv3(2**64 - 2, 2**64 - 1)), None)
+    assert rig.entry() == [Ste0.of(V=1), *[0] * 7]
+
+
+@pytest.mark.parametrize("bit", range(64))
+def test_a_bit_of_word_0_that_is_no_guests_is_refused(bit):
+    given = HwptArmSmmuv3(Ste0.of(V=1, CONFIG=Config.BYPASS) | 1 << bit, 0)
+    allowed = bit < 2 or 3 <= bit <= 51 or bit >= 59
+    rig = Rig()
+    if allowed:
+        rig.nested(given)
+    else:
+        assert errno_of(rig.nested, given) == errno.EIO
+
+
+@pytest.mark.parametrize("bit", range(64))
+def test_a_bit_of_word_1_that_is_no_guests_is_refused(bit):
+    given = HwptArmSmmuv3(Ste0.of(V=1, CONFIG=Config.BYPASS), 1 << bit)
+    rig = Rig()
+    if bit < 8 or bit in (27, 28):
+        rig.nested(given)
+    else:
+        assert errno_of(rig.nested, given) == errno.EIO
+
+
+@pytest.mark.parametrize("config", range(8))
+def test_a_guest_can_abort_bypass_or_have_a_stage_1(config):
+    rig = Rig()
+    if config in (0, 4, 5):
+        assert rig.nested(HwptArmSmmuv3(1 | config << 1, 0)).config == config
+    else:
+        assert errno_of(rig.nested, HwptArmSmmuv3(1 | config << 1, 0)) == errno.EIO
+
+
+def test_flags_types_and_lengths_are_checked():
+    rig = Rig()
+    good = rig.guest.ste()
+    alloc = rig.viommu.alloc_nested
+    assert errno_of(alloc, rig.device, 8, Bytes.struct(good, STE)) == errno.EOPNOTSUPP
+    assert errno_of(alloc, rig.device, 0, Bytes.struct(good, HwptDataType.VTD_S1)) == errno.EINVAL
+    for length in (15, 17, 24):
+        assert errno_of(alloc, rig.device, 0, Bytes.struct(good, STE, length)) == errno.EINVAL
+    assert errno_of(rig.device.alloc_nested, rig.parent, 0, Bytes.struct(good, STE)) == errno.EOPNOTSUPP
+
+
+def test_a_stage_1_needs_a_name_a_device_of_the_same_smmu_and_no_pasids():
+    rig, stranger = Rig(named=False, function=Function("edu", (SID,), pasid_bits=8)), Rig()
+    nested = rig.nested()
+    assert errno_of(rig.device.attach, nested, None) == errno.ENOENT
+    rig.viommu.add_vdevice(rig.device, VSID)
+    assert errno_of(stranger.device.attach, nested, None) == errno.EINVAL
+    assert errno_of(stranger.device.alloc_viommu, 1, rig.parent, rig.host, None) == errno.EINVAL
+    own = rig.device.alloc_paging(DomainFlags.PASID, None)
+    rig.device.attach(own, 3)
+    assert errno_of(rig.device.attach, nested, None) == errno.EBUSY
+    rig.device.detach(3)
+    rig.device.attach(nested, None)
+    assert errno_of(rig.device.attach, own, 3) == errno.EINVAL
+    assert errno_of(rig.device.attach, nested, 3) == errno.EINVAL
+
+
+def test_there_is_a_viommu_where_stages_nest():
+    assert list(Rig().device.viommu_types()) == [1]
+    assert list(Rig().viommu.hw_queue_types()) == []
+    for idr0 in (FULL.idr0.replace(S2P=0, VMID16=0), FULL.idr0.replace(COHACC=0)):
+        memory = PhysicalMemory(32 << 20)
+        device = SmmuDriver(memory, Smmu(memory, FULL._replace(idr0=idr0))).device(Function("edu", (SID,)))
+        assert (list(device.viommu_types()), device.features.nesting) == ([], False)
+    memory = PhysicalMemory(32 << 20)
+    assert SmmuDriver(memory, Smmu(memory), LINUX_6_12).device(Function("edu", (SID,))).viommu_types() == ()
+
+
+def test_a_device_with_aliases_has_no_name_but_can_be_bypassed():
+    rig = Rig(function=Function("edu", (SID, OTHER)), named=False)
+    assert errno_of(rig.viommu.add_vdevice, rig.device, VSID) == errno.EOPNOTSUPP
+    rig.device.attach(rig.nested(CONFIG=Config.BYPASS), None)
+    assert rig.reach(RAM, sid=OTHER) == rig.reach(RAM) == HOST_RAM
+
+
+def test_no_change_of_a_guests_entry_tears_it(monkeypatch):
+    """Between any two stores the hardware reads the old entry, the new one, or one that is not valid."""
+    rig = Rig()
+    other = Guest()
+    kinds = [
+        rig.nested(),
+        rig.nested(S1CONTEXTPTR=other.contexts >> 6, S1CDMAX=0, S1DSS=0),
+        rig.nested(CONFIG=Config.BYPASS),
+        rig.nested(CONFIG=Config.ABORT),
+        rig.parent,
+        rig.device.alloc_paging(DomainFlags.NONE, None),
+    ]
+    seen = []
+
+    def seeing(memory, at, target, used, sync):
+        def looked():
+            seen.append(visible(rig.entry()) if at == rig.driver.routes._streams[SID].at else None)
+            sync()
+
+        smmuv3_entries.write_entry(memory, at, target, used, looked)
+
+    monkeypatch.setattr(smmuv3_routes, "write_entry", seeing)
+    for first in kinds:
+        for second in kinds:
+            rig.device.attach(first, None)
+            before, seen[:] = visible(rig.entry()), []
+            rig.device.attach(second, None)
+            after = visible(rig.entry())
+            assert all(entry in (None, before, after) or not entry[0] & 1 for entry in seen)
+
+
+def visible(words):
+    """What the hardware makes of an entry."""
+    return [word & mask for word, mask in zip(words, smmuv3_entries.used_of_ste(words), strict=True)]
+
+
+# Translation
+
+
+def test_a_guests_stage_1_is_walked_in_its_ram_and_leads_there():
+    rig = Rig()
+    rig.mapped()
+    rig.device.attach(rig.nested(), None)
+    assert rig.reach(0x1234) == HOST_RAM + 0x100234
+    assert rig.reach(0x2000) is Event.F_TRANSLATION
+    rig.device.detach(None)
+    assert rig.reach(0x1234) is Event.SILENT
+
+
+def test_each_substream_has_its_context():
+    rig = Rig(function=Function("edu", (SID,), pasid_bits=16))
+    rig.mapped(0, 1, target=RAM + 0x100000)
+    rig.mapped(3, 2, target=RAM + 0x180000)
+    rig.device.attach(rig.nested(), None)
+    assert rig.reach(0x1000) == HOST_RAM + 0x100000
+    assert rig.reach(0x1000, pasid=3) == HOST_RAM + 0x180000
+    assert rig.reach(0x1000, pasid=2) is Event.C_BAD_CD
+    assert rig.reach(0x1000, pasid=9) is Event.C_BAD_SUBSTREAMID
+    assert rig.reach(0x1000, pasid=0) is Event.F_STREAM_DISABLED
+
+
+def test_what_the_parent_does_not_show_is_out_of_reach():
+    rig = Rig()
+    rig.mapped(target=RAM + RAM_SIZE)
+    rig.device.attach(rig.nested(), None)
+    assert rig.reach(0x1000) is Event.F_TRANSLATION
+    rig.device.attach(rig.nested(S1CONTEXTPTR=(RAM + RAM_SIZE) >> 6), None)
+    assert rig.reach(0x1000) is Event.F_TRANSLATION
+    assert rig.host.events == []
+    assert [blocked.sid for blocked in rig.log] == [SID, SID]
+
+
+def test_a_change_of_the_parent_reaches_what_guests_have_cached():
+    rig = Rig()
+    endpoint = Endpoint()
+    rig.unit.connect(SID, endpoint)
+    rig.mapped()
+    rig.device.attach(rig.nested(), None)
+    assert rig.reach(0x1000) == HOST_RAM + 0x100000
+    endpoint.invalidated.clear()
+    rig.parent.unmap(RAM, RAM_SIZE)
+    rig.parent.flush()
+    assert rig.reach(0x1000) is Event.F_TRANSLATION
+    assert {pasid for pasid, first, last in endpoint.invalidated if (first, last) == (0, 2**64 - 1)} == {None, 0}
+
+
+# Commands
+
+
+@pytest.fixture
+def queued(monkeypatch):
+    seen = []
+    attempt = CommandQueue.attempt
+
+    def recording(queue, commands):
+        seen.append([(int(low), int(high)) for low, high in commands])
+        return attempt(queue, commands)
+
+    monkeypatch.setattr(CommandQueue, "attempt", recording)
+    return seen
+
+
+def test_commands_are_taken_whole_and_in_order(queued):
+    rig = Rig()
+    given = [
+        tlbi_va(0x1000, 5, 0x1234),
+        tlbi_asid(5, 0xFFFF),
+        tlbi_range(0x4000, 7, 9),
+        tlbi_all(),
+        cfgi_cd(VSID, 3),
+        cfgi_cd_all(VSID),
+        atc_inv(VSID, 0x8000, 7, 3),
+    ]
+    queued.clear()
+    assert rig.invalidate(*given) == (0, len(given))
+    vmid = rig.parent.id << Vmid0.VMID.low
+
+    def ours(low):
+        return low & ~Vmid0.VMID.mask | vmid
+
+    def real(low):
+        return low & 0xFFFFFFFF | SID << 32
+
+    assert queued == [
+        [
+            *((ours(low), high) for low, high in given[:3]),
+            (Op.TLBI_NH_ALL | vmid, 0),
+            *((real(low), high) for low, high in given[4:]),
+        ]
+    ]
+
+
+def test_a_guest_cannot_touch_another_guests_tags():
+    one = Rig()
+    second = one.driver.device(Function("other", (OTHER,)))
+    parent = second.alloc_paging(DomainFlags.NEST_PARENT, None)
+    parent.map(RAM, HOST_RAM, RAM_SIZE, RW)
+    viommu = second.alloc_viommu(1, parent, Host(), None)
+    viommu.add_vdevice(second, VSID)
+    pages = one.mapped()
+    second.attach(viommu.alloc_nested(second, 0, Bytes.struct(one.guest.ste(), STE)), None)
+    one.device.attach(one.nested(), None)
+    for sid in (SID, OTHER):
+        assert one.reach(0x1000, sid=sid) == HOST_RAM + 0x100000
+    pages.unmap(0x1000, 0x1000)
+    assert one.invalidate(tlbi_va(0x1000, 5, vmid=parent.id)) == (0, 1)
+    assert one.reach(0x1000) is Event.F_TRANSLATION
+    assert one.reach(0x1000, sid=OTHER) == HOST_RAM + 0x100000
+    viommu.invalidate(Bytes.array([tlbi_all()]), Handled())
+    assert one.reach(0x1000, sid=OTHER) is Event.F_TRANSLATION
+
+
+@pytest.mark.parametrize("op", range(256))
+def test_commands_that_are_no_guests_are_refused(op):
+    rig = Rig()
+    guests = {
+        Op.CFGI_CD,
+        Op.CFGI_CD_ALL,
+        Op.TLBI_NH_ALL,
+        Op.TLBI_NH_ASID,
+        Op.TLBI_NH_VA,
+        Op.TLBI_NH_VAA,
+        Op.TLBI_NSNH_ALL,
+        Op.ATC_INV,
+    }
+    command = (op | (VSID << 32 if op in (Op.CFGI_CD, Op.CFGI_CD_ALL, Op.ATC_INV) else 0), 0)
+    expected = (0, 2) if op in guests else (errno.EIO, 1)
+    assert rig.invalidate(tlbi_all(), command) == expected
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        cfgi_cd(SID, 0),  # the real id is not the guest's
+        atc_inv(0, 0),
+        (int(Stream0.of(OPCODE=Op.SYNC)), 0),
+        (int(Op.TLBI_NH_ASID) | 1 << 8, 0),  # reserved bits: the hardware's own refusal
+        (int(Op.TLBI_NH_VA), 0xFF << 4),
+        (tlbi_range(0, 1, 1)[0], 1 << 10),  # a range of one granule without a hint
+        (int(Op.ATC_INV) | VSID << 32, 53),
+    ],
+)
+def test_an_array_that_fails_in_the_middle_counts_what_was_done(bad):
+    rig = Rig()
+    first, second = rig.mapped(0, 5), rig.mapped(1, 6)
+    rig.device.attach(rig.nested(), None)
+    for ssid in (None, 1):
+        assert rig.reach(0x1000, pasid=ssid) == HOST_RAM + 0x100000
+    for pages in (first, second):
+        pages.unmap(0x1000, 0x1000)
+    assert rig.invalidate(tlbi_va(0x1000, 5), tlbi_va(0x5000, 5), bad, tlbi_va(0x1000, 6)) == (errno.EIO, 2)
+    assert rig.reach(0x1000) is Event.F_TRANSLATION
+    assert rig.reach(0x1000, pasid=1) == HOST_RAM + 0x100000
+    assert rig.invalidate(tlbi_va(0x1000, 6)) == (0, 1)
+    assert rig.reach(0x1000, pasid=1) is Event.F_TRANSLATION
+
+
+@pytest.mark.parametrize("lg2", [0, 1, 3, 19])
+@pytest.mark.parametrize("at", [0, 1, 6, 7, 8, 254, 255, 256, 400])
+def test_the_count_is_right_wherever_the_queue_wraps(lg2, at):
+    rig = Rig(FULL._replace(idr1=FULL.idr1.replace(CMDQS=lg2)))
+    good, bad = tlbi_va(0x1000, 5), (int(Op.TLBI_NH_ALL) | 1 << 12, 0)
+    assert rig.invalidate(*[good] * 401) == (0, 401)
+    assert rig.invalidate(*[good] * at, bad, *[good] * 9) == (errno.EIO, at)
+    assert rig.invalidate(*[good] * 3) == (0, 3)
+
+
+def test_types_lengths_and_empty_arrays():
+    rig = Rig()
+    assert rig.invalidate(tlbi_all(), data_type=0) == (errno.EINVAL, 0)
+    assert rig.invalidate() == (errno.EINVAL, 0)
+    assert rig.invalidate(tlbi_all(), length=24) == (0, 1)
+    assert rig.invalidate((int(Op.TLBI_NH_ALL), 0), length=8) == (0, 1)
+    raw = Bytes(bytes([Op.TLBI_NSNH_ALL]).ljust(23, b"\0") + b"\1")
+    assert errno_of(rig.viommu.invalidate, UserArray(raw, 4096, COMMANDS, 24, 1), Handled()) == errno.E2BIG
+    nested = rig.nested()
+    assert errno_of(nested.invalidate, Bytes.array([tlbi_all()]), Handled()) == errno.EOPNOTSUPP
+    nested.free()
+    rig.viommu.free()
+
+
+def test_a_device_that_does_not_answer_stops_nothing():
+    rig = Rig()
+    endpoint = Endpoint()
+    rig.unit.connect(SID, endpoint)
+    endpoint.answers = False
+    assert rig.invalidate(atc_inv(VSID, 0x1000), tlbi_all()) == (0, 2)
+    assert endpoint.invalidated == [(None, 0x1000, 0x1FFF)]
+    assert rig.invalidate(atc_inv(VSID, 0x1000), (int(Op.TLBI_NH_ALL) | 1 << 9, 0)) == (errno.EIO, 1)
+
+
+def test_a_name_ends_with_its_vdevice():
+    rig = Rig()
+    assert rig.invalidate(cfgi_cd(VSID, 0)) == (0, 1)
+    rig.viommu.remove_vdevice(rig.device)
+    assert rig.invalidate(cfgi_cd(VSID, 0)) == (errno.EIO, 0)
+    assert rig.viommu.name_of(rig.device) is None
+
+
+def test_a_stale_context_stays_until_it_is_named():
+    rig = Rig()
+    rig.mapped(0, 5)
+    rig.device.attach(rig.nested(), None)
+    assert rig.reach(0x1000) == HOST_RAM + 0x100000
+    rig.mapped(0, 6, target=RAM + 0x180000)
+    assert rig.reach(0x1000) == HOST_RAM + 0x100000
+    assert rig.invalidate(cfgi_cd(VSID, 0)) == (0, 1)
+    assert rig.reach(0x1000) == HOST_RAM + 0x180000
+
+
+@settings(deadline=None)
+@given(
+    commands=st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1)), max_size=20),
+    ops=st.lists(st.sampled_from([0, *map(int, Op)]), min_size=20, max_size=20),
+    named=st.booleans(),
+)
+def test_garbage_is_refused_or_carried_out(commands, ops, named):
+    rig = Rig()
+    mixed = [
+        (low & ~0xFF & (0xFFFFFFFF if named else 2**64 - 1) | op | (VSID << 32 if named else 0), high)
+        for (low, high), op in zip(commands, ops, strict=False)
+    ]
+    number, count = rig.invalidate(*mixed)
+    assert (number, count) == (0, len(mixed)) or (number in (errno.EIO, errno.EINVAL) and count <= len(mixed))
+    assert rig.invalidate(tlbi_all()) == (0, 1)
+
+
+# Device TLBs
+
+
+def test_ats_follows_what_the_guests_entry_says():
+    turned = []
+    rig = Rig(function=Function("edu", (SID,), ats=True, set_ats=turned.append))
+    endpoint = Endpoint()
+    rig.unit.connect(SID, endpoint)
+    rig.device.attach(rig.nested(EATS=Eats.OFF), None)
+    assert (turned, Ste1(rig.entry()[1]).EATS) == ([False], Eats.OFF)
+    rig.device.attach(rig.nested(EATS=Eats.FULL), None)
+    assert (turned, Ste1(rig.entry()[1]).EATS) == ([False, True], Eats.FULL)
+    rig.device.attach(rig.nested(EATS=Eats.OFF), None)
+    rig.device.detach(None)
+    assert turned == [False, True, False, True]
+
+
+def test_a_device_that_leaves_a_guest_forgets_the_guests_addresses():
+    rig = Rig()
+    endpoint = Endpoint()
+    rig.unit.connect(SID, endpoint)
+    rig.device.attach(rig.nested(), None)
+    endpoint.invalidated.clear()
+    rig.device.detach(None)
+    assert sorted(pasid is None for pasid, *_ in endpoint.invalidated) == [False, True]
+    assert rig.parent.nested == []
+
+
+def test_without_ats_nothing_is_said_of_it():
+    rig = Rig(QEMU)
+    rig.device.attach(rig.nested(EATS=Eats.OFF), None)
+    assert Ste1(rig.entry()[1]).EATS == Eats.OFF
+    assert rig.invalidate(atc_inv(VSID, 0)) == (errno.EIO, 0)
+    rig.parent.unmap(RAM, RAM_SIZE)
+    rig.parent.flush()
+
+
+# Events
+
+
+def test_a_guest_hears_of_its_own_faults_by_its_own_names():
+    rig = Rig()
+    rig.mapped()
+    rig.device.attach(rig.nested(), None)
+    assert rig.reach(0x5000, WRITE) is Event.F_TRANSLATION
+    ((kind, event),) = rig.host.events
+    first = Event0(event.evt0)
+    assert (kind, first.TYPE, first.SID, event.evt2) == (1, Event.F_TRANSLATION, VSID, 0x5000)
+    assert rig.log == []
+
+
+def test_an_illegal_entry_is_the_guests_to_know():
+    rig = Rig()
+    rig.device.attach(rig.nested(S1CDMAX=21), None)
+    assert rig.reach(0x1000) is Event.C_BAD_STE
+    assert Event0(rig.host.events[0][1].evt0).TYPE == Event.C_BAD_STE
+    rig.device.attach(rig.nested(), None)
+    assert rig.reach(0x1000) is Event.C_BAD_CD
+    assert Event0(rig.host.events[1][1].evt0).TYPE == Event.C_BAD_CD
+
+
+def test_events_that_nobody_listens_to_are_logged():
+    rig = Rig()
+    rig.mapped()
+    rig.device.attach(rig.nested(), None)
+    rig.host.listens = False
+    rig.reach(0x5000)
+    assert [blocked.iova for blocked in rig.log] == [0x5000]
+    rig.device.detach(None)
+    own = rig.device.alloc_paging(DomainFlags.NONE, None)
+    rig.device.attach(own, None)
+    rig.host.listens = True
+    rig.reach(0x6000)
+    assert [blocked.iova for blocked in rig.log] == [0x5000, 0x6000]
+    assert rig.host.events == []
