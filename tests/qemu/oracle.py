@@ -10,6 +10,7 @@ import numpy as np
 
 from qemu import e1000
 from qemu.e1000 import LOOK
+from qemu.garbage import path
 from qemu.rig import NOTHING, Answer, Case, DisagreementError, Probe, Rig, Scenario, walks
 from qemu.sides import CARD, DATA, RAM, TABLES, tags
 from softiommu.hardware.iommu import TranslationFaultError
@@ -103,6 +104,37 @@ class Oracle:
         for space in scenario.spaces:
             space.pages.destroy()
         self.rig.release()
+
+    def flags(self) -> int:
+        """One access through each leaf, below entries of which many have their flags clear: then the tables must look
+        alike. -> how many entries were changed by hardware."""
+        rig, random, memory = self.rig, self.random, self.rig.memory
+        scenario = rig.build(random, clean=True)
+        pages = scenario.spaces[0].pages
+        own = {step.at for step in path(pages, scenario.card)}
+        probes: dict[int, Probe] = {}
+        for aim in scenario.aims:
+            steps = path(pages, aim.iova)
+            writable = pages.translate(aim.iova & (1 << pages.table.input_bits) - 1).allowed & WRITE
+            want = WRITE if writable and aim.iova and random.random() < 0.5 else READ
+            if steps[-1].at not in probes:
+                probes[steps[-1].at] = Probe(aim.iova, want)
+            for step in steps:
+                # All or none: QEMU sets no dirty flag where the accessed flag is set already.
+                if step.at not in own:
+                    memory.write_u64(step.at, step.entry & ~rig.flag_bits | random.choice((0, rig.flag_bits)))
+        rig.both.copy_tables()
+        rig.flush()
+        rig.nic.move(scenario.card)
+        before = rig.both.tables(rig.both.emulator)
+        cases = [(probe, self._predict(probe)) for probe in probes.values()]
+        self._check_reads([case for case in cases if case[0].want == READ], scenario)
+        self._check_writes([case for case in cases if case[0].want == WRITE], scenario)
+        theirs, ours = (rig.both.tables(side) for side in (rig.both.emulator, rig.both.model))
+        for number in np.flatnonzero(theirs != ours):
+            self._disagree(f"an entry was {before[number]:#x}, is {ours[number]:#x}, and to QEMU {theirs[number]:#x}")
+        scenario.spaces[0].pages.destroy()
+        return int((ours != before).sum())
 
     def _elsewhere(self) -> tuple[range, ...]:
         """Where QEMU's memory is another than ours: devices, the card's area."""

@@ -125,6 +125,8 @@ class Rig(ABC):
     unknown_sizes = 0
     width = 64
     without = 0
+    #: What hardware sets in entries that are used.
+    flag_bits = 0
     #: Whether data may be taken for tables: not where QEMU does not look at all of an entry.
     data_as_tables = True
     #: Whether links may be changed to show other tables: not where QEMU would walk for ever.

@@ -161,6 +161,11 @@ class Both:
         for side in self.sides:
             side.store(pa, data)
 
+    def tables(self, side: Side) -> Any:
+        """The words of the tables and structures of a side."""
+        first, end = self.model.memory.first, self.model.memory.end
+        return np.frombuffer(side.load(first, end - first), np.uint64)
+
     def copy_tables(self) -> None:
         """Give QEMU the tables and structures that lie in the model's memory."""
         first, end = self.model.memory.first, self.model.memory.end

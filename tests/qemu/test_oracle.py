@@ -38,6 +38,12 @@ def test_tables_lead_where_qemu_goes(rig):
     assert tally.faults.total() >= FAULTS
 
 
+@pytest.mark.parametrize("rig", ["vtd-first"], indirect=True)
+def test_accesses_leave_the_flags_that_qemu_leaves(rig):
+    oracle = Oracle(rig, seed=3)
+    assert sum(oracle.flags() for _ in range(30)) > STRUCTURES
+
+
 @pytest.mark.parametrize("rig", [name for name, setup in RIGS.items() if setup.structures], indirect=True)
 def test_wrong_structures_are_refused_as_by_qemu(rig):
     oracle = Oracle(rig, seed=2)

@@ -26,6 +26,7 @@ from softiommu.hardware.vtd.tables import (
     ScalableContext0,
 )
 from softiommu.pagetable import formats
+from softiommu.pagetable.formats import x86_64
 from softiommu.pagetable.kinds import READ, WRITE
 
 _BASE, _BAR = 0xFED90000, 0xE0000000
@@ -195,6 +196,8 @@ class ScalableRig(VtdRig):
 
 class FirstStageRig(ScalableRig):
     """A unit in scalable mode: PASID 0 of the card translates by the first stage."""
+
+    flag_bits = x86_64.A | x86_64.D
 
     def entry(self, random: Random, clean: bool) -> tuple[Scenario, tuple[int, int, int]]:
         """A table of four levels, and the words of the PASID table entry."""
