@@ -15,6 +15,7 @@ _COMMANDS = {
     "run": ("softiommu.cli.run:run", "Run a program on a machine in user space."),
     "machine": ("softiommu.cli.machine:machine", "Show the machines there are."),
     "walk": ("softiommu.cli.walk:walk", "Show the way of one address through an IOMMU."),
+    "caps": ("softiommu.cli.caps:caps", "Show what of an IOMMU a guest may be offered."),
 }
 
 

@@ -1,0 +1,1 @@
+"""What a VMM needs between its guest and iommufd."""
