@@ -33,6 +33,7 @@ _BASE, _BAR = 0xFED90000, 0xE0000000
 _CARD_SLOT = 2
 _SID, _DID = _CARD_SLOT << 3, 5
 _QUEUE = QUEUES
+_INTERRUPTS = range(0xFEE00000, 0xFEF00000)
 _ALL = (1 << 64) - 1
 _FLUSH = (
     Context.of(TYPE=Type.CONTEXT, G=1),
@@ -129,6 +130,10 @@ class VtdRig(Rig):
         self.memory.write_u64(context + 16 * _SID, low)
         self.memory.write_u64(context + 16 * _SID + 8, ContextHigh.of(AW=aw, DID=_DID))
         return scenario._replace(about=WIDTHS[aw])
+
+    def data_address(self, random: Random) -> int:
+        """Now and then where interrupts are sent to, which nothing may be translated to."""
+        return random.choice(_INTERRUPTS) & -4096 if random.random() < 0.02 else super().data_address(random)
 
     def structures(self) -> list[tuple[int, int]]:
         """The root and the context entry."""
