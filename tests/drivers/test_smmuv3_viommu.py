@@ -340,6 +340,27 @@ def test_a_change_of_the_parent_reaches_what_guests_have_cached():
 # Commands
 
 
+@pytest.mark.parametrize("at", [0x400000, 0x5FF000])
+def test_a_command_for_an_address_is_for_all_of_its_leaf(at):
+    """Stage 2 has smaller leaves than the guest: what is cached are pages, of which the guest knows nothing."""
+    rig = Rig()
+    pages = rig.guest.pages()
+    pages.map(0x400000, 0x80000000, 0x200000, RW.value)
+    for page in range(0, 0x200000, 0x80000):
+        rig.parent.map(0x80000000 + page, HOST_RAM, 0x1000, RW)
+    rig.guest.set_context(0, context(pages, 5))
+    rig.device.attach(rig.nested(), None)
+    for page in range(0, 0x200000, 0x80000):
+        assert rig.reach(0x400000 + page) == HOST_RAM
+    pages.unmap(0x400000, 0x200000)
+    assert rig.reach(0x480000) == HOST_RAM
+    assert rig.invalidate(tlbi_va(0x600000, 5), tlbi_va(0x3FF000, 5), tlbi_va(at, 6)) == (0, 3)
+    assert rig.reach(0x480000) == HOST_RAM
+    assert rig.invalidate(tlbi_va(at, 5)) == (0, 1)
+    for page in range(0, 0x200000, 0x80000):
+        assert rig.reach(0x400000 + page) is Event.F_TRANSLATION
+
+
 @pytest.fixture
 def queued(monkeypatch):
     seen = []

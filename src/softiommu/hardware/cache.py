@@ -90,6 +90,8 @@ class Entry(NamedTuple):
     oa: int
     allowed: int
     is_global: bool = False
+    #: lg2 of the leaf of stage 1 of which the page may be a part, where stage 2 has smaller ones.
+    leaf_lg2: int = 0
 
 
 class Page(NamedTuple):

@@ -156,7 +156,7 @@ class AmdIommu(Face):
         tag = tags(route, request, guest)
         cached = self.iotlb.find(tag, request.iova)
         if cached is not None:
-            lg2, (page, allowed, _) = cached
+            lg2, (page, allowed, *_) = cached
             allowed &= route.rights
             if not request.want & RIGHTS & ~allowed:
                 return Translation(page | request.iova & (1 << lg2) - 1, lg2, allowed)

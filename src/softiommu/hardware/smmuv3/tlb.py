@@ -33,6 +33,9 @@ class Selection(NamedTuple):
             return False
         if not (self.stage2 if asid == STAGE2_ONLY else self.stage1 and self._covers_asid(asid)):
             return False
+        # A command for any address of a leaf of stage 1 is for all that is cached of it, in however small pages.
+        if entry.leaf_lg2 > page.lg2:
+            page = Page(page.tags, entry.leaf_lg2, page.number >> entry.leaf_lg2 - page.lg2)
         return self.window is None or Iotlb.meets(page, *self.window)
 
     def _covers_asid(self, asid: int) -> bool:
@@ -45,6 +48,8 @@ class Tlb:
     def __init__(self, shape: Shape) -> None:
         self.iotlb = Iotlb(shape)
         self._has_globals = False
+        #: lg2 of the largest leaf of stage 1 of which only a part was cached.
+        self._widest = 0
 
     def find(self, tags: Tags, iova: int) -> tuple[int, Entry] | None:
         """The size and the entry of a cached leaf."""
@@ -59,8 +64,15 @@ class Tlb:
             self._has_globals = True
             tags = (tags[0], tags[1], EVERY_ASID, tags[3])
         page = found.pa & ~((1 << found.lg2) - 1)
-        self.iotlb.fill(tags, iova & ADDRESS, found.lg2, Entry(page, found.allowed, found.is_global))
+        if found.leaf_lg2 > found.lg2:
+            self._widest = max(self._widest, found.leaf_lg2)
+        entry = Entry(page, found.allowed, found.is_global, found.leaf_lg2)
+        self.iotlb.fill(tags, iova & ADDRESS, found.lg2, entry)
 
     def drop(self, selection: Selection) -> None:
         """Forget what a command names."""
-        self.iotlb.cache.drop_range(selection.window, selection.covers)
+        window = selection.window
+        if window is not None and self._widest:
+            around = (1 << self._widest) - 1
+            window = window[0] & ~around, window[1] | around
+        self.iotlb.cache.drop_range(window, selection.covers)

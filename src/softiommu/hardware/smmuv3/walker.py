@@ -66,6 +66,8 @@ class Found(NamedTuple):
     lg2: int
     allowed: int
     is_global: bool = False
+    #: The size of the leaf of stage 1, which may be larger.
+    leaf_lg2: int = 0
 
 
 def half_of(context: Context, request: Request) -> Half:
@@ -94,7 +96,7 @@ def first_stage(
     if both.stage1 is None or both.stage2 is None or both.status != OK:
         raise _nested_fault(memory, both, stream, context, half, request)
     allowed = _now(stream.second.table, both.stage2, _now(half.stage.table, both.stage1, both.allowed))
-    return Found(both.pa, both.stage1.oa, both.lg2, allowed & RIGHTS, bool(allowed & GLOBAL))
+    return Found(both.pa, both.stage1.oa, both.lg2, allowed & RIGHTS, bool(allowed & GLOBAL), both.stage1.lg2)
 
 
 def second_stage(
