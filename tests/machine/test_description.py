@@ -19,7 +19,9 @@ BRIDGE = '[[bridge]]\nname = "b"\naddress = "00:06.0"\nbus = 2\n'
 
 
 def test_the_built_in_machines_are_those_of_the_folder():
-    assert {"mock", "nodev", "vtd", "vtd-39", "vtd-flts", "vtd-noir", "vtd-sc", "vtd-sm"} <= set(builtin_names())
+    assert {"mock", "nodev", "vtd", "vtd-39", "vtd-flts", "vtd-nested", "vtd-noir", "vtd-sc", "vtd-sm"} <= set(
+        builtin_names()
+    )
 
 
 @pytest.mark.parametrize("name", builtin_names())

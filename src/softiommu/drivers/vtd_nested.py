@@ -31,7 +31,7 @@ from softiommu.hardware.vtd.tables import Pasid0, Pasid1, Pasid2, Pgtt
 if TYPE_CHECKING:
     from softiommu.hardware.vtd.registers import Cap, Ecap
 
-_FLAGS = sum(VtdS1Flags)
+_FLAGS, _LEAF = sum(VtdS1Flags), int(VtdInvFlags.LEAF)
 #: First-stage tables of four and of five levels.
 _FOUR_LEVELS, _FIVE_LEVELS = 48, 57
 _PAGE_LG2 = 12
@@ -122,14 +122,14 @@ class VtdNestedDomain:
             raise UapiError(EINVAL, f"entries of type {entries.data_type:#x} are not for a table of VT-d")
         for index in range(entries.entry_num):
             entry = entries.entry(index, HwptVtdS1Invalidate, kind)
-            if entry.flags & ~VtdInvFlags.LEAF or entry.reserved:
+            if entry.flags & ~_LEAF or entry.reserved:
                 raise unsupported(f"entry {index} has flags {entry.flags:#x}, reserved {entry.reserved:#x}")
             if entry.addr & (1 << _PAGE_LG2) - 1 or (entry.npages == _ALL_PAGES and entry.addr):
                 raise UapiError(EINVAL, f"entry {index}: {entry.npages:#x} pages from {entry.addr:#x} are no range")
             last = min(entry.addr + (entry.npages << _PAGE_LG2) - 1, _LAST)
             window = None if entry.npages == _ALL_PAGES else Range(entry.addr, last)
             routes = self.routes if entry.npages else []
-            parts.append(Part(window, bool(entry.flags & VtdInvFlags.LEAF), routes))
+            parts.append(Part(window, bool(entry.flags & _LEAF), routes))
 
     def _forget(self, parts: list[Part], handled: Handled) -> None:
         self._forget_translations(parts)
