@@ -1,6 +1,6 @@
 """Binding and attaching devices: who has one, and to which iommufd."""
 
-from errno import E2BIG, EBADF, EBADFD, EBUSY, EFAULT, EINVAL, ENODEV, ENOENT, ENOTTY, EPERM
+from errno import E2BIG, EBADF, EBADFD, EBUSY, EFAULT, EINVAL, ENODEV, ENOENT, ENOTTY, EOPNOTSUPP, EPERM
 
 import pytest
 
@@ -160,6 +160,19 @@ def test_a_device_without_page_requests_takes_no_fault_queue():
     file.release()
 
 
+def test_the_place_of_the_pasid_width_is_reserved_in_kernels_without_pasids():
+    info = abi.HwInfo(dev_id=1, out_max_pasid_log2=9)
+    for kernel, errno in (("6.12", EOPNOTSUPP), ("7.2", 0)):
+        rig = Rig(kernel)
+        _, iommufd, _ = rig.bound()
+        try:
+            dispatch.execute(iommufd.context, rig.caller, abi.GET_HW_INFO, info)
+        except UapiError as error:
+            assert error.errno == errno
+        else:
+            assert (errno, info.out_max_pasid_log2) == (0, 0)
+
+
 @pytest.mark.parametrize("kernel", ["6.12", "7.2"])
 def test_a_pasid_needs_room_and_a_kernel_that_knows_it(kernel):
     rig = Rig(kernel)
@@ -249,12 +262,24 @@ def test_a_group_takes_iommufds_as_containers_only():
     def refused(number):
         return rig.errno(group, vfio.GROUP_SET_CONTAINER, number.to_bytes(4, "little", signed=True))
 
-    assert [refused(-1), refused(99), refused(event)] == [EINVAL, EBADF, EBADFD]
+    assert [refused(-1), refused(99), refused(event)] == [EBADF, EBADF, EBADFD]
     assert rig.errno(group, vfio.GROUP_SET_CONTAINER, 8) == EFAULT
     assert rig.errno(group, vfio.GROUP_GET_STATUS, vfio.GroupStatus(7)) == EINVAL
     assert rig.errno(group, vfio.GROUP_GET_DEVICE_FD, 8) == EFAULT
     assert rig.errno(group, vfio.GROUP_GET_DEVICE_FD, b"x" * 4097) == EINVAL
     assert rig.errno(group, vfio.DEVICE_GET_INFO, bytes(16)) == ENOTTY
+
+
+def test_a_device_that_a_group_gives_takes_no_options_behind_its_name():
+    rig = Rig()
+    _, number = rig.iommufd()
+    group = rig.groups[0].open(rig.services)
+    rig.errno(group, vfio.GROUP_SET_CONTAINER, number.to_bytes(4, "little"))
+    for name in (b"0000:00:04.0 vf_token=9a6b23fc-ba1b-4a2b-8d4e-2f3f0c6d1e00", b"0000:00:04.0  x"):
+        assert rig.errno(group, vfio.GROUP_GET_DEVICE_FD, name + b"\0") == EINVAL
+    for name in (b"0000:00:04.0x", b"0000:00:04.", b""):
+        assert rig.errno(group, vfio.GROUP_GET_DEVICE_FD, name + b"\0") == ENODEV
+    assert group_device(rig, group, "0000:00:04.0  ").device is rig.devices["alone"]
 
 
 def test_a_descriptor_that_cannot_be_given_leaves_the_device_closed():

@@ -10,6 +10,7 @@ from iommufd.fakes import BASE
 from iommufd.soft import APERTURE, Soft, refused
 from softiommu.abi import iommufd as abi, vfio
 from softiommu.errors import UapiError
+from softiommu.iommufd.ioas import Ioas
 
 PAGE = 4096
 PLACE = BASE + 40 * PAGE
@@ -68,6 +69,31 @@ def test_information_never_reaches_past_the_callers_size(soft: Soft, ioas: int, 
         ranges = vfio.IommuType1InfoCapIovaRange.from_bytes(tail, 16)
         assert ranges.nr_iovas == 1
         assert vfio.IovaRange.from_bytes(tail, 32) == vfio.IovaRange(APERTURE, 0x7FFFFFFF)
+
+
+@pytest.mark.parametrize(
+    ("argsz", "written"),
+    [(35, ""), (36, "avail"), (39, "avail"), (40, "avail next"), (71, "avail next"), (72, "avail next 0"), (88, "all")],
+)
+def test_information_holds_every_capability_and_range_that_fits(
+    soft: Soft, ioas: int, argsz: int, written: str
+) -> None:
+    soft.mock(ioas)
+    soft.ctx.objects.get(ioas, Ioas).map.reserve(APERTURE + PAGE, APERTURE + 2 * PAGE - 1, soft)
+    struct, tail = info(soft, argsz)
+    assert struct.argsz == 88
+    avail = bytes.fromhex("03000100") + (b"\x28\0\0\0" if "next" in written or written == "all" else bytes(4))
+    gap = b"\xa5" * 4
+    first = vfio.IovaRange(APERTURE, APERTURE + PAGE - 1).to_bytes()
+    head = vfio.IommuType1InfoCapIovaRange(header_id=1, header_version=1, nr_iovas=2).to_bytes()
+    expected = {
+        "": b"",
+        "avail": avail + b"\xff" * 4,
+        "avail next": avail + b"\xff" * 4,
+        "avail next 0": avail + b"\xff" * 4 + gap + b"\xa5" * 16 + first,
+        "all": avail + b"\xff" * 4 + gap + head + first + vfio.IovaRange(APERTURE + 2 * PAGE, 0x7FFFFFFF).to_bytes(),
+    }
+    assert tail == expected[written]
 
 
 def test_information_shorter_than_its_first_fields_is_refused(soft: Soft, ioas: int) -> None:

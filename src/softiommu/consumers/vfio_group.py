@@ -99,10 +99,8 @@ class GroupFile(File):
         call.reply(cmd)
 
     def set_container(self, call: Call) -> None:
-        """VFIO_GROUP_SET_CONTAINER: EINVAL: it has one, or a negative number; EBADFD: no container."""
+        """VFIO_GROUP_SET_CONTAINER: EBADF: not open; EINVAL: the group has one; EBADFD: no container."""
         number = int.from_bytes(call.read(0, 4), "little", signed=True)
-        if number < 0:
-            raise UapiError(EINVAL, f"descriptor {number} cannot be open")
         file = call.caller.file(number)
         if self.group.container is not None:
             raise UapiError(EINVAL, f"group {self.group.number} has a container")
@@ -120,10 +118,14 @@ class GroupFile(File):
         self.group.leave()
 
     def get_device_fd(self, call: Call) -> int:
-        """VFIO_GROUP_GET_DEVICE_FD: a new descriptor for the device of this name. ENODEV: the group has none such."""
-        name = _string(call).split(" ")[0]
+        """VFIO_GROUP_GET_DEVICE_FD: a new descriptor for the device of this name. ENODEV: the group has none such;
+        EINVAL: an option behind the name, or no container."""
+        name, *options = _string(call).split(" ")
         for device in self.group.devices:
             if device.address == name:
+                if any(options):
+                    # The one that exists is a token, for virtual functions and their owners only.
+                    raise UapiError(EINVAL, f"{name} takes no option {' '.join(options)!r}")
                 return self._install(device, call)
         raise UapiError(ENODEV, f"group {self.group.number} has no device {name!r}")
 

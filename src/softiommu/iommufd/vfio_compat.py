@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _EXTENSIONS = (vfio.Extension.TYPE1_IOMMU, vfio.Extension.TYPE1v2_IOMMU, vfio.Extension.UNMAP_ALL)
 _DMA_AVAIL = 2**32 - 1
+#: Where a capability says which one follows.
+_NEXT = 4
 
 
 def ioctl(ctx: Context, caller: Caller, cmd: int, arg: int) -> int:
@@ -133,13 +135,12 @@ def _get_info(ctx: Context, arg: int, seen: list[UserStruct | int]) -> int:
     seen.append(cmd)
     ioas = compat_ioas(ctx)
     given, total = cmd.argsz, vfio.IommuType1Info.SIZE
-    caps = _capabilities(ioas)
-    for index, cap in enumerate(caps):
-        if total + len(cap) <= given:
-            ctx.caller.write(arg + total, cap)
-        if index and given >= total:
-            ctx.caller.write(arg + total - len(caps[index - 1]) + 4, total.to_bytes(4, "little"))
-        total += len(cap)
+    last: int | None = None
+    for write in (_write_dma_avail, _write_iova_ranges):
+        length = write(ctx, ioas, arg + total, given - total)
+        if last is not None and given >= total:
+            ctx.caller.write(arg + last + _NEXT, total.to_bytes(4, "little"))
+        last, total = total, total + -(-length // 8) * 8
     cmd.flags = int(vfio.IommuInfoFlags.PGSIZES | vfio.IommuInfoFlags.CAPS)
     cmd.iova_pgsizes = _page_sizes(ioas)
     cmd.cap_offset = vfio.IommuType1Info.SIZE if given >= total else 0
@@ -148,12 +149,27 @@ def _get_info(ctx: Context, arg: int, seen: list[UserStruct | int]) -> int:
     return 0
 
 
-def _capabilities(ioas: Ioas) -> list[bytes]:
-    avail = vfio.IommuType1InfoDmaAvail(header_id=vfio.Type1Cap.DMA_AVAIL, header_version=1, avail=_DMA_AVAIL)
+def _write_dma_avail(ctx: Context, ioas: Ioas, at: int, room: int) -> int:
+    """How many mappings may be made, if it fits; its length."""
+    cap = vfio.IommuType1InfoDmaAvail(header_id=vfio.Type1Cap.DMA_AVAIL, header_version=1, avail=_DMA_AVAIL).to_bytes()
+    if room >= len(cap):
+        ctx.caller.write(at, cap)
+    return len(cap)
+
+
+def _write_iova_ranges(ctx: Context, ioas: Ioas, at: int, room: int) -> int:
+    """Where there may be mappings: every range that fits, and what counts them if all do; the length of all."""
+    length = vfio.IommuType1InfoCapIovaRange.SIZE
     free = ioas.map.free_ranges()
-    ranges = vfio.IommuType1InfoCapIovaRange(header_id=vfio.Type1Cap.IOVA_RANGE, header_version=1, nr_iovas=len(free))
-    entries = b"".join(vfio.IovaRange(start=first, end=last).to_bytes() for first, last in free)
-    return [avail.to_bytes() + bytes(4), ranges.to_bytes() + entries]
+    for first, last in free:
+        entry = vfio.IovaRange(start=first, end=last).to_bytes()
+        if room >= length + len(entry):
+            ctx.caller.write(at + length, entry)
+        length += len(entry)
+    if room >= length:
+        head = vfio.IommuType1InfoCapIovaRange(header_id=vfio.Type1Cap.IOVA_RANGE, header_version=1, nr_iovas=len(free))
+        ctx.caller.write(at, head.to_bytes())
+    return length
 
 
 def _page_sizes(ioas: Ioas) -> int:
