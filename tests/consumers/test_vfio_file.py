@@ -1,6 +1,6 @@
 """Binding and attaching devices: who has one, and to which iommufd."""
 
-from errno import E2BIG, EBADF, EBADFD, EBUSY, EFAULT, EINVAL, ENODEV, ENOENT, ENOTTY, EOPNOTSUPP, EPERM
+from errno import E2BIG, EBADF, EBADFD, EBUSY, EFAULT, EINVAL, ENODEV, ENOENT, ENOTTY, EPERM
 
 import pytest
 
@@ -158,19 +158,6 @@ def test_a_device_without_page_requests_takes_no_fault_queue():
     assert rig.attach(file, ioas)
     assert rig.errno(file, vfio.DEVICE_ATTACH_IOMMUFD_PT, cmd) == ENODEV
     file.release()
-
-
-def test_the_place_of_the_pasid_width_is_reserved_in_kernels_without_pasids():
-    info = abi.HwInfo(dev_id=1, out_max_pasid_log2=9)
-    for kernel, errno in (("6.12", EOPNOTSUPP), ("7.2", 0)):
-        rig = Rig(kernel)
-        _, iommufd, _ = rig.bound()
-        try:
-            dispatch.execute(iommufd.context, rig.caller, abi.GET_HW_INFO, info)
-        except UapiError as error:
-            assert error.errno == errno
-        else:
-            assert (errno, info.out_max_pasid_log2) == (0, 0)
 
 
 @pytest.mark.parametrize("kernel", ["6.12", "7.2"])

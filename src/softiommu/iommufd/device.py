@@ -315,8 +315,7 @@ def get_hw_info(ctx: Context, cmd: abi.HwInfo) -> None:
     """IOMMU_GET_HW_INFO."""
     if cmd.flags & ~(_INPUT_TYPE if ctx.kernel.hw_info_input_type else 0):
         raise UapiError(EOPNOTSUPP, f"flags {cmd.flags:#x} are not known")
-    # Kernels without the INPUT_TYPE flag report no PASIDs: the field for them is reserved, too.
-    refuse(any(cmd.reserved) or (not ctx.kernel.hw_info_input_type and cmd.out_max_pasid_log2), "reserved")
+    refuse(any(cmd.reserved), "reserved")
     device = ctx.objects.get(cmd.dev_id, DeviceObject).device
     wanted = cmd.data_type if cmd.flags & _INPUT_TYPE else 0
     info = device.hw_info(wanted)
