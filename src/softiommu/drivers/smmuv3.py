@@ -107,10 +107,10 @@ class SmmuDriver:
         # Until the hardware has forgotten the old one, its invalidations are for this route, too.
         self.routes.route(*route, domain)
         if old is not None:
-            old.routes.remove(route)
+            old.leave(route)
             del self._attached[route]
         if domain is not None:
-            domain.routes.append(route)
+            domain.join(route)
             self._attached[route] = domain
 
     def _guest_hears(self, record: Sequence[int]) -> bool:

@@ -93,6 +93,14 @@ class SmmuDomain:
         attributes = Ste1.of(EATS=Eats.FULL if ats else Eats.OFF, SHCFG=_INCOMING)
         return Ste0.of(V=1, CONFIG=Config.S2), attributes, tags, root, 0, 0, 0, 0
 
+    def join(self, route: Route) -> None:
+        """A stream, or a substream, is routed through it from now on."""
+        self.routes.append(route)
+
+    def leave(self, route: Route) -> None:
+        """It is not any more."""
+        self.routes.remove(route)
+
     # Mapping
 
     def map(self, iova: int, pa: int, length: int, prot: Prot) -> None:

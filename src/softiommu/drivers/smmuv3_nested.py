@@ -5,11 +5,14 @@ The guest's stage 1 and its tables of context descriptors lie in its own memory,
 
 from __future__ import annotations
 
-from errno import EIO
+from errno import EINVAL, EIO
 from typing import TYPE_CHECKING
 
+from softiommu.abi.generic_invalidation import Outcome
 from softiommu.abi.iommufd import HwptArmSmmuv3, HwptDataType
-from softiommu.drivers.driver import Handled, UserArray, UserData, unsupported
+from softiommu.drivers import smmuv3_generic
+from softiommu.drivers.driver import Handled, NestedDomain, UserArray, UserData, unsupported
+from softiommu.drivers.generic_invalidation import Invalidation, carry_out, is_generic
 from softiommu.drivers.smmuv3_domain import ABORT, Entry, Route
 from softiommu.errors import UapiError
 from softiommu.hardware.smmuv3.tables import Config, Eats, S1Dss, S1Fmt, Ste0, Ste1
@@ -49,6 +52,7 @@ class SmmuNested:
     def __init__(self, viommu: SmmuViommu, how: GuestSte0, attributes: GuestSte1) -> None:
         self.viommu, self._how, self._attributes = viommu, how, attributes
         self.owner = viommu.owner
+        self._sids: list[int] = []
 
     @property
     def config(self) -> Config:
@@ -65,10 +69,15 @@ class SmmuNested:
         """Whether devices may ask for translations: only a guest that says so invalidates their TLBs."""
         return self.config != Config.S1 or self._attributes.EATS == Eats.FULL
 
-    @property
-    def routes(self) -> list[Route]:
-        """The streams over the parent whose device TLBs hold addresses of guests."""
-        return self.viommu.parent.nested
+    def join(self, route: Route) -> None:
+        """A stream is routed through it from now on; its device TLB holds addresses of the guest."""
+        self._sids.append(route.sid)
+        self.viommu.parent.nested.append(route)
+
+    def leave(self, route: Route) -> None:
+        """It is not any more."""
+        self._sids.remove(route.sid)
+        self.viommu.parent.nested.remove(route)
 
     def entry(self, ats: bool) -> Entry:
         """The STE for the hardware: the guest's stage 1 over the parent's stage 2, stage 2 alone, or nothing."""
@@ -82,8 +91,15 @@ class SmmuNested:
         return how, Ste1(attributes | guests).replace(MEV=1), tags, root, *rest
 
     def invalidate(self, entries: UserArray, handled: Handled) -> None:
-        """Only the vIOMMU takes commands."""
-        raise unsupported("the invalidations of an SMMUv3 guest are for its vIOMMU")
+        """Entries of the generic form. EOPNOTSUPP: only the vIOMMU takes commands; errors of the generic form."""
+        if not is_generic(entries):
+            raise unsupported("the commands of an SMMUv3 guest are for its vIOMMU")
+        carry_out(entries, handled, self._generic)
+
+    def _generic(self, asked: Invalidation) -> Outcome:
+        if asked.device is not None:
+            raise UapiError(EINVAL, f"only a vIOMMU knows a device {asked.device:#x}")
+        return smmuv3_generic.carry_out(self.owner, self.viommu.parent.id, self._sids, asked)
 
     def free(self) -> None:
         """The hardware has nothing of it but what the parent's VMID tags."""
@@ -104,3 +120,6 @@ def read_nested(viommu: SmmuViommu, flags: int, data: UserData) -> SmmuNested:
     if attributes.EATS not in (Eats.OFF, Eats.FULL):
         raise UapiError(EIO, f"a guest's STE cannot have EATS {int(attributes.EATS)}: {attributes!r}")
     return SmmuNested(viommu, how, attributes)
+
+
+_: type[NestedDomain] = SmmuNested

@@ -32,6 +32,8 @@ class CommandQueue:
         self._base = memory.alloc(PAGE)
         self._prod = self._cons = 0
         self._error = CmdqCons(0)
+        #: How often device TLBs did not answer.
+        self.timeouts = 0
         base = QueueBase.of(LOG2SIZE=self._ring.lg2, ADDR=self._base >> 5, HINT=1)
         bus.write(Registers.CMDQ_BASE.offset, 8, base)
         bus.write(Registers.CMDQ_PROD.offset, 4, 0)
@@ -77,9 +79,10 @@ class CommandQueue:
             if cons.ERR == CommandError.ILL and refused is None:
                 refused, self._error = cons.RD, cons
                 self._skip(cons.RD)
-            elif cons.ERR != CommandError.ATC_INV_SYNC:
+            elif cons.ERR == CommandError.ATC_INV_SYNC:
+                self.timeouts += 1  # a device is in trouble, but the queue goes on
+            else:
                 raise ModelError(f"the command queue stopped: {cons!r}, {errors!r}")
-            # Else a device TLB did not answer: its device is in trouble, but the queue goes on.
             self._bus.write(Registers.GERRORN.offset, 4, errors)
             cons = CmdqCons(self._bus.read(Registers.CMDQ_CONS.offset, 4))
         self._cons = cons.RD
@@ -101,7 +104,7 @@ def atc_inv(sid: int, pasid: int | None, first: int = 0, last: int = 2**64 - 1) 
     return low, AtcInv1.of(SIZE=lg2, ADDR=first >> 12 + lg2 << lg2)
 
 
-def every_atc(sid: int) -> tuple[Command, Command]:
-    """Forget all that a device's own TLB has: of requests without a PASID, and of those with any."""
-    low, high = atc_inv(sid, 0)
-    return atc_inv(sid, None), (AtcInv0(low).replace(GLOBAL=1), high)
+def every_atc(sid: int, first: int = 0, last: int = 2**64 - 1) -> tuple[Command, Command]:
+    """The same of requests without a PASID, and of those with any."""
+    low, high = atc_inv(sid, 0, first, last)
+    return atc_inv(sid, None, first, last), (AtcInv0(low).replace(GLOBAL=1), high)
