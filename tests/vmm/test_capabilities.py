@@ -5,12 +5,20 @@ import re
 import pytest
 from hypothesis import given, strategies as st
 
-from softiommu.abi.iommufd import HwInfoAmd, HwInfoArmSmmuv3, HwInfoTegra241Cmdqv, HwInfoType, HwInfoVtd
+from softiommu.abi.iommufd import (
+    HwInfoAmd,
+    HwInfoArmSmmuv3,
+    HwInfoArmSmmuv3Flags,
+    HwInfoTegra241Cmdqv,
+    HwInfoType,
+    HwInfoVtd,
+)
 from softiommu.api import HwInfo
 from softiommu.hardware.amd import presets as amd
 from softiommu.hardware.smmuv3 import presets as smmuv3
 from softiommu.hardware.vtd import presets as vtd
 from softiommu.vmm.capabilities import FAMILIES, Capability, Request, Verdict, decode, lint, negotiate, told
+from softiommu.vmm.capabilities.families import ERRATA
 from softiommu.vmm.capabilities.rules import (
     ASKED,
     EXTENSIONS,
@@ -259,17 +267,22 @@ def test_a_name_that_is_no_register_is_told():
 
 
 def test_what_hardware_information_tells_of_the_kernel():
-    def of(capabilities, bits=0, **keys):
-        return told(HwInfo(0, b"", capabilities, bits), **keys)
+    def of(capabilities, bits=0):
+        return told(HwInfo(0, b"", capabilities, bits))
 
     ats = Capability.ATS
     assert of(8) == Capability(0)
     assert of(0) == ats
-    assert of(0, tells_ats=False) == Capability(0)
     assert of(8 | 1) == Capability.DIRTY_TRACKING
     assert of(8 | 6, 16) == Capability.PASID_EXEC | Capability.PASID_PRIV | Capability.PASID
     assert of(8 | 1 << 62) == Capability.BTM
     assert of(8 | 1 << 63) == Capability.HTTU
+
+
+def test_every_erratum_that_flags_tell_of_has_its_meaning():
+    assert set(ERRATA) == {flag for family in FAMILIES.values() for flag in family.flags or ()}
+    seen = info(HwInfoArmSmmuv3(flags=1), HwInfoType.ARM_SMMUV3)
+    assert decode(seen).flags == HwInfoArmSmmuv3Flags.ERRATA_REPEAT_TLBI_CFGI
 
 
 def test_nothing_of_hardware_without_registers_is_forwarded():

@@ -129,6 +129,14 @@ FAMILIES = {
 }
 
 
+#: What a VMM has to know of the errata that flags tell of.
+ERRATA: dict[IntFlag, str] = {
+    HwInfoVtdFlags.ERRATA_772415_SPR17: "no mapping under a nest parent may be read-only",
+    HwInfoArmSmmuv3Flags.ERRATA_REPEAT_TLBI_CFGI: "invalidations are issued twice: by the kernel for commands that it "
+    "takes, by the guest in a queue of its own, and no ID register says so",
+}
+
+
 class Decoded(NamedTuple):
     """Hardware information, decoded. `family` is None, and nothing is told, where the type is not known here."""
 
@@ -160,9 +168,8 @@ _TOLD = {
 }
 
 
-def told(info: Info, *, tells_ats: bool = True) -> Capability:
-    """What hardware information says of the kernel. `tells_ats`: the kernel knows PCI_ATS_NOT_SUPPORTED, as those
-    with GET_HW_INFO's INPUT_TYPE do: on others a clear bit says nothing."""
+def told(info: Info) -> Capability:
+    """What hardware information says of the kernel. Where it says nothing of ATS, the uAPI means that there may be."""
     found = Capability(0)
     for bit, capability in _TOLD.items():
         if info.capabilities & bit:
@@ -172,6 +179,6 @@ def told(info: Info, *, tells_ats: bool = True) -> Capability:
             found |= capability
     if info.pasid_bits:
         found |= Capability.PASID
-    if tells_ats and not info.capabilities & HwCapabilities.PCI_ATS_NOT_SUPPORTED:
+    if not info.capabilities & HwCapabilities.PCI_ATS_NOT_SUPPORTED:
         found |= Capability.ATS
     return found

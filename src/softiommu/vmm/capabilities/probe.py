@@ -60,23 +60,25 @@ def probe(iommufd: Iommufd, device: Device) -> Seen:
     """Ask for everything, and try what nothing tells of. Nothing that is made is left. OSError: GET_HW_INFO fails."""
     info = device.hw_info()
     infos = [info]
-    kernel = told(info, tells_ats=_info(device, info.type) is not None)
-    queues = _info(device, abi.HwInfoType.TEGRA241_CMDQV) if info.type == abi.HwInfoType.ARM_SMMUV3 else None
+    kernel = told(info)
+    queues = _queues(device) if info.type == abi.HwInfoType.ARM_SMMUV3 else None
     if queues is not None:
         infos.append(queues)
     with iommufd.ioas() as ioas:
         if _nests(device, ioas, info.type):
             kernel |= Capability.NESTING
-        if queues is not None and _has_viommu(device, ioas, abi.ViommuType.TEGRA241_CMDQV, bytearray(16)):
+        if queues is not None and _has_viommu(
+            device, ioas, abi.ViommuType.TEGRA241_CMDQV, bytearray(abi.ViommuTegra241Cmdqv.SIZE)
+        ):
             kernel |= Capability.VCMDQ
         if _brings_faults(iommufd, device, ioas):
             kernel |= Capability.PAGE_FAULTS
     return Seen(tuple(infos), kernel)
 
 
-def _info(device: Device, type: int) -> Info | None:
+def _queues(device: Device) -> Info | None:
     try:
-        return device.hw_info(type)
+        return device.hw_info(abi.HwInfoType.TEGRA241_CMDQV)
     except OSError:
         return None
 

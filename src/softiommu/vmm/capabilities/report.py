@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from softiommu.abi.iommufd import HwCapabilities
 from softiommu.errors import ConfigError
-from softiommu.vmm.capabilities.families import FAMILIES
+from softiommu.vmm.capabilities.families import ERRATA, FAMILIES
 from softiommu.vmm.capabilities.negotiate import NOTHING, Answer, Offer, Verdict, negotiate
 from softiommu.vmm.capabilities.probe import Seen
 from softiommu.vmm.capabilities.rules import ASKED, TOLD, Capability, Request
@@ -75,7 +75,7 @@ def _type(number: int, offer: Offer) -> dict[str, Any]:
     return {
         "type": number,
         "name": None if family is None else family.kind.name,
-        "flags": _flags(offer),
+        "flags": [{"name": name, "meaning": meaning} for name, meaning in _flags(offer)],
         "registers": [
             {
                 "name": name,
@@ -88,9 +88,9 @@ def _type(number: int, offer: Offer) -> dict[str, Any]:
     }
 
 
-def _flags(offer: Offer) -> list[str]:
+def _flags(offer: Offer) -> list[tuple[str, str]]:
     kinds = offer.decoded.family.flags if offer.decoded.family is not None else None
-    return [] if kinds is None else [str(bit.name) for bit in kinds if offer.decoded.flags & bit]
+    return [] if kinds is None else [(str(bit.name), ERRATA[bit]) for bit in kinds if offer.decoded.flags & bit]
 
 
 def _field(answer: Answer) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def _offer_lines(number: int, offer: Offer, sources: dict[str, int]) -> list[str
         known = ", ".join(family.kind.name for family in FAMILIES.values())
         what = "nothing" if not number else f"type {number:#x}"
         return [f"GET_HW_INFO tells {what}: nothing may be forwarded (there are rules for {known})"]
-    text = [f"{offer.decoded.family.kind.name}{''.join(f', {flag}' for flag in _flags(offer))}"]
+    text = [offer.decoded.family.kind.name, *(f"{name}: {meaning}" for name, meaning in _flags(offer))]
     for name, word in offer.decoded.words.items():
         text.append(f"{name}: {int(word):#x} of the hardware, {int(offer.words[name]):#x} to the guest")
         text += [_line(answer, sources) for answer in offer.answers if answer.register == name]

@@ -41,7 +41,7 @@ TOLD = {
     Capability.PASID_EXEC: "out_capabilities: IOMMU_HW_CAP_PCI_PASID_EXEC",
     Capability.PASID_PRIV: "out_capabilities: IOMMU_HW_CAP_PCI_PASID_PRIV",
     Capability.PASID: "out_max_pasid_log2 is not 0",
-    Capability.ATS: "out_capabilities: IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED is clear, on a kernel that knows it",
+    Capability.ATS: "out_capabilities: IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED is clear, as older kernels have it",
     Capability.NESTING: "tried: a nested HWPT, or the vIOMMU for one, can be allocated",
     Capability.PAGE_FAULTS: "tried: an HWPT with a fault queue can be attached",
     Capability.VCMDQ: "tried: a vIOMMU of type TEGRA241_CMDQV can be allocated",
