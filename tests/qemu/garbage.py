@@ -89,7 +89,7 @@ class Limits(NamedTuple):
     made of an entry before it is stored."""
 
     within: range
-    keep: set[int]
+    keep: frozenset[int]
     avoid: range
     is_table: Callable[[int], bool]
     tame: Callable[[Table, int, int], int]

@@ -115,10 +115,11 @@ class Oracle:
         probes: dict[int, Probe] = {}
         for aim in scenario.aims:
             steps = path(pages, aim.iova)
-            writable = pages.translate(aim.iova & (1 << pages.table.input_bits) - 1).allowed & WRITE
-            want = WRITE if writable and aim.iova and random.random() < 0.5 else READ
-            if steps[-1].at not in probes:
-                probes[steps[-1].at] = Probe(aim.iova, want)
+            found = pages.translate(aim.iova & (1 << pages.table.input_bits) - 1)
+            if steps[-1].at in probes or found.oa < rig.both.data or found.oa >= rig.both.ram_base + TABLES:
+                continue
+            want = WRITE if found.allowed & WRITE and aim.iova and random.random() < 0.5 else READ
+            probes[steps[-1].at] = Probe(aim.iova, want)
             for step in steps:
                 # All or none: QEMU sets no dirty flag where the accessed flag is set already.
                 if step.at not in own:

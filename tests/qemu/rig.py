@@ -60,6 +60,8 @@ class Scenario(NamedTuple):
     spaces: list[Space]
     #: How far above their place a second stage shows all tables.
     shown: int = 0
+    #: Where the entries are without which the card cannot reach its area.
+    needed: frozenset[int] = frozenset()
     #: What was set up, for messages.
     about: str = ""
     #: Addresses with more bits are not tried: QEMU ignores the rest.
@@ -216,6 +218,7 @@ class Rig(ABC):
         if nested:
             shown = self._behind(random, pages)
             kept.append(range(base + TABLES + shown, base + RAM + shown))
+        needed = frozenset(self._needed(pages, tuple(kept))) | (scenario.needed if scenario else frozenset())
         width = min(table.input_bits, self.width)
         spoiled = not clean and random.random() < 0.5
         sizes = pages.sizes & ~self.unknown_sizes
@@ -225,11 +228,11 @@ class Rig(ABC):
             random, pages, Wish(sizes, self.rights(nested), width, self.without, aim), random.randrange(1, 200)
         )
         if spoiled:
-            spoil(random, pages, aims, random.randrange(1, 40), self._limits(pages, tuple(kept), outer, nested))
+            spoil(random, pages, aims, random.randrange(1, 40), self._limits(needed, outer, nested))
         shift = scenario.shown if scenario is not None else 0
         if shift:
             relocate(pages, shift, range(base + TABLES, base + RAM))
-        return Scenario(card, aims, [*(scenario.spaces if scenario else ()), Space(pages, shift)], shown)
+        return Scenario(card, aims, [*(scenario.spaces if scenario else ()), Space(pages, shift)], shown, needed)
 
     def _behind(self, random: Random, pages: PageTable) -> int:
         """Let a second stage show all tables at random addresses: the distance."""
@@ -240,14 +243,18 @@ class Rig(ABC):
             if shift and pages.map(tables + shift, tables, RAM - TABLES, READ | WRITE)[0] == OK:
                 return shift
 
-    def _limits(self, pages: PageTable, kept: tuple[range, ...], outer: PageTable | None, nested: bool) -> Limits:
-        """What spoiling must leave: the ways to the card's area, and to the first stage's tables if there is one."""
-        base = self.both.ram_base
-        keep = set()
+    def _needed(self, pages: PageTable, kept: tuple[range, ...]) -> set[int]:
+        """The entries that spoiling must leave: on the ways to the card's area, and to the first stage's tables."""
+        needed = set()
         for part in kept:
             for leaf in pages.leaves(part.start, part.stop - 1):
-                keep.update(step.at for step in path(pages, leaf.iova))
-                keep.update(range(leaf.at, leaf.at + (8 << leaf.lg2 - span_lg2(pages.table, leaf.level)), 8))
+                needed.update(step.at for step in path(pages, leaf.iova))
+                needed.update(range(leaf.at, leaf.at + (8 << leaf.lg2 - span_lg2(pages.table, leaf.level)), 8))
+        return needed
+
+    def _limits(self, needed: frozenset[int], outer: PageTable | None, nested: bool) -> Limits:
+        """What spoiling must leave, and where it may let links lead."""
+        base = self.both.ram_base
         avoid = range(base + CARD, base + DATA)
 
         def tame(table: Table, level: int, entry: int) -> int:
@@ -256,7 +263,7 @@ class Rig(ABC):
         def is_table(oa: int) -> bool:
             return self._may_be_table(oa, outer)
 
-        return Limits(range(self.memory.first, self.memory.end), keep, avoid, is_table, tame)
+        return Limits(range(self.memory.first, self.memory.end), needed, avoid, is_table, tame)
 
     def _may_be_table(self, oa: int, outer: PageTable | None) -> bool:
         """Whether a link may lead here: to tables, and where nothing is. Also to data, where QEMU looks at all of an

@@ -55,6 +55,7 @@ _COMMAND_RING, _EVENT_RING = Ring(8), Ring(14)
 _IPS_44, _OAS = 4, 44
 _ALL = (1 << 64) - 1
 _BAD_ADDRESS = _ALL & ~((1 << _OAS) - (1 << 12))
+_BAD_TABLE = _BAD_ADDRESS | 0xFFFF
 #: What QEMU does not look at, or looks at otherwise, in structures: addresses beyond the output size or within a table;
 #: features that it has not (substreams, ATS, flags); whether stage 2 starts too early. And what ends it: reserved
 #: granules and sizes, and tables of AArch32.
@@ -63,10 +64,10 @@ _UNCHECKED: dict[type[Word], int] = {
     Ste0: Ste0.S1CONTEXTPTR.mask & _BAD_ADDRESS | Ste0.S1CDMAX.mask,
     Ste1: Ste1.EATS.mask | Ste1.S1STALLD.mask,
     Ste2: _ALL & ~(Ste2.S2VMID.mask | Ste2.S2AFFD.mask | Ste2.S2S.mask | Ste2.S2R.mask | Ste2.S2ENDI.mask),
-    Ste3: Ste3.S2TTB.mask & _BAD_ADDRESS,
+    Ste3: Ste3.S2TTB.mask & _BAD_TABLE,
     Cd0: Cd0.IPS.mask,
-    Cd1: Cd1.TTB0.mask & _BAD_ADDRESS,
-    Cd2: Cd2.TTB1.mask & _BAD_ADDRESS,
+    Cd1: Cd1.TTB0.mask & _BAD_TABLE,
+    Cd2: Cd2.TTB1.mask & _BAD_TABLE,
 }
 _FLUSH = (
     (Bare.of(OPCODE=Op.CFGI_STE_RANGE), Range1.of(RANGE=31)),
@@ -207,12 +208,23 @@ class Smmuv3Rig(Rig):
         upper = random.randrange(2)
         codes = {lg2: code for code, lg2 in (TG1 if upper else TG0).items()}
         scenario = self.stage(random, geometry.stage1(granule, width, _OAS, 0), outer, clean)
-        names = {f"T{upper}SZ": 64 - width, f"TG{upper}": codes[granule], f"EPD{1 - upper}": 1}
+        # QEMU takes TBI0 for TBI1, too.
+        ignored = random.randrange(2)
+        names = {"TBI0": ignored, "TBI1": ignored}
+        names |= {f"T{upper}SZ": 64 - width, f"TG{upper}": codes[granule]}
+        names |= {f"EPD{1 - upper}": 1}
         low = Cd0.of(V=1, IPS=_IPS_44, AA64=1, R=1, A=1, ASID=_ASID, AFFD=random.randrange(2), **names)
         bases = [Cd1(0), Cd2(0)]
-        bases[upper] = bases[upper].replace(**{f"TTB{upper}": scenario.root >> _TTB_LOW, f"HAD{upper}": 0})
+        bases[upper] = bases[upper].replace(
+            **{f"TTB{upper}": scenario.root >> _TTB_LOW, f"HAD{upper}": random.randrange(2)}
+        )
         self._store(contexts, low, *bases, Cd3(0))
-        return scenario.raised((1 << 64) - (1 << width)) if upper else scenario
+        if upper:
+            scenario = scenario.raised((1 << 64) - (1 << width))
+        if ignored:
+            aims = [aim._replace(iova=aim.iova ^ random.getrandbits(8) << 56) for aim in scenario.aims]
+            scenario = scenario._replace(aims=aims)
+        return scenario
 
     def _second(self, random: Random, clean: bool, nested: bool) -> tuple[Scenario, Ste2, Ste3]:
         """A stage-2 table that starts at a level of its own."""
