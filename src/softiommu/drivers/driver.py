@@ -393,6 +393,15 @@ class Device(Protocol):
         ...
 
 
+@runtime_checkable
+class SoftwareNesting(Protocol):
+    """A device that can also be attached to tables which the program fills, nested on others."""
+
+    def alloc_mapped(self, parent: PagingDomain, flags: DomainFlags) -> PagingDomain:
+        """An empty table whose mappings lead to addresses of `parent`."""
+        ...
+
+
 def unsupported(what: str) -> UapiError:
     """The kernel's answer for a driver operation that is missing."""
     return UapiError(EOPNOTSUPP, what)

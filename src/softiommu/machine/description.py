@@ -10,6 +10,7 @@ memory = 0x40000000               # bytes of RAM: the tables and queues of IOMMU
 [[iommu]]
 name = "dmar0"
 model = "vtd"                     # its features follow: see docs/machines.md
+nesting = "hardware"              # or "software", or "mixed": see docs/nesting.md
 
 [[bridge]]                        # from PCI Express to PCI: what is behind it is one group
 name = "bridge0"
@@ -48,15 +49,17 @@ from softiommu.machine.reading import Document, Table, expected
 _BUILTIN = Path(__file__).with_name("builtin")
 _RAM = 1 << 30
 _MOST_RAM = 1 << 40
+_NESTING = ("hardware", "software", "mixed")
 
 
 @dataclass(frozen=True)
 class Iommu:
-    """An IOMMU of the machine: which model it is, and its features as that model read them."""
+    """An IOMMU of the machine: which model it is, its features as that model read them, and what nests tables."""
 
     name: str
     model: str
     features: object = None
+    nesting: str = "hardware"
 
 
 @dataclass(frozen=True)
@@ -115,9 +118,12 @@ def _iommus(root: Table) -> Iterator[Iommu]:
         if not model:
             raise table.error(None, f"expected a key 'model' in [[iommu]], one of {', '.join(models.IOMMUS)}")
         features = models.iommu(model).read(table)
+        nesting = table.choice("nesting", _NESTING) or _NESTING[0]
+        if model == "mock" and nesting != _NESTING[0]:
+            raise table.error("nesting", "the mock IOMMU has no tables that software could merge")
         table.finish()
         _once(table, "name", name, name, names)
-        yield Iommu(name, model, features)
+        yield Iommu(name, model, features, nesting)
 
 
 def _bridges(root: Table) -> Iterator[Bridge]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from softiommu.drivers.driver import Device
     from softiommu.hardware import pci
     from softiommu.iommufd.kernels import Kernel
-    from softiommu.machine.description import Description
+    from softiommu.machine.description import Description, Iommu
     from softiommu.machine.models import Built
     from softiommu.machine.pci import PciDevice
 
@@ -48,7 +48,7 @@ class Hardware:
             self.memory.map_window(_DOORBELLS.start, Mmio(self._doorbell), 0, len(_DOORBELLS))
         site = models.Site(self.memory, kernel, report)
         self.iommus: dict[str, Built] = {
-            iommu.name: models.iommu(iommu.model).build(iommu.features, site)
+            iommu.name: self._build(iommu, site)
             for iommu in description.iommus
             if iommu.model != "mock"
         }
@@ -59,6 +59,16 @@ class Hardware:
             for device in description.devices
             if device.name in where
         ]
+
+    @staticmethod
+    def _build(iommu: Iommu, site: models.Site) -> Built:
+        """An IOMMU with its driver, which software nests on where the description says so."""
+        built = models.iommu(iommu.model).build(iommu.features, site)
+        if iommu.nesting == "hardware":
+            return built
+        from softiommu.drivers.shadow import ShadowDriver
+
+        return built._replace(driver=ShadowDriver(built.driver, site.memory, mixed=iommu.nesting == "mixed"))
 
     def _wire(self, device: PciDevice, place: Place, group: object) -> Wired:
         assert device.iommu is not None, "a place is given to devices behind an IOMMU"
