@@ -151,15 +151,27 @@ class OnePage:
         return Translation(iova - 0x8000, 12, 3)
 
 
-def test_a_fault_in_the_middle_zeroes_a_whole_read_and_ends_a_write():
+def test_each_page_of_a_transfer_goes_through_or_fails_by_itself():
     rig = Rig(OnePage(), dma_mask=(1 << 64) - 1)
     rig.memory.write(0x8000, b"m" * 8192)
     rig.edu.buffer[:] = b"b" * 4096
     rig.copy(BUFFER, 0x10FF0, 64, 3)
     assert rig.memory.read(0x8FE0, 64) == b"m" * 16 + b"b" * 16 + b"m" * 32
-    rig.copy(0x10FF0, BUFFER, 64, 1)
-    assert rig.edu.buffer[:80] == bytes(64) + b"b" * 16
+    rig.copy(BUFFER, 0xFFF0, 64, 3)
+    assert rig.memory.read(0x7FE0, 128) == bytes(32) + b"b" * 48 + b"m" * 48
+    rig.copy(0x10FE0, BUFFER, 64, 1)
+    assert rig.edu.buffer[:80] == b"m" * 16 + b"b" * 16 + bytes(32) + b"b" * 16
+    rig.copy(0xFFF0, BUFFER + 1000, 64, 1)
+    assert rig.edu.buffer[1000:1080] == bytes(16) + b"b" * 48 + b"b" * 16
     assert rig.read(DMA, 8) == 0
+
+
+def test_a_transfer_past_the_last_address_goes_on_at_the_first():
+    rig = Rig(dma_mask=(1 << 64) - 1)
+    rig.memory.write(0, b"first")
+    rig.edu.buffer[:16] = b"b" * 16
+    rig.copy((1 << 64) - 4, BUFFER, 8, 1)
+    assert rig.edu.buffer[:16] == bytes(4) + b"firs" + b"b" * 8
 
 
 def test_with_a_clock_a_transfer_takes_its_time():

@@ -1,11 +1,14 @@
 """QEMU's teaching device: it computes factorials, and copies between memory and a buffer of 4 KiB inside of it.
 
 Registers and behaviour as QEMU documents them (docs/specs/edu.rst). A transfer that would leave the buffer is not
-made. A transfer is over when its command is written, unless a clock is given: then it takes `delay`.
+made. Of one that is, pages that cannot be reached read as zeros and take no data; the others are transferred. A
+transfer is over when its command is written, unless a clock is given: then it takes `delay`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
 from math import factorial
 
 from softiommu.clock import MS, Clock
@@ -24,6 +27,7 @@ DELAY = 100 * MS
 #: From here on registers have 8 bytes, and take accesses of 4 and of 8; below, of 4 only.
 _WIDE = 0x80
 _ONES = (1 << 64) - 1
+_PAGE = 4096
 #: 34! has 32 factors of two: from here on the low 32 bits of a factorial are 0.
 _FACTORIAL_ENDS = 34
 
@@ -198,17 +202,28 @@ class Edu:
             self._raise(Interrupts.of(DMA=1))
 
     def _store(self, iova: int, inside: int, count: int) -> None:
-        try:
-            self._port.write(iova, bytes(self.buffer[inside : inside + count]))
-        except DmaError:
-            return  # a posted write: nobody tells the device that it was blocked
+        for at, done, size in _pages(iova, count):
+            # Posted writes: nobody tells the device which of them were blocked.
+            with suppress(DmaError):
+                self._port.write(at, bytes(self.buffer[inside + done : inside + done + size]))
 
     def _load(self, iova: int, inside: int, count: int) -> None:
-        try:
-            data = self._port.read(iova, count)
-        except DmaError:
-            data = bytes(count)
-        self.buffer[inside : inside + count] = data
+        for at, done, size in _pages(iova, count):
+            try:
+                data = self._port.read(at, size)
+            except DmaError:
+                data = bytes(size)
+            self.buffer[inside + done : inside + done + size] = data
+
+
+def _pages(iova: int, count: int) -> Iterator[tuple[int, int, int]]:
+    """A transfer page by page, each of which goes through or fails by itself: address, bytes before it, its bytes."""
+    done = 0
+    while done < count:
+        at = iova + done & _ONES
+        size = min(count - done, _PAGE - at % _PAGE)
+        yield at, done, size
+        done += size
 
 
 def _allowed(offset: int, width: int) -> bool:
