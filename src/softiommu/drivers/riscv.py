@@ -40,6 +40,7 @@ class RiscvDriver:
         self.pscids, self.gscids = Ids((1 << 20) - 1), Ids((1 << 16) - 1)
         self.queue = CommandQueue(memory, bus)
         self.faults = FaultLog(memory, bus)
+        self.fctl = bus.read(Registers.FCTL.offset, 4)
         root = memory.alloc(PAGE)
         self.routes = Routes(memory, self.queue, have, root, self._start(root))
 

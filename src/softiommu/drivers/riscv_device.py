@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from errno import EINVAL
 from typing import TYPE_CHECKING
 
+from softiommu.abi.riscv_extension import HW_INFO, VIOMMU, HwInfoRiscv
 from softiommu.drivers.driver import (
     Device,
     DeviceFeatures,
@@ -24,6 +25,9 @@ from softiommu.drivers.driver import (
     unsupported,
 )
 from softiommu.drivers.riscv_domain import RiscvDomain
+from softiommu.drivers.riscv_nested import RiscvNested, read_context
+from softiommu.drivers.riscv_slice import RiscvSlice
+from softiommu.drivers.riscv_viommu import RiscvViommu
 from softiommu.errors import UapiError
 
 if TYPE_CHECKING:
@@ -43,6 +47,7 @@ class RiscvDevice:
         bits = driver.routes.pasid_bits(function.pasid_bits) if driver.first_mode else 0
         self.features = DeviceFeatures(
             dirty_tracking=bool(driver.capabilities.AMO_HWAD),
+            nesting=bool(driver.first_mode and driver.second_mode),
             ats=driver.routes.uses_ats(function.sids[0]),
             max_pasids=1 << bits if bits else 0,
         )
@@ -54,8 +59,10 @@ class RiscvDevice:
         return () if window is None else (Reserved(*window, ReservedKind.MSI),)
 
     def hw_info(self, type: int) -> HwInfo | None:
-        """The uAPI has no structure for this IOMMU."""
-        return None
+        """The raw registers, for who asks for softiommu's own type: the kernel tells nothing of this IOMMU."""
+        if type != HW_INFO:
+            return None
+        return HwInfo(HW_INFO, HwInfoRiscv(int(self._riscv.capabilities), self._riscv.fctl).to_bytes())
 
     def alloc_paging(self, flags: DomainFlags, data: UserData | None) -> PagingDomain:
         """A domain as wide as the hardware: of the first stage, or of the second where it is to be a parent or there
@@ -71,16 +78,27 @@ class RiscvDevice:
         return RiscvDomain(driver, flags, first)
 
     def alloc_nested(self, parent: PagingDomain, flags: int, data: UserData) -> NestedDomain:
-        """There is no nesting."""
-        raise unsupported("there is no nesting")
+        """A guest's context, whose devices have no names. EINVAL: not a parent of this IOMMU; and the errors of
+        `read_context`."""
+        if not self.features.nesting:
+            raise unsupported("the hardware has not both stages")
+        context = read_context(self._riscv, flags, data)
+        return RiscvNested(RiscvSlice(self._parent(parent)), context, private=True)
 
     def viommu_types(self) -> Sequence[int]:
-        """None."""
-        return ()
+        """softiommu's own type, where there are two stages."""
+        return (VIOMMU,) if self.features.nesting else ()
 
     def alloc_viommu(self, type: int, parent: PagingDomain, host: ViommuHost, data: UserData | None) -> Viommu:
-        """There is no vIOMMU of this IOMMU."""
-        raise unsupported("RISC-V has no vIOMMU")
+        """A guest's IOMMU. EOPNOTSUPP: data, or not both stages; EINVAL: not a parent of this IOMMU; ENOMEM."""
+        if data is not None or not self.features.nesting:
+            raise unsupported("a vIOMMU takes no data, and needs both stages")
+        return RiscvViommu(self._parent(parent))
+
+    def _parent(self, parent: PagingDomain) -> RiscvDomain:
+        if not isinstance(parent, RiscvDomain) or parent.owner is not self._riscv or parent.first:
+            raise UapiError(EINVAL, f"the parent is no second stage of the IOMMU of {self.name}")
+        return parent
 
     def attach(self, domain: Domain, pasid: int | None) -> None:
         """Route the function through a domain. EINVAL: a domain of another IOMMU, or that cannot serve it;
@@ -90,7 +108,7 @@ class RiscvDevice:
             raise unsupported("the device and its IOMMU have no PASIDs together")
         if pasid is not None and not 0 < pasid < self.features.max_pasids:
             raise UapiError(EINVAL, f"{self.name} has no PASID {pasid}")
-        if not isinstance(domain, RiscvDomain) or domain.owner is not driver:
+        if not isinstance(domain, RiscvDomain | RiscvNested) or domain.owner is not driver:
             raise UapiError(EINVAL, f"the domain is not of the IOMMU of {self.name}")
         if pasid is not None and not domain.first:
             raise UapiError(EINVAL, "a PASID needs a domain of the first stage")

@@ -9,13 +9,14 @@ from softiommu.drivers.driver import DirtyReport, DomainFlags, Prot, Range, unsu
 from softiommu.drivers.riscv_queue import EVERYWHERE, device_tlb
 from softiommu.errors import ModelError, UapiError
 from softiommu.hardware.riscv.commands import Command, Iotinval0, Iotinval1
-from softiommu.hardware.riscv.tables import FIRST_STAGE, SECOND_STAGE, DeviceTa, Iohgatp, Iosatp
+from softiommu.hardware.riscv.tables import FIRST_STAGE, SECOND_STAGE, DeviceTa, Iohgatp, Iosatp, Tc
 from softiommu.pagetable.engine import PageTable, Run, TableRange
 from softiommu.pagetable.formats import VARIANTS
 from softiommu.pagetable.kinds import HW_ACCESSED, HW_DIRTY, NO_MEMORY, OK
 
 if TYPE_CHECKING:
     from softiommu.drivers.riscv import RiscvDriver
+    from softiommu.drivers.riscv_slice import RiscvSlice
 
 #: More commands than this cost more than forgetting the address space.
 _MOST_COMMANDS = 64
@@ -54,6 +55,8 @@ class RiscvDomain:
         # Addresses of a first stage are sign-extended: the upper half is left alone.
         self.aperture = Range(0, (1 << table.input_bits - int(first)) - 1)
         self.routes: list[Route] = []
+        #: The guests over this one.
+        self.slices: list[RiscvSlice] = []
         self._tracks_dirty = False
         self._removed: list[Run] = []
         self._tables: list[TableRange] = []
@@ -76,6 +79,10 @@ class RiscvDomain:
     def iosatp(self) -> Iosatp:
         """The first stage of a device or process context."""
         return Iosatp.of(MODE=self._mode, PPN=self.pages.root >> 12) if self.first else Iosatp(0)
+
+    def context(self, tc: Tc) -> list[int]:
+        """A device context without processes."""
+        return [tc, self.iohgatp, self.ta, self.iosatp]
 
     # Mapping
 
@@ -113,18 +120,24 @@ class RiscvDomain:
 
     def _forget(self, runs: list[Run], non_leaf: bool = False) -> None:
         """Forget leaves, and what leads to them; all of the domain where no run is given."""
-        if self.first:
-            low = Iotinval0.of(COMMAND=Command.IOTINVAL_VMA, PSCV=1, PSCID=self.id)
-        else:
-            low = Iotinval0.of(COMMAND=Command.IOTINVAL_GVMA, GV=1, GSCID=self.id)
         leaves = [(place, run.lg2) for run in runs for place in range(run.iova, run.last, 1 << run.lg2)]
-        if leaves:
-            low = low.replace(AV=1, NL=int(non_leaf))
-        self.owner.queue.submit(*((low, Iotinval1.of(PAGE=place >> 12)) for place, _ in leaves or [(0, EVERYWHERE)]))
+        where = leaves or [(0, EVERYWHERE)]
+        how = {"AV": 1, "NL": int(non_leaf)} if leaves else {}
+        spaces = [space.replace(**how) for space in self._spaces()]
+        self.owner.queue.submit(*((space, Iotinval1.of(PAGE=place >> 12)) for space in spaces for place, _ in where))
         # A device TLB is emptied after the IOTLB, from which it would be filled again.
         cached = [route for route in self.routes if self.owner.routes.uses_ats(route.sid)]
-        where = leaves or [(0, EVERYWHERE)]
         self.owner.queue.submit(*(device_tlb(*route, *leaf) for route in cached for leaf in where))
+        # Nobody knows which addresses of a guest lead to these.
+        guests = [route for slice in self.slices for route in slice.cached()]
+        self.owner.queue.submit(*(device_tlb(*route, 0, EVERYWHERE) for route in guests))
+
+    def _spaces(self) -> list[Iotinval0]:
+        """What names the domain in commands: its id, and those of the guests over it."""
+        if self.first:
+            return [Iotinval0.of(COMMAND=Command.IOTINVAL_VMA, PSCV=1, PSCID=self.id)]
+        ids = [self.id, *(slice.id for slice in self.slices)]
+        return [Iotinval0.of(COMMAND=Command.IOTINVAL_GVMA, GV=1, GSCID=id) for id in ids]
 
     def iova_to_pa(self, iova: int) -> int | None:
         """What the table says."""

@@ -34,13 +34,16 @@ class CommandQueue:
         if not Cqcsr(bus.read(Registers.CQCSR.offset, 4)).CQON:
             raise ModelError("the command queue does not start")
 
-    def submit(self, *commands: tuple[int, int]) -> None:
-        """Put commands in the queue, and return when the hardware has carried them out."""
+    def submit(self, *commands: tuple[int, int]) -> bool:
+        """Put commands in the queue, and return when the hardware has carried them out; False: a device TLB did not
+        answer."""
         rest = iter(commands)
+        answered = True
         while batch := list(islice(rest, _BATCH)):
-            self._submit(batch)
+            answered = self._submit(batch) and answered
+        return answered
 
-    def _submit(self, batch: Iterable[tuple[int, int]]) -> None:
+    def _submit(self, batch: Iterable[tuple[int, int]]) -> bool:
         for command in batch:
             self._put(*command)
         self._tickets = self._tickets % 0xFFFFFFFF + 1
@@ -48,8 +51,10 @@ class CommandQueue:
         fence = Iofence0.of(COMMAND=Command.IOFENCE_C, AV=1, PR=1, PW=1, DATA=self._tickets)
         self._put(fence, Iofence1.of(ADDR=self._status >> 2))
         self._bus.write(Registers.CQT.offset, 4, self._tail)
-        if self._memory.read_u32(self._status) != self._tickets:
-            self._recover()
+        if self._memory.read_u32(self._status) == self._tickets:
+            return True
+        self._recover()
+        return False
 
     def _recover(self) -> None:
         """A device TLB did not answer: the queue goes on when that is acknowledged."""

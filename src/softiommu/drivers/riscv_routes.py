@@ -30,6 +30,7 @@ from softiommu.memory.physical import PAGE, PhysicalMemory
 
 if TYPE_CHECKING:
     from softiommu.drivers.function import Function
+    from softiommu.drivers.riscv_nested import RiscvNested
 
 #: The process that requests without a process id belong to, where there is a process directory.
 _NO_PASID = 0
@@ -41,7 +42,7 @@ class Stream:
     def __init__(self, pdt: Pdtp | None) -> None:
         self.pdt = pdt
         #: By process id; None: of requests without one.
-        self.domains: dict[int | None, RiscvDomain] = {}
+        self.domains: dict[int | None, RiscvDomain | RiscvNested] = {}
 
 
 class Routes:
@@ -83,6 +84,11 @@ class Routes:
         mode = self._pdt_mode(wanted)
         return 0 if mode is None else min(wanted, PDT_WIDTH[mode])
 
+    @property
+    def process_bits(self) -> int:
+        """How wide the process ids of the largest directory are."""
+        return max((PDT_WIDTH[mode] for mode in self._pdts), default=0)
+
     def _pdt_mode(self, wanted: int) -> PdtMode | None:
         """The smallest directory that has room; else the largest."""
         fitting = [mode for mode in self._pdts if PDT_WIDTH[mode] >= wanted]
@@ -122,7 +128,7 @@ class Routes:
 
     # Routes
 
-    def reserve(self, sid: int, pasid: int | None, domain: RiscvDomain) -> None:
+    def reserve(self, sid: int, pasid: int | None, domain: RiscvDomain | RiscvNested) -> None:
         """Make what a route will need, and see that it can be. EINVAL: a second stage beside processes; ENOMEM."""
         stream = self._streams[sid]
         whole = domain if pasid is None else stream.domains.get(None)
@@ -131,7 +137,7 @@ class Routes:
         if stream.pdt is not None and domain.first:
             self._process(stream.pdt, _NO_PASID if pasid is None else pasid)
 
-    def route(self, sid: int, pasid: int | None, domain: RiscvDomain | None) -> None:
+    def route(self, sid: int, pasid: int | None, domain: RiscvDomain | RiscvNested | None) -> None:
         """Route a stream or one of its processes through a domain, or block it."""
         stream = self._streams[sid]
         old = stream.domains.get(pasid)
@@ -141,7 +147,7 @@ class Routes:
             stream.domains[pasid] = domain
         else:
             del stream.domains[pasid]
-        if stream.pdt is not None and (pasid is not None or domain is None or domain.first):
+        if stream.pdt is not None and (domain is None or (isinstance(domain, RiscvDomain) and domain.first)):
             self._put_process(sid, stream.pdt, _NO_PASID if pasid is None else pasid, domain)
         self._put_device(sid, stream)
         # Until the hardware has forgotten the old one, its invalidations are for this route, too.
@@ -182,5 +188,5 @@ class Routes:
             words: list[int] = [tc.replace(PDTV=1, DPE=1), 0, 0, pdt]
         else:
             assert domain is not None, "processes need a directory"
-            words = [tc, domain.iohgatp, domain.ta, domain.iosatp]
+            words = domain.context(tc)
         return words + [0] * (self._dc_bytes // 8 - len(words))

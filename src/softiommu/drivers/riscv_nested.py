@@ -1,0 +1,128 @@
+"""A guest's first stage over a second stage of the host: what a guest may say in its device context, and the context
+that the hardware reads.
+
+The guest's tables lie in its own memory, at guest-physical addresses: a first stage, or a directory of its processes.
+"""
+
+from __future__ import annotations
+
+from errno import EINVAL
+from typing import TYPE_CHECKING, NamedTuple
+
+from softiommu.abi.riscv_extension import HWPT_DATA, HwptRiscv
+from softiommu.drivers.driver import Handled, NestedDomain, UserArray, UserData, unsupported
+from softiommu.errors import UapiError
+from softiommu.hardware.riscv.tables import FIRST_STAGE, PDT_LEVELS, DeviceTa, FirstMode, Iosatp, PdtMode, Pdtp, Tc
+from softiommu.words import Word, bit, bits
+
+if TYPE_CHECKING:
+    from softiommu.drivers.riscv import RiscvDriver
+    from softiommu.drivers.riscv_domain import Route
+    from softiommu.drivers.riscv_slice import RiscvSlice
+
+
+class GuestTc(Word):
+    """What a guest may say in `tc`. GADE is about a second stage, of which the guest has none."""
+
+    V = bit(0)
+    EN_ATS = bit(1)
+    DTF = bit(4)
+    PDTV = bit(5)
+    GADE = bit(7)
+    SADE = bit(8)
+    DPE = bit(9)
+
+
+class GuestTa(Word):
+    """What a guest may say in `ta`."""
+
+    PSCID = bits(31, 12)
+
+
+class GuestContext(NamedTuple):
+    """A guest's device context, checked."""
+
+    tc: GuestTc
+    ta: GuestTa
+    fsc: Iosatp | Pdtp
+
+
+class RiscvNested:
+    """A guest's device context, which devices are attached to. `private`: nobody else has its slice."""
+
+    #: As a domain of the second stage it routes a whole stream: the guest's processes are its own.
+    first = False
+
+    def __init__(self, slice: RiscvSlice, context: GuestContext, private: bool) -> None:
+        self.owner, self.slice, self._guest, self._private = slice.owner, slice, context, private
+        self.routes: list[Route] = []
+        slice.nested.append(self)
+
+    @property
+    def pscid(self) -> int | None:
+        """The address space of every request; None: the guest's directory tells, of each process."""
+        return None if self._guest.tc.PDTV else self._guest.ta.PSCID
+
+    @property
+    def uses_ats(self) -> bool:
+        """Whether devices may ask for translations: only a guest that says so invalidates their TLBs."""
+        return bool(self._guest.tc.V and self._guest.tc.EN_ATS)
+
+    def context(self, host: Tc) -> list[int]:
+        """The device context for the hardware; all 0: the guest's is not valid, and neither is this."""
+        tc, ta, fsc = self._guest
+        if not tc.V:
+            return [0] * 4
+        guests = {name: getattr(tc, name) for name in ("DTF", "PDTV", "SADE", "DPE")}
+        mixed = host.replace(EN_ATS=host.EN_ATS & tc.EN_ATS, **guests)
+        return [mixed, self.slice.iohgatp, DeviceTa(ta), fsc]
+
+    def invalidate(self, entries: UserArray, handled: Handled) -> None:
+        """As the slice does."""
+        self.slice.invalidate(entries, handled, self)
+
+    def free(self) -> None:
+        """Nothing is attached any more: forget what is left."""
+        self.slice.nested.remove(self)
+        if self._private:
+            self.slice.free()
+        else:
+            self.slice.forget_all()
+
+
+def read_context(driver: RiscvDriver, flags: int, data: UserData) -> GuestContext:
+    """A guest's device context. EOPNOTSUPP: flags, or what the hardware has not; EINVAL: another type or length, bits
+    that are reserved or no guest's, fields that do not go together; EFAULT."""
+    if flags:
+        raise unsupported(f"flags {flags:#x} for a nested domain")
+    given = data.copy(HwptRiscv, HWPT_DATA)
+    tc, ta = GuestTc(given.tc), GuestTa(given.ta)
+    fsc = Pdtp(given.fsc) if tc.PDTV else Iosatp(given.fsc)
+    wrong = tc.reserved or ta.reserved or fsc.reserved
+    if wrong:
+        raise UapiError(EINVAL, f"a guest's context cannot be {tc!r} {ta!r} {fsc!r}")
+    if tc.DPE and not tc.PDTV:
+        raise UapiError(EINVAL, "DPE: there is no directory whose process 0 could be the default")
+    if tc.EN_ATS and tc.PDTV:
+        raise unsupported(
+            "EN_ATS: nobody could empty device TLBs of the guest's processes when the host's table changes"
+        )
+    if tc.SADE and not driver.capabilities.AMO_HWAD:
+        raise unsupported("SADE: the hardware sets no flags")
+    _check_mode(driver, fsc)
+    return GuestContext(tc, ta, fsc)
+
+
+def _check_mode(driver: RiscvDriver, fsc: Iosatp | Pdtp) -> None:
+    """Whether there are such tables. EINVAL: the mode is reserved; EOPNOTSUPP: the hardware has them not."""
+    known = PDT_LEVELS if isinstance(fsc, Pdtp) else FIRST_STAGE
+    if not fsc.MODE:
+        return
+    if fsc.MODE not in known:
+        raise UapiError(EINVAL, f"mode {int(fsc.MODE)} is reserved: {fsc!r}")
+    name = PdtMode(fsc.MODE).name if isinstance(fsc, Pdtp) else FirstMode(fsc.MODE).name
+    if not getattr(driver.capabilities, name):
+        raise unsupported(f"the hardware has no {name}")
+
+
+_: type[NestedDomain] = RiscvNested

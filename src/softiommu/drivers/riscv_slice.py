@@ -1,0 +1,209 @@
+"""A guest's slice of a RISC-V IOMMU: a GSCID of its own for the parent's second stage, and the guest's invalidations.
+
+Two guests over one parent, or two IOMMUs of one guest, may give the same PSCID to different address spaces: what is
+cached of theirs differs by the GSCID.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from errno import EINVAL, EIO
+from functools import partial
+from typing import TYPE_CHECKING
+
+from softiommu.abi.generic_invalidation import Hint, Outcome, Scope, Target
+from softiommu.abi.riscv_extension import INVALIDATE_DATA, RiscvCommand
+from softiommu.drivers.driver import Handled, Range, UserArray
+from softiommu.drivers.generic_invalidation import Invalidation, carry_out, is_generic
+from softiommu.drivers.riscv_queue import EVERYWHERE, device_tlb
+from softiommu.errors import UapiError
+from softiommu.hardware.riscv.commands import (
+    LAYOUTS,
+    Ats0,
+    Command,
+    Iodir0,
+    Iotinval0,
+    Iotinval1,
+)
+
+if TYPE_CHECKING:
+    from softiommu.drivers.riscv_device import RiscvDevice
+    from softiommu.drivers.riscv_domain import RiscvDomain, Route
+    from softiommu.drivers.riscv_nested import RiscvNested
+    from softiommu.hardware.riscv.tables import Iohgatp
+    from softiommu.words import Word
+
+_PAGE_LG2 = 12
+_PSCID_BITS = 20
+#: More commands than this cost more than forgetting an address space.
+_MOST_PAGES = 64
+
+Words = tuple[int, int]
+
+
+class RiscvSlice:
+    """What one guest has of an IOMMU. `names` are its device ids, which only a vIOMMU gives."""
+
+    def __init__(self, parent: RiscvDomain) -> None:
+        self.owner, self.parent = parent.owner, parent
+        self.id = parent.owner.gscids.take()
+        self.nested: list[RiscvNested] = []
+        self.names: dict[int, RiscvDevice] = {}
+        parent.slices.append(self)
+
+    @property
+    def iohgatp(self) -> Iohgatp:
+        """The second stage: the parent's, under the slice's own name."""
+        return self.parent.iohgatp.replace(GSCID=self.id)
+
+    def cached(self) -> Iterator[Route]:
+        """The streams whose device TLBs hold addresses that the guest's tables gave."""
+        for nested in self.nested:
+            if nested.uses_ats:
+                yield from (route for route in nested.routes if self.owner.routes.uses_ats(route.sid))
+
+    def forget_all(self) -> None:
+        """Forget every first stage."""
+        self.owner.queue.submit((self._vma(), 0))
+
+    def free(self) -> None:
+        """Forget both stages, and give the id back."""
+        whole = Iotinval0.of(COMMAND=Command.IOTINVAL_GVMA, GV=1, GSCID=self.id)
+        self.owner.queue.submit((self._vma(), 0), (whole, 0))
+        self.parent.slices.remove(self)
+        self.owner.gscids.give(self.id)
+
+    def _vma(self) -> Iotinval0:
+        return Iotinval0.of(COMMAND=Command.IOTINVAL_VMA, GV=1, GSCID=self.id)
+
+    def invalidate(self, entries: UserArray, handled: Handled, of: RiscvNested | None = None) -> None:
+        """Carry out commands of the guest's queue, or generic entries; `of`: for one context. EINVAL: another type;
+        EIO: a command that no guest may give. Those before the first wrong entry are done, and counted."""
+        if is_generic(entries):
+            carry_out(entries, handled, partial(self._generic, of))
+            return
+        if entries.data_type != INVALIDATE_DATA:
+            raise UapiError(EINVAL, f"entries of type {entries.data_type:#x} are not for a guest of RISC-V")
+        good: list[list[Words]] = []
+        try:
+            for number in range(entries.entry_num):
+                entry = entries.entry(number, RiscvCommand, INVALIDATE_DATA)
+                good.append(self._convert(number, entry.low, entry.high))
+        finally:
+            self.owner.queue.submit(*(command for commands in good for command in commands))
+            handled.count = len(good)
+
+    # The guest's commands
+
+    def _convert(self, number: int, low: int, high: int) -> list[Words]:
+        """What the hardware is told in place of a command. EIO."""
+        layout = LAYOUTS.get(Iotinval0(low).COMMAND)  # type: ignore[call-overload]  # any number is looked for
+        if layout is None:
+            raise _refused(number, low, high, "there is no such command")
+        first, second = layout.low(low), layout.high(high)
+        if first.reserved or second.reserved:
+            raise _refused(number, low, high, "it has reserved bits")
+        done = self._translated(first, second)
+        if isinstance(done, str):
+            raise _refused(number, low, high, done)
+        return done
+
+    def _translated(self, low: Word, high: Word) -> list[Words] | str:
+        """The commands for the hardware, or why there are none."""
+        have = self.owner.capabilities
+        if isinstance(low, Iotinval0) and isinstance(high, Iotinval1) and low.COMMAND == Command.IOTINVAL_VMA:
+            if (low.NL and not have.NL) or (high.S and not have.S):
+                return "the hardware has no such invalidation"
+            return [(low.replace(GV=1, GSCID=self.id), high)]
+        if isinstance(low, Iodir0) and low.COMMAND == Command.IODIR_INVAL_PDT:
+            return self._of_process(low)
+        if isinstance(low, Ats0) and low.COMMAND == Command.ATS_INVAL:
+            return self._of_device_tlb(low, high)
+        return "it is no command of guests"
+
+    def _of_process(self, low: Iodir0) -> list[Words] | str:
+        if not low.DV or low.PID >> self.owner.routes.process_bits:
+            return "no device, or a process that no directory has a place for"
+        device = self.names.get(low.DID)
+        if device is None:
+            return f"no vDEVICE has device id {low.DID:#x}"
+        return [(low.replace(DID=sid), 0) for sid in device.function.sids]
+
+    def _of_device_tlb(self, low: Ats0, high: Word) -> list[Words] | str:
+        name = low.RID | (low.DSEG << 16 if low.DSV else 0)
+        device = self.names.get(name)
+        if device is None or not self.owner.capabilities.ATS:
+            return f"no vDEVICE with a TLB has device id {name:#x}"
+        sid = device.function.sids[0]
+        if not self.owner.routes.uses_ats(sid):
+            return []  # nothing is cached there
+        return [(low.replace(RID=sid & 0xFFFF, DSEG=sid >> 16, DSV=int(sid >> 16 != 0)), high)]
+
+    # Generic entries
+
+    def _generic(self, of: RiscvNested | None, asked: Invalidation) -> Outcome:
+        """EINVAL: a device without such a name, or an id that is no PSCID."""
+        chosen = self._chosen(of, asked)
+        queue = self.owner.queue
+        if asked.targets & Target.CONFIG:
+            queue.submit(*(self._configuration(route, asked) for _, route in chosen if self._has_context(asked)))
+        if asked.translations and (of is None or of.pscid is None or asked.reaches(None)):
+            queue.submit(*self._pages(of, asked))
+        if not asked.targets & Target.DEVICE_TLB or not asked.reaches(None):
+            return Outcome.NONE
+        where = (0, EVERYWHERE) if asked.window is None else _block(asked.window)
+        uses = self.owner.routes.uses_ats
+        cached = [route for nested, route in chosen if nested.uses_ats and uses(route.sid)]
+        answered = queue.submit(*(device_tlb(route.sid, None, *where) for route in cached))
+        return Outcome.NONE if answered else Outcome.DEVICE_TIMEOUT
+
+    def _chosen(self, of: RiscvNested | None, asked: Invalidation) -> list[tuple[RiscvNested, Route]]:
+        """The streams that an entry is about."""
+        sids = None
+        if asked.device is not None:
+            device = self.names.get(asked.device)
+            if device is None:
+                raise UapiError(EINVAL, f"no vDEVICE has device id {asked.device:#x}")
+            sids = device.function.sids
+        if asked.arch_id is not None and asked.arch_id >> _PSCID_BITS:
+            raise UapiError(EINVAL, f"{asked.arch_id:#x} is no PSCID")
+        domains = self.nested if of is None else [of]
+        return [(nested, route) for nested in domains for route in nested.routes if sids is None or route.sid in sids]
+
+    def _has_context(self, asked: Invalidation) -> bool:
+        return asked.pasid is None or not asked.pasid >> self.owner.routes.process_bits
+
+    def _configuration(self, route: Route, asked: Invalidation) -> Words:
+        """Forget a process context; or a device context, and all process contexts with it."""
+        if asked.pasid is not None:
+            return Iodir0.of(COMMAND=Command.IODIR_INVAL_PDT, DV=1, DID=route.sid, PID=asked.pasid), 0
+        return Iodir0.of(COMMAND=Command.IODIR_INVAL_DDT, DV=1, DID=route.sid), 0
+
+    def _pages(self, of: RiscvNested | None, asked: Invalidation) -> list[Words]:
+        """Forget leaves, and what leads to them. A command that names a PSCID leaves global pages."""
+        low, window = self._vma(), asked.window
+        pscid = asked.arch_id if asked.arch_id is not None or of is None else of.pscid
+        if pscid is not None and asked.scope is not Scope.DOMAIN and not asked.hints & Hint.GLOBAL:
+            low = low.replace(PSCV=1, PSCID=pscid)
+        have = self.owner.capabilities
+        if window is None or not (asked.leaves_only or have.NL):
+            return [(low, 0)]
+        named = low.replace(AV=1, NL=int(not asked.leaves_only))
+        pages = range(window.first >> _PAGE_LG2, (window.last >> _PAGE_LG2) + 1)
+        if len(pages) == 1 or (not have.S and len(pages) <= _MOST_PAGES):
+            return [(named, Iotinval1.of(PAGE=page)) for page in pages]
+        first, lg2 = _block(window)
+        if not have.S or lg2 >= EVERYWHERE:
+            return [(low, 0)]
+        ones = (1 << lg2 - _PAGE_LG2 - 1) - 1
+        return [(named, Iotinval1.of(S=1, PAGE=first >> _PAGE_LG2 | ones))]
+
+
+def _block(window: Range) -> tuple[int, int]:
+    """The smallest aligned power of two of bytes with a range: its first address, and its logarithm."""
+    lg2 = max((window.first ^ window.last).bit_length(), _PAGE_LG2)
+    return window.first >> lg2 << lg2, lg2
+
+
+def _refused(number: int, low: int, high: int, why: str) -> UapiError:
+    return UapiError(EIO, f"command {number}, {low:#x} {high:#x}, is refused: {why}")
