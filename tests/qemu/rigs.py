@@ -12,6 +12,7 @@ from qemu.smmuv3 import Smmuv3Rig
 from qemu.vtd import FirstStageRig, ScalableRig, VtdRig
 
 _VTD = "intremap=off,snoop-control=on"
+_SCALABLE = f"{_VTD},x-scalable-mode=on"
 
 
 class Setup(NamedTuple):
@@ -19,15 +20,15 @@ class Setup(NamedTuple):
 
     program: str
     make: Callable[[str], Rig]
-    structures: bool = False
+    structures: bool = True
 
 
 RIGS = {
-    "vtd-legacy": Setup("qemu-system-x86_64", lambda path: VtdRig(path, "intremap=off"), structures=True),
-    "vtd-legacy-39": Setup("qemu-system-x86_64", lambda path: VtdRig(path, f"{_VTD},aw-bits=39"), structures=True),
-    "vtd-second": Setup("qemu-system-x86_64", lambda path: ScalableRig(path, f"{_VTD},x-scalable-mode=on")),
-    "vtd-first": Setup("qemu-system-x86_64", lambda path: FirstStageRig(path, f"{_VTD},x-scalable-mode=on,x-flts=on")),
-    "amd": Setup("qemu-system-x86_64", AmdRig),
-    "smmuv3": Setup("qemu-system-aarch64", Smmuv3Rig, structures=True),
-    "riscv": Setup("qemu-system-riscv64", RiscvRig, structures=True),
+    "vtd-legacy": Setup("qemu-system-x86_64", lambda path: VtdRig(path, "intremap=off")),
+    "vtd-legacy-39": Setup("qemu-system-x86_64", lambda path: VtdRig(path, f"{_VTD},aw-bits=39")),
+    "vtd-second": Setup("qemu-system-x86_64", lambda path: ScalableRig(path, _SCALABLE)),
+    "vtd-first": Setup("qemu-system-x86_64", lambda path: FirstStageRig(path, f"{_SCALABLE},x-flts=on")),
+    "amd": Setup("qemu-system-x86_64", AmdRig, structures=False),
+    "smmuv3": Setup("qemu-system-aarch64", Smmuv3Rig),
+    "riscv": Setup("qemu-system-riscv64", RiscvRig),
 }

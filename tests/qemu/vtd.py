@@ -55,6 +55,18 @@ def _reserved_context(case: Case) -> bool:
     return ours == Answer(None) and theirs.record is not None and theirs.record.reason == Reason.CONTEXT_RESERVED
 
 
+def _pasid_reserved(case: Case) -> bool:
+    record = case.ours.record
+    return record is not None and record.reason in (Reason.PASID_DIRECTORY_RESERVED, Reason.PASID_ENTRY_RESERVED)
+
+
+def _pasid_absent(case: Case) -> bool:
+    _, ours, theirs, _ = case
+    if theirs.record is None or theirs.record.reason != Reason.PASID_ENTRY_INVALID:
+        return False
+    return ours == Answer(None) or (ours.record is not None and ours.record.reason == Reason.PASID_ENTRY_NOT_PRESENT)
+
+
 _NO_READ, _NO_WRITE = (Reason.NO_READ, Reason.USER), (Reason.NO_WRITE, Reason.USER, Reason.SCALABLE_NO_WRITE)
 _OF_ENTRIES = (
     *(Reason.PAGING_ACCESS, Reason.PAGING_RESERVED),
@@ -64,6 +76,8 @@ _OF_ENTRIES = (
 #: QEMU 10.0. The specification has no order of the first; the second it knows only for faults of the root.
 DEVIATIONS = (
     Deviation("a right that an entry lacks is found before what else is wrong in it or below it", _rights_first),
+    Deviation("reserved bits of PASID directory and table entries are not looked at", _pasid_reserved),
+    Deviation("a PASID table entry that is not present, or has FPD, is recorded as an invalid one", _pasid_absent),
     Deviation("a reserved bit in a context entry is recorded in spite of FPD", _reserved_context),
 )
 
@@ -75,6 +89,15 @@ _LEGACY_REASONS = {
     Reason.SECOND_ACCESS: Reason.PAGING_ACCESS,
     Reason.SECOND_TOP_ACCESS: Reason.CONTEXT_INVALID,
     Reason.SECOND_RESERVED: Reason.PAGING_RESERVED,
+}
+#: And those of root and context entries, whatever the stage.
+_LEGACY_STRUCTURES = {
+    Reason.SCALABLE_ROOT_NOT_PRESENT: Reason.ROOT_NOT_PRESENT,
+    Reason.SCALABLE_ROOT_RESERVED: Reason.ROOT_RESERVED,
+    Reason.SCALABLE_ROOT_ACCESS: Reason.ROOT_ACCESS,
+    Reason.SCALABLE_CONTEXT_NOT_PRESENT: Reason.CONTEXT_NOT_PRESENT,
+    Reason.SCALABLE_CONTEXT_RESERVED: Reason.CONTEXT_RESERVED,
+    Reason.SCALABLE_CONTEXT_ACCESS: Reason.CONTEXT_ACCESS,
 }
 
 
@@ -192,11 +215,24 @@ class ScalableRig(VtdRig):
         low = Pasid0.of(P=1, PGTT=Pgtt.SECOND, AW=aw, SSPTPTR=scenario.root >> 12)
         return scenario._replace(about=WIDTHS[aw]), (low, Pasid1.of(DID=_DID), 0)
 
+    def structures(self) -> list[tuple[int, int]]:
+        """Of the context and of the PASID's directory and table QEMU checks little but what is present."""
+        root, context, directory, entries = self._tables
+        low = Pasid0.P.mask | Pasid0.PGTT.mask
+        address = (1 << self.cap.MGAW + 1) - (1 << 12)
+        present = [(context + 32 * _SID, 1 | address), (directory, 1 | address), (entries, low)]
+        return [(root, _ALL), *present]
+
     def known(self, record: Record) -> Record:
-        """QEMU has the reasons of legacy mode for a second stage."""
+        """QEMU has the reasons of legacy mode for root, context and second stage."""
+        record = self._structure(record)
         if record.reason == Reason.SECOND_NOT_PRESENT:
             return record._replace(reason=Reason.NO_WRITE if record.want == WRITE else Reason.NO_READ)
         return record._replace(reason=_LEGACY_REASONS.get(Reason(record.reason), record.reason))
+
+    @staticmethod
+    def _structure(record: Record) -> Record:
+        return record._replace(reason=_LEGACY_STRUCTURES.get(Reason(record.reason), record.reason))
 
 
 class FirstStageRig(ScalableRig):
@@ -217,4 +253,4 @@ class FirstStageRig(ScalableRig):
 
     def known(self, record: Record) -> Record:
         """The first stage's reasons are QEMU's, too."""
-        return record
+        return self._structure(record)
