@@ -29,10 +29,10 @@ ALL = (1 << 64) - 1
 class Rig:
     """A unit, its driver, one device, and a nest parent that shows a guest's RAM."""
 
-    def __init__(self, unit=FULL, function=GPU, flags=DomainFlags.NEST_PARENT | DomainFlags.PASID):
+    def __init__(self, unit=FULL, function=GPU, flags=DomainFlags.NEST_PARENT | DomainFlags.PASID, shapes=None):
         self.memory, self.guest = PhysicalMemory(RAM), PhysicalMemory(GUEST_RAM)
         self.memory.map_window(HOST, self.guest, 0, GUEST_RAM)
-        self.unit = Unit(self.memory, *unit)
+        self.unit = Unit(self.memory, *unit, shapes=shapes)
         self.driver = VtdDriver(self.memory, self.unit)
         self.device = self.driver.device(function)
         self.parent = self.device.alloc_paging(flags, None)
