@@ -2,6 +2,7 @@
 
 import mmap
 import os
+from errno import EINVAL
 
 import pytest
 
@@ -12,7 +13,7 @@ from softiommu.api.vfio import CONFIG
 SOURCE, TARGET, COUNT, COMMAND = 0x80, 0x88, 0x90, 0x98
 BUFFER = 0x40000
 NODE = os.environ.get("SOFTIOMMU_TEST_NODE")
-EDU0, EDU1 = "0000:00:04.0", "0000:00:05.0"
+EDU0, EDU1, NVME0 = "0000:00:04.0", "0000:00:05.0", "0000:00:07.0"
 
 
 @pytest.fixture
@@ -107,13 +108,21 @@ def test_two_devices_share_an_address_space_and_move_apart(iommufd):
 
 
 def test_a_reset_forgets_what_the_device_held(iommufd):
-    with iommufd.ioas() as ioas, iommufd.device(EDU0) as device:
+    queue_sizes = 0x24
+    with iommufd.ioas() as ioas, iommufd.device(NVME0) as device:
         device.attach(ioas)
         device.enable()
-        device.write(0, 4, 4, 5)
+        device.write(0, queue_sizes, 4, 0x10001)
+        assert device.read(0, queue_sizes, 4) == 0x10001
         device.reset()
         device.enable()
-        assert device.read(0, 4, 4) == 0
+        assert device.read(0, queue_sizes, 4) == 0
+
+
+def test_a_conventional_device_has_no_reset(iommufd):
+    with iommufd.device(EDU0) as device, pytest.raises(OSError, match=r"reset|Invalid") as error:
+        device.reset()
+    assert error.value.errno == EINVAL
 
 
 def test_the_iommu_tells_of_itself(iommufd):

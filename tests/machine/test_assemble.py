@@ -72,6 +72,14 @@ def test_devices_behind_an_iommu_have_nodes_and_sysfs():
     assert b"0x00000000fee00000 0x00000000feefffff msi\n" in regions
 
 
+@pytest.mark.parametrize("name", ["vtd", "vtd-39", "vtd-sm", "vtd-flts", "vtd-sc", "vtd-noir", "viommu"])
+def test_the_devices_of_qemus_machines_are_qemus(name):
+    wired = {device.pci.name: device.function for device in machine(name).hardware.devices}
+    for edu in ("edu0", "edu1", "edu2", "edu3"):
+        assert (wired[edu].config_size, wired[edu].can_reset) == (256, False)
+    assert (wired["nvme0"].config_size, wired["nvme0"].can_reset) == (4096, True)
+
+
 @pytest.mark.parametrize("node", ["/dev/iommu", "/dev/vfio/vfio"])
 def test_each_open_is_an_iommufd_of_its_own(node):
     plain = machine("nodev")

@@ -3,6 +3,7 @@
 [[device]]
 model = "edu"
 dma_bits = 28                        # how many address bits it drives; QEMU's default
+conventional = true                  # PCI without Express wherever it sits, as QEMU's is: it has no reset of its own
 """
 
 from __future__ import annotations
@@ -21,15 +22,16 @@ class Options(NamedTuple):
     """How it is made."""
 
     dma_mask: int
+    conventional: bool
 
 
 def read(table: Table) -> Options:
     """The options. ConfigError."""
     bits = table.number("dma_bits", 64, DEFAULT_DMA_MASK.bit_length())
-    return Options((1 << bits) - 1)
+    return Options((1 << bits) - 1, table.flag("conventional"))
 
 
 def build(options: object, port: Port, express: bool) -> Function:
     """The device."""
     assert isinstance(options, Options), "options are what `read` gave"
-    return Edu(port, dma_mask=options.dma_mask, express=express).function
+    return Edu(port, dma_mask=options.dma_mask, express=express and not options.conventional).function
