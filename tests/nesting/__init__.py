@@ -1,0 +1,1 @@
+"""Guests whose tables lie under the host's, from end to end."""
