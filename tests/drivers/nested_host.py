@@ -51,7 +51,7 @@ class Host:
     def __init__(self, machine, viommu_type=None, flags=0):
         self.iommufd = softiommu.open(machine)
         self.machine = self.iommufd.backend.machine
-        self.device = self.iommufd.device("edu0")
+        self.device = self.iommufd.device(self.machine.description.devices[0].name)
         self.device.enable()
         self.wired = self.machine.hardware.devices[0]
         self.memory = GuestMemory()

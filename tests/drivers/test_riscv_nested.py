@@ -1,5 +1,6 @@
 """Nesting on RISC-V, through the Python face: a guest's first stages and processes over a second stage of the host."""
 
+import ctypes
 from errno import E2BIG, EBUSY, EFAULT, EINVAL, EIO, ENOENT, EOPNOTSUPP
 
 import pytest
@@ -9,7 +10,7 @@ from drivers.nested_any_order import AnyOrder
 from drivers.nested_host import PAGE, PAGES, RAM_SIZE, Raw, generic, page, refusal
 from drivers.riscv_guest import NAME, RW, Guest, ats, pdt, vma
 from softiommu.abi import iommufd as abi
-from softiommu.abi.generic_invalidation import Hint, Scope, Target
+from softiommu.abi.generic_invalidation import GENERIC, Hint, InvalidateV2, Outcome, Scope, Target
 from softiommu.abi.riscv_extension import (
     HW_INFO,
     HWPT_DATA,
@@ -31,14 +32,15 @@ IOVA = 0x40_0000
 PASID_FLAG = int(abi.HwptAllocFlags.ALLOC_PASID)
 
 
-def machine(**capabilities):
-    """The riscv machine with other capabilities."""
+def machine(model="edu", **capabilities):
+    """The riscv machine with another device, or other capabilities."""
     changed = ", ".join(f"{name} = {value}" for name, value in capabilities.items())
     return Machine(
         parse(
             'name = "lab"\n[[iommu]]\nname = "riscv0"\nmodel = "riscv"\n'
             f"capabilities = {{ {changed} }}\n"
-            '[[device]]\nname = "edu0"\naddress = "0000:00:04.0"\nmodel = "edu"\ndma_bits = 64\n',
+            f'[[device]]\nname = "dev0"\naddress = "0000:00:04.0"\nmodel = "{model}"\n'
+            + ("dma_bits = 64\n" if model == "edu" else ""),
             "lab.toml",
         )
     )
@@ -273,7 +275,7 @@ def test_without_both_stages_there_is_no_nesting(missing):
     import softiommu
 
     with softiommu.open(made) as iommufd:
-        device, ioas = iommufd.device("edu0"), iommufd.ioas()
+        device, ioas = iommufd.device("dev0"), iommufd.ioas()
         if missing == "SV39":
             parent = device.hwpt(ioas, 1)
             assert refusal(device.viommu, VIOMMU, parent)[0] == EOPNOTSUPP
@@ -512,6 +514,81 @@ def test_generic_ranges_with_and_without_the_hardwares_help(lacks, count, hints,
         nested, scope=Scope.RANGE_ALL_PASIDS, granule_lg2=12, addr=addr, count=count, targets=targets, hints=int(hints)
     )
     assert pages(guest) == [None, None, None]
+    guest.close()
+
+
+# Device TLBs
+
+
+def test_a_guest_empties_the_tlb_of_its_device():
+    guest = Guest(machine("pcitest"))
+    table, nested = mapped(guest, EN_ATS=1)
+    assert guest.wired.function.ats.ATS_CONTROL.ENABLE
+    assert pages(guest) == [0, 1, 2]
+    table.unmap(IOVA, 3 * PAGE)
+    guest.tell(vma())
+    assert pages(guest) == [0, 1, 2]
+    low, _ = ats()
+    assert guest.tell((low, IOVA)) == 1
+    assert pages(guest) == [None, 1, 2]
+    here = {"scope": Scope.RANGE_NO_PASID, "granule_lg2": 12, "addr": IOVA + PAGE, "count": 1}
+    assert generic(nested, **here, targets=Target.LEAF) == 1
+    assert pages(guest) == [None, 1, 2]
+    assert generic(nested, **here, targets=Target.DEVICE_TLB) == 1
+    assert pages(guest) == [None, None, 2]
+    assert generic(nested, scope=Scope.PASID, targets=Target.DEVICE_TLB) == 1  # a TLB of requests with a PASID
+    assert pages(guest) == [None, None, 2]
+    assert guest.tell(ats()) == 1
+    assert pages(guest) == [None, None, None]
+    guest.close()
+
+
+def test_a_page_that_the_host_takes_away_leaves_the_tlb_of_the_device_too():
+    guest = Guest(machine("pcitest"))
+    mapped(guest, EN_ATS=1)
+    assert pages(guest) == [0, 1, 2]
+    guest.hide(1)
+    assert pages(guest) == [0, None, 2]
+    guest.close()
+
+
+def test_a_guest_that_says_nothing_of_ats_has_a_device_without():
+    guest = Guest(machine("pcitest"))
+    table, nested = mapped(guest)
+    control = guest.wired.function.ats
+    assert not control.ATS_CONTROL.ENABLE
+    assert pages(guest) == [0, 1, 2]
+    table.unmap(IOVA, PAGE)
+    guest.tell(vma())
+    assert pages(guest) == [None, 1, 2]
+    guest.device.attach(guest.parent)
+    assert control.ATS_CONTROL.ENABLE
+    assert guest.reach(page(3)) == 3
+    guest.device.attach(nested)
+    assert not control.ATS_CONTROL.ENABLE
+    assert pages(guest) == [None, 1, 2]
+    guest.device.detach()
+    assert not control.ATS_CONTROL.ENABLE
+    guest.close()
+
+
+def test_a_device_without_a_tlb_has_nothing_to_forget(guest):
+    mapped(guest, EN_ATS=1)
+    assert pages(guest) == [0, 1, 2]
+    assert guest.tell(ats()) == 1
+
+
+def test_a_tlb_that_does_not_answer_is_told():
+    guest = Guest(machine("pcitest"))
+    _, nested = mapped(guest, EN_ATS=1)
+    assert pages(guest, 1) == [0]
+    guest.wired.function.port.iommu.invalidate = lambda pasid, first, last: False
+    entry = InvalidateV2(scope=Scope.DOMAIN, targets=Target.DEVICE_TLB, out_errno=7)
+    raw = ctypes.create_string_buffer(entry.to_bytes())
+    cmd = abi.HwptInvalidate(32, nested.id, ctypes.addressof(raw), GENERIC, entry.SIZE, 1, 0)
+    guest.iommufd.backend.call("HWPT_INVALIDATE", abi.HWPT_INVALIDATE, cmd)
+    answer = InvalidateV2.from_bytes(raw.raw)
+    assert (cmd.entry_num, answer.out_errno, answer.out_fault) == (1, 0, Outcome.DEVICE_TIMEOUT)
     guest.close()
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from errno import EINVAL, ENODEV, ENOMEM
 from typing import TYPE_CHECKING
 
 from softiommu.drivers.riscv_domain import RiscvDomain, Route
+from softiommu.drivers.riscv_nested import RiscvNested
 from softiommu.drivers.riscv_queue import EVERYWHERE, CommandQueue, device_tlb
 from softiommu.errors import UapiError
 from softiommu.hardware.riscv.commands import Command, Iodir0
@@ -30,10 +32,13 @@ from softiommu.memory.physical import PAGE, PhysicalMemory
 
 if TYPE_CHECKING:
     from softiommu.drivers.function import Function
-    from softiommu.drivers.riscv_nested import RiscvNested
 
 #: The process that requests without a process id belong to, where there is a process directory.
 _NO_PASID = 0
+
+
+def _nothing(enable: bool) -> None:
+    """The function's ATS is somebody else's business."""
 
 
 class Stream:
@@ -61,6 +66,8 @@ class Routes:
         self._streams: dict[int, Stream] = {}
         self._has_ats = bool(capabilities.ATS)
         self._ats: set[int] = set()
+        #: What lets the function of a stream ask for translations, or not.
+        self._set_ats: dict[int, Callable[[bool], None]] = {}
 
     # Structures
 
@@ -74,10 +81,17 @@ class Routes:
                 self._streams[sid] = Stream(self._directory(function.pasid_bits) if function.pasid_bits else None)
         if function.ats and self._has_ats:
             self._ats.add(function.sids[0])
+            if function.set_ats is not None:
+                self._set_ats[function.sids[0]] = function.set_ats
 
     def uses_ats(self, sid: int) -> bool:
         """Whether a stream has a device TLB that is used."""
         return sid in self._ats
+
+    def _may_ask(self, sid: int, stream: Stream) -> bool:
+        """Whether a stream's function may ask for translations now."""
+        base = stream.domains.get(None)
+        return bool(stream.domains) and (not isinstance(base, RiscvNested) or base.uses_ats) and self.uses_ats(sid)
 
     def pasid_bits(self, wanted: int) -> int:
         """How wide the process ids are that a function of `wanted` bits can use."""
@@ -143,13 +157,18 @@ class Routes:
         old = stream.domains.get(pasid)
         if old is domain:
             return
+        asked = self._may_ask(sid, stream)
         if domain is not None:
             stream.domains[pasid] = domain
         else:
             del stream.domains[pasid]
         if stream.pdt is not None and (domain is None or (isinstance(domain, RiscvDomain) and domain.first)):
             self._put_process(sid, stream.pdt, _NO_PASID if pasid is None else pasid, domain)
+        if not self._may_ask(sid, stream):
+            self._set_ats.get(sid, _nothing)(False)
         self._put_device(sid, stream)
+        if not asked and self._may_ask(sid, stream):
+            self._set_ats.get(sid, _nothing)(True)
         # Until the hardware has forgotten the old one, its invalidations are for this route, too.
         if old is not None:
             if self.uses_ats(sid):
