@@ -60,7 +60,7 @@ def _register() -> None:
         (formats, _FORMAT, True),
         (walk, _WALK, True),
         (lane, ("lane_walk",), True),
-        (nested, ("two_stages", "first_of_two", "_fetch"), False),
+        (nested, ("two_stages", "first_of_two", "_fetch", "_fetch_want"), False),
         (mapper, _MAPPER, False),
     ):
         for name in names:

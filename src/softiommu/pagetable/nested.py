@@ -29,6 +29,7 @@ from softiommu.pagetable.walk import (
     entry,
     grant,
     index,
+    known_entries,
     one_stage,
     outside,
     reach,
@@ -69,12 +70,53 @@ class NestedWalk(NamedTuple):
 
 def nested_walk(first: Stage, second: Stage, memory: PhysicalMemory, iova: int, want: int = 0) -> NestedWalk:
     """Translate `iova` by the first stage, its tables and its output by the second."""
-    return _walk(two_stages, first, second, memory, signed(iova), want)
+    known = known_entries(second.table, want)
+    if known is None:
+        return _ended(*_walk(two_stages, first, second, memory, iova, want))
+    words = memory.space.words
+    quick = _first_known(first, second, words, iova, want)
+    if quick is not None:
+        output = known.find(words, second.root, quick[1])
+        if output is not None:
+            return _ended(STAGE2, quick, output)
+    where, inner, outer = _walk(two_stages, first, second, memory, iova, want)
+    if where == STAGE2 and outer[0] == OK:
+        known.learn(words, second.root, inner[1])
+        _learn_first(first, second, memory, iova, want)
+    return _ended(where, inner, outer)
 
 
 def walk_first(first: Stage, second: Stage, memory: PhysicalMemory, iova: int, want: int = 0) -> NestedWalk:
     """Translate `iova` by the first stage alone, whose tables the second shows: `stage1` has the output."""
-    return _walk(first_of_two, first, second, memory, signed(iova), want)
+    quick = _first_known(first, second, memory.space.words, iova, want)
+    if quick is not None:
+        return _ended(STAGE2, quick, NO_WALK)
+    where, inner, outer = _walk(first_of_two, first, second, memory, iova, want)
+    if where == STAGE2:
+        _learn_first(first, second, memory, iova, want)
+    return _ended(where, inner, outer)
+
+
+def _first_known(first: Stage, second: Stage, words: Any, iova: int, want: int) -> Result | None:
+    """The first stage's walk, if it meets only what is known."""
+    known, fetch = known_entries(first.table, want), known_entries(second.table, _fetch_want(want, READ))
+    if known is None or fetch is None:
+        return None
+    return known.nested(fetch, words, (first.root, second.root), iova)
+
+
+def _learn_first(first: Stage, second: Stage, memory: PhysicalMemory, iova: int, want: int) -> None:
+    known, fetch = known_entries(first.table, want), known_entries(second.table, _fetch_want(want, READ))
+    if known is None or fetch is None:
+        return
+    words, host = memory.space.words, Tree(second.table, memory.space, second.root)
+
+    def shown(ipa: int) -> int | None:
+        fetch.learn(words, second.root, ipa)
+        found = one_stage(host, ipa, 0)
+        return found[1] if found[0] == OK else None
+
+    known.learn(words, first.root, iova, shown)
 
 
 def _walk(
@@ -84,11 +126,15 @@ def _walk(
     memory: PhysicalMemory,
     iova: int,
     want: int,
-) -> NestedWalk:
-    where, raw1, raw2 = kernel(*_trees(first, second, memory.space), iova, want)
-    if ASK in (raw1[0], raw2[0]):
-        where, raw1, raw2 = kernel(*_trees(first, second, memory.anywhere), iova, want)
-    stage1, stage2 = (Walk(*raw[:6], raw[6] & MASK) for raw in (raw1, raw2))
+) -> tuple[int, Result, Result]:
+    where, inner, outer = kernel(*_trees(first, second, memory.space), signed(iova), want)
+    if ASK in (inner[0], outer[0]):
+        return kernel(*_trees(first, second, memory.anywhere), signed(iova), want)
+    return where, inner, outer
+
+
+def _ended(where: int, inner: Result, outer: Result) -> NestedWalk:
+    stage1, stage2 = (Walk(*raw[:6], raw[6] & MASK) for raw in (inner, outer))
     if where == STAGE1:
         return NestedWalk(stage1.status, 0, 0, stage1.allowed, stage1, None)
     if where != STAGE2:
@@ -145,8 +191,7 @@ def first_of_two(tree1: Tree, tree2: Tree, iova: int, want: int) -> tuple[int, R
 def _fetch(tree2: Tree, ipa: int, want: int, use: int) -> tuple[int, Result]:
     """The second stage's walk for a first-stage table entry that is read or written. Where it leads can be reached."""
     where = FETCH_READ if use == READ else FETCH_WRITE
-    # A walk that only looks leaves no trace here either, but the right is needed.
-    found = one_stage(tree2, ipa, use if want & RIGHTS else 0)
+    found = one_stage(tree2, ipa, _fetch_want(want, use))
     if found[0] != OK:
         return where, found
     if found[3] & use == 0:
@@ -155,6 +200,11 @@ def _fetch(tree2: Tree, ipa: int, want: int, use: int) -> tuple[int, Result]:
     if status != OK:
         return STAGE1, (status, found[1], found[2], found[3], found[4], found[5], found[6])
     return where, found
+
+
+def _fetch_want(want: int, use: int) -> int:
+    """What the second stage is asked for. A walk that only looks leaves no trace here either, but needs the right."""
+    return use if want & RIGHTS else 0
 
 
 def nested_many(tree1: Tree, tree2: Tree, iovas: Any, want: int, oas: Any, ends: Any) -> int:

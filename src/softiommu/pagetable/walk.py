@@ -8,6 +8,7 @@ Flags are stored after the entry was read: a program that changes its table at t
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from softiommu.memory.physical import ABSENT, DIRECT, Space
@@ -35,6 +36,7 @@ from softiommu.pagetable.kinds import (
     TABLE,
     Table,
 )
+from softiommu.pagetable.known import Known
 
 if TYPE_CHECKING:
     from softiommu.memory.physical import PhysicalMemory
@@ -72,10 +74,41 @@ class Walk(NamedTuple):
 
 def walk(t: Table, memory: PhysicalMemory, root: int, iova: int, want: int = 0) -> Walk:
     """Translate one address for an access that wants the rights `want` (0 only looks)."""
-    found = one_stage(Tree(t, memory.space, root), signed(iova), want)
+    known, space = known_entries(t, want), memory.space
+    if known is not None:
+        quick = known.find(space.words, root, iova)
+        if quick is not None:
+            return Walk._make(quick)
+    found = one_stage(Tree(t, space, root), signed(iova), want)
+    if found[0] == OK and known is not None:
+        known.learn(space.words, root, iova)
     if found[0] == ASK:
         found = one_stage(Tree(t, memory.anywhere, root), signed(iova), want)
     return Walk(*found[:6], found[6] & MASK)
+
+
+#: By variant and want: what is known, or how many walks there were until something is.
+_known: dict[tuple[Table, int], Known | int] = {}
+_WALKS_BEFORE, _VARIANTS = 16, 512
+
+
+def known_entries(t: Table, want: int) -> Known | None:
+    """What walks for `want` know of a variant: nothing, until there were some."""
+    found = _known.get((t, want), 0)
+    if not isinstance(found, int):
+        return found
+    if len(_known) >= _VARIANTS:
+        _known.clear()
+    _known[t, want] = found + 1 if found < _WALKS_BEFORE else Known(t, partial(_judge, t, want))
+    return None
+
+
+def _judge(t: Table, want: int, level: int, pte: int, every: int, some: int) -> tuple[int, int, int, int, int, bool]:
+    status, oa, lg2, below = entry(t, level, 0, pte)
+    allowed = 0
+    if status == OK:
+        status, allowed = grant(t, pte, every, some, want)
+    return status, oa, lg2, below, allowed, after(t, status, pte, want, allowed) == pte
 
 
 def last_step(t: Table, mem: Space, place: Position, iova: int, want: int) -> Result:
