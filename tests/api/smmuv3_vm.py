@@ -25,14 +25,14 @@ _EDU_BUFFER = 0x40000
 class Vm:
     """A guest's RAM behind a nesting parent, a vIOMMU, and two devices: one with ATS and PASIDs, one without."""
 
-    def __init__(self, machine="smmuv3"):
+    def __init__(self, machine="smmuv3", viommu=None):
         self.iommufd = softiommu.open(machine)
         self.guest = Guest()
         self.ioas = self.iommufd.ioas()
         self.ram = self.ioas.map_file(self.guest.memory.file.fd, 0, RAM_SIZE, iova=RAM)
         self.edu, self.test = self.iommufd.device("edu0"), self.iommufd.device("pcitest0")
         self.parent = self.edu.hwpt(self.ioas, HwptAllocFlags.ALLOC_NEST_PARENT)
-        self.viommu = self.edu.viommu(ViommuType.ARM_SMMUV3, self.parent)
+        self.viommu = viommu() if viommu else self.edu.viommu(ViommuType.ARM_SMMUV3, self.parent)
         self.events = self.viommu.event_queue(VeventqType.ARM_SMMUV3, 16, 32)
         self.viommu.vdevice(self.edu, EDU)
         self.viommu.vdevice(self.test, TEST)

@@ -28,7 +28,7 @@ class Host:
         self.regions: dict[int, bytearray] = {}
         self.events: list[tuple[int, bytes]] = []
 
-    def mmap_region(self, length: int) -> int:
+    def mmap_region(self, length: int, poll=None) -> int:
         """A region at the next page."""
         self.regions[4096] = bytearray(length)
         return 4096

@@ -74,6 +74,10 @@ class Viommu(_Owned):
         self.iommufd.backend.call("HW_QUEUE_ALLOC", abi.HW_QUEUE_ALLOC, cmd)
         return HwQueue(self.iommufd, cmd.out_hw_queue_id)
 
+    def poll(self) -> None:
+        """Let a soft machine see what was stored into mapped pages, as every call does. Hardware sees it by itself."""
+        _ = self.iommufd.per_process_limit
+
     def invalidate(self, data_type: int, entries: list[UserStruct]) -> int:
         """Carry out the guest's cache invalidation commands; how many were."""
         return invalidate(self.iommufd, self.id, data_type, entries)

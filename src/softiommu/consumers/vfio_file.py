@@ -40,6 +40,8 @@ class DeviceFile(File):
         if not self._granted:
             raise UapiError(EINVAL, f"{self.device.address} is not bound through this descriptor")
         assert self.device.pci is not None, "a bound device is enabled"
+        if self._services.pollers:
+            self._services.poll()
         return self.device.pci
 
     def ioctl(self, caller: Caller, cmd: int, arg: int) -> int:

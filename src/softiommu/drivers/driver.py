@@ -306,8 +306,9 @@ class Viommu(Protocol):
 class ViommuHost(Protocol):
     """What the manager does for a vIOMMU while the driver makes it, and later."""
 
-    def mmap_region(self, length: int) -> int:
-        """Pages that the VMM can map from the iommufd file: their offset in it."""
+    def mmap_region(self, length: int, poll: Callable[[], None] | None = None) -> int:
+        """Pages that the VMM can map from the iommufd file: their offset in it. `poll` is called now and then, since
+        nobody is told of stores into mapped pages: at every call of the machine that may depend on them."""
         ...
 
     def store(self, offset: int, data: bytes) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from softiommu.drivers import smmuv3_pages
 from softiommu.drivers.function import Bus, Function
 from softiommu.drivers.ids import Ids
+from softiommu.drivers.smmuv3_cmdqv import Cmdqv
 from softiommu.drivers.smmuv3_device import SmmuDevice
 from softiommu.drivers.smmuv3_domain import Route
 from softiommu.drivers.smmuv3_faults import EventLog
@@ -47,7 +48,10 @@ LINUX_7_2 = Quirks()
 class SmmuDriver:
     """One SMMU, set up and running."""
 
-    def __init__(self, memory: PhysicalMemory, bus: Bus, quirks: Quirks = LINUX_7_2) -> None:
+    def __init__(
+        self, memory: PhysicalMemory, bus: Bus, quirks: Quirks = LINUX_7_2, extension: Bus | None = None
+    ) -> None:
+        """`extension`: the registers of Tegra241's CMDQV, where there is one."""
         self.memory, self.quirks, self._bus = memory, quirks, bus
         self.idr0 = Idr0(self.read32(Registers.IDR0.offset))
         idr1 = Idr1(self.read32(Registers.IDR1.offset))
@@ -60,6 +64,7 @@ class SmmuDriver:
         self.vmids = Ids((1 << (16 if self.idr0.VMID16 else 8)) - 1)
         #: A guest's stage 1 can lie over a stage 2 of ours, and needs no maintenance of caches for it.
         self.nests = bool(quirks.knows_nesting and self.idr0.S1P and self.idr0.S2P and self.idr0.COHACC)
+        self.cmdqv = Cmdqv(extension, idr1.CMDQS) if extension is not None and self.nests else None
         self._enable(Cr0(0))
         self.queue = CommandQueue(memory, bus, idr1.CMDQS)
         self.faults = EventLog(memory, bus, self.queue, idr1.EVENTQS, self._guest_hears)

@@ -24,6 +24,7 @@ from softiommu.drivers.driver import (
     ViommuHost,
     unsupported,
 )
+from softiommu.drivers.smmuv3_cmdqv import CmdqvViommu
 from softiommu.drivers.smmuv3_domain import Route, SmmuDomain
 from softiommu.drivers.smmuv3_nested import SmmuNested
 from softiommu.drivers.smmuv3_viommu import Guest, SmmuViommu
@@ -70,7 +71,9 @@ class SmmuDevice:
         return (Reserved(*_SW_MSI, ReservedKind.SW_MSI),)
 
     def hw_info(self, type: int) -> HwInfo | None:
-        """The raw ID registers."""
+        """The raw ID registers, or the numbers of a CMDQV."""
+        if type == HwInfoType.TEGRA241_CMDQV and self._smmu.cmdqv is not None:
+            return HwInfo(type, self._smmu.cmdqv.hw_info())
         if not self._smmu.quirks.tells_hardware or type not in (HwInfoType.DEFAULT, HwInfoType.ARM_SMMUV3):
             return None
         values = {name.lower(): self._smmu.read32(getattr(Registers, name).offset) for name in _INFO}
@@ -98,13 +101,17 @@ class SmmuDevice:
         raise unsupported("there is no nesting without a vIOMMU")
 
     def viommu_types(self) -> Sequence[int]:
-        """SMMUv3, where it can nest."""
+        """SMMUv3, where it can nest, and the one with queues of its own."""
+        if self._smmu.cmdqv is not None:
+            return ViommuType.ARM_SMMUV3, ViommuType.TEGRA241_CMDQV
         return (ViommuType.ARM_SMMUV3,) if self.features.nesting else ()
 
     def alloc_viommu(self, type: int, parent: PagingDomain, host: ViommuHost, data: UserData | None) -> Viommu:
-        """A guest's slice. EINVAL: a parent of another SMMU."""
+        """A guest's slice. EINVAL: a parent of another SMMU; errors of a CMDQV."""
         if not isinstance(parent, SmmuDomain) or parent.owner is not self._smmu:
             raise UapiError(EINVAL, f"the parent is not of the IOMMU of {self.name}")
+        if type == ViommuType.TEGRA241_CMDQV and self._smmu.cmdqv is not None:
+            return CmdqvViommu(self._smmu, self._smmu.cmdqv, parent, host, data)
         return SmmuViommu(self._smmu, parent, host)
 
     def attach(self, domain: Domain, pasid: int | None) -> None:

@@ -81,6 +81,10 @@ class SmmuViommu:
         """Forget a name."""
         del self._sids[self._names.pop(device)]
 
+    def stream_of(self, virt_id: int) -> int:
+        """The stream that has a name."""
+        return self._sids[virt_id]
+
     def name_of(self, device: Device) -> int | None:
         """The guest's stream id of a device."""
         return self._names.get(device)
@@ -136,6 +140,14 @@ class SmmuViommu:
     def _with_stream(self, low: int, high: int) -> Command:
         return low & ~Stream0.SID.mask | self._sids[low >> Stream0.SID.low] << Stream0.SID.low, high
 
+    def report(self, type: int, data: bytes) -> bool:
+        """Tell the guest of an event; False: nobody listens."""
+        try:
+            self.host.report_event(type, data)
+        except UapiError:  # there is no event queue of this type
+            return False
+        return True
+
     # Hardware queues
 
     def hw_queue_types(self) -> Sequence[int]:
@@ -168,12 +180,7 @@ class Guest:
         if first.TYPE not in _GUESTS_EVENTS or how.S2 or how.STALL:
             return False
         renamed = first.replace(SID=self._name & Event0.SID.mask >> Event0.SID.low)
-        try:
-            event = VeventArmSmmuv3(int(renamed), *record[1:4])
-            self._viommu.host.report_event(VeventqType.ARM_SMMUV3, event.to_bytes())
-        except UapiError:  # no event queue
-            return False
-        return True
+        return self._viommu.report(VeventqType.ARM_SMMUV3, VeventArmSmmuv3(int(renamed), *record[1:4]).to_bytes())
 
 
 def _refused(number: int, command: Command, why: str) -> UapiError:

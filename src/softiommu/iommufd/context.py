@@ -55,8 +55,15 @@ class Services:
         #: Whether the kernel is built with CONFIG_VFIO_NOIOMMU.
         self.no_iommu = False
         self.contexts = 0
+        #: What is to be looked at now and then (see `ViommuHost.mmap_region`), by whose it is.
+        self.pollers: dict[object, Callable[[], None]] = {}
         #: Who uses a group of devices that cannot be isolated from one another: one file at a time.
         self.owners: dict[object, Context] = {}
+
+    def poll(self) -> None:
+        """Something is to be done that may depend on what programs stored into pages that they map."""
+        for poll in list(self.pollers.values()):
+            poll()
 
 
 class Context:
@@ -89,6 +96,8 @@ class Context:
 
     def run(self, caller: Caller, handler: Callable[..., T], *args: object) -> T:
         """Carry out one call: objects it made become visible when it returns, and are undone when it raises."""
+        if self.services.pollers:
+            self.services.poll()
         outer, made = self._caller, self._pending
         self._caller = caller
         pending = self._pending = []

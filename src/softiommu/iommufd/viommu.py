@@ -17,6 +17,8 @@ from softiommu.iommufd.objects import Object
 from softiommu.memory.client import PAGE_SIZE
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from softiommu.iommufd.events import VeventQueue
 
 _MAX_QUEUE = 1 << 40
@@ -44,10 +46,12 @@ class ViommuObject(Object):
         self.viommu = device.device.alloc_viommu(self.type, self.hwpt.domain, self, data)
         self._made = True
 
-    def mmap_region(self, length: int) -> int:
+    def mmap_region(self, length: int, poll: Callable[[], None] | None = None) -> int:
         """Pages that the VMM can map from the iommufd file: their offset."""
         offset = self._ctx.regions.add(length)
         self._regions.append(offset)
+        if poll is not None:
+            self._ctx.services.pollers[self] = poll
         return offset
 
     def store(self, offset: int, data: bytes) -> None:
@@ -73,6 +77,7 @@ class ViommuObject(Object):
 
     def destroy(self, ctx: Context) -> None:
         """Let go of the parent and the regions."""
+        self._ctx.services.pollers.pop(self, None)
         if self._made:
             self.viommu.free()
         for offset in self._regions:

@@ -108,6 +108,10 @@ class CommandQueue:
             low, high = self._memory.read_u64(at), self._memory.read_u64(at + 8)
         except BadAddressError:
             return CommandError.ABT
+        return self.execute(low, high)
+
+    def execute(self, low: int, high: int) -> CommandError:
+        """Carry out a command, in whichever queue it lay."""
         try:
             command = self._decode(low, high)
             if command.op is Op.SYNC and self._timed_out:

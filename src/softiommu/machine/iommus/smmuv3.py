@@ -2,33 +2,46 @@
 
 [[iommu]]
 model = "smmuv3"
-unit = "full"                        # qemu, full (the default)
+unit = "full"                        # qemu, full (the default), tegra241
 idr0 = { HTTU = 0 }                  # fields as Arm IHI 0070, 6.3 names them
 idr1 = { SSIDSIZE = 0 }
 idr3 = { RIL = 0 }
 idr5 = { GRAN64K = 0 }
+cmdqv = { NUM_VCMDQ_LOG2 = 4, NUM_VINTF_LOG2 = 2 }  # of tegra241: fields of the CMDQV's PARAM
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from softiommu.drivers.smmuv3 import SmmuDriver
+from softiommu.drivers.smmuv3 import LINUX_6_12, LINUX_7_2, SmmuDriver
 from softiommu.errors import ModelError
+from softiommu.hardware.smmuv3.cmdqv import TEGRA241, Cmdqv, check
 from softiommu.hardware.smmuv3.model import Smmu
 from softiommu.hardware.smmuv3.presets import FULL, QEMU, Identity
 from softiommu.machine.models import Built
 
 if TYPE_CHECKING:
+    from softiommu.hardware.smmuv3.cmdqv_registers import Param
     from softiommu.machine.models import Site
     from softiommu.machine.reading import Table
 
-_UNITS = {"qemu": QEMU, "full": FULL}
+_TEGRA241 = "tegra241"
+_UNITS = {"qemu": QEMU, "full": FULL, _TEGRA241: FULL}
 
 
-def read(table: Table) -> Identity:
-    """The ID registers. ConfigError names the rule that they break."""
-    unit = _UNITS[table.choice("unit", _UNITS) or "full"]
+class Features(NamedTuple):
+    """The ID registers; and how much a CMDQV has, where there is one."""
+
+    identity: Identity
+    cmdqv: Param | None
+
+
+def read(table: Table) -> Features:
+    """The features. ConfigError names the rule that they break."""
+    name = table.choice("unit", _UNITS) or "full"
+    unit = _UNITS[name]
+    param = table.word("cmdqv", TEGRA241) if name == _TEGRA241 else None
     found = unit._replace(
         idr0=table.word("idr0", unit.idr0),
         idr1=table.word("idr1", unit.idr1),
@@ -37,19 +50,27 @@ def read(table: Table) -> Identity:
     )
     try:
         found.check()
+        if param is not None:
+            check(param)
     except ModelError as error:
         raise table.error(None, str(error)) from error
-    return found
+    return Features(found, param)
 
 
 def build(features: object, site: Site) -> Built:
     """An SMMU, and its driver."""
-    assert isinstance(features, Identity), "features are what `read` gave"
+    assert isinstance(features, Features), "features are what `read` gave"
 
     def hear(*_: int) -> None:
         for blocked in driver.faults.take():
             site.report(str(blocked))
 
-    unit = Smmu(site.memory, features, interrupt=hear, wired=lambda wire: hear())
-    driver = SmmuDriver(site.memory, unit)
+    def fail() -> None:
+        if driver.cmdqv is not None:
+            driver.cmdqv.interrupt()
+
+    unit = Smmu(site.memory, features.identity, interrupt=hear, wired=lambda wire: hear())
+    extension = Cmdqv(unit, site.memory, features.cmdqv, fail) if features.cmdqv is not None else None
+    quirks = LINUX_6_12 if site.kernel.name == "6.12" else LINUX_7_2
+    driver = SmmuDriver(site.memory, unit, quirks, extension)
     return Built(unit, driver)
