@@ -65,7 +65,7 @@ class Access(Object):
         """Reach the memory of `ioas`. EINVAL: attached already; EADDRINUSE: an area is not aligned as it needs."""
         if self.ioas is not None:
             raise UapiError(EINVAL, f"access {self.id} is attached to IOAS {self.ioas.id}")
-        ioas.map.add_access(self)
+        self._enter(ioas)
         self.ioas = ioas
         ioas.users += 1
 
@@ -76,11 +76,16 @@ class Access(Object):
             raise UapiError(ENOENT, f"access {self.id} is not attached")
         if old is ioas:
             return
-        ioas.map.add_access(self)
+        self._enter(ioas)
         self.unmap(0, MAX)
         self._leave(old)
         self.ioas = ioas
         ioas.users += 1
+
+    def _enter(self, ioas: Ioas) -> None:
+        if ioas.of_parent:
+            raise UapiError(EINVAL, f"IOAS {ioas.id} holds addresses of a parent, and no memory")
+        ioas.map.add_access(self)
 
     def detach(self) -> None:
         """Leave the IOAS; pins are let go."""

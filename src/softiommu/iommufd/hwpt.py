@@ -6,6 +6,7 @@ from errno import EINVAL, EOPNOTSUPP
 from typing import TYPE_CHECKING
 
 from softiommu.abi import iommufd as abi
+from softiommu.abi.software_nesting import MAPPED
 from softiommu.drivers.driver import DomainFlags, NestedDomain, PagingDomain, UserData
 from softiommu.errors import UapiError
 from softiommu.iommufd.context import Context
@@ -61,9 +62,13 @@ class HwptPaging(Hwpt):
     kind = "HWPT_PAGING"
     domain: PagingDomain
 
-    def __init__(self, ioas: Ioas, domain: PagingDomain, auto: bool) -> None:
+    def __init__(self, ioas: Ioas, domain: PagingDomain, auto: bool, parent: HwptPaging | None = None) -> None:
         super().__init__(DomainFlags.PASID in domain.flags)
         self.ioas, self.domain, self._auto = ioas, domain, auto
+        #: What the addresses in the IOAS are of, where it is nested in software.
+        self.parent = parent
+        if parent is not None:
+            parent.users += 1
         self.enforces_cache_coherency = False
         self.filled = False
         ioas.users += 1
@@ -84,7 +89,10 @@ class HwptPaging(Hwpt):
         return DomainFlags.NEST_PARENT in self.domain.flags
 
     def fill(self) -> None:
-        """Show the IOAS: from now on every area is in the domain. Errors as `IoPageTable.add_domain`."""
+        """Show the IOAS: from now on every area is in the domain. EINVAL: the IOAS holds a parent's addresses, which
+        lead nowhere without it; else as `IoPageTable.add_domain`."""
+        if self.ioas.of_parent and self.parent is None:
+            raise UapiError(EINVAL, f"IOAS {self.ioas.id} holds addresses of a parent: it is shown by a child's HWPT")
         self.ioas.map.add_domain(self.domain)
         self.ioas.hwpts.append(self)
         self.filled = True
@@ -102,6 +110,8 @@ class HwptPaging(Hwpt):
             self.ioas.map.remove_domain(self.domain)
         self.ioas.users -= 1
         super().destroy(ctx)
+        if self.parent is not None:
+            self.parent.users -= 1
 
 
 class HwptNested(Hwpt):
@@ -184,14 +194,23 @@ def new_paging(ctx: Context, ioas: Ioas, device: DeviceObject, flags: DomainFlag
 
 def _alloc_nested(
     ctx: Context, parent: HwptPaging, device: DeviceObject, flags: int, data: UserData | None
-) -> HwptNested:
+) -> HwptNested | HwptPaging:
+    if data is not None and data.data_type == MAPPED:
+        from softiommu.iommufd import child
+
+        return child.alloc(ctx, parent, device, flags, data)
     refuse(flags & ~(FAULT_ID_VALID | (PASID if ctx.kernel.hwpt_pasid else 0)), "flags for a nested HWPT")
     if data is None or not device.device.features.nested_domains:
         raise UapiError(EOPNOTSUPP, "a nested HWPT needs the driver's data, and a driver that has such")
-    if parent.auto or not parent.nest_parent or parent.domain.owner is not device.device.driver:
-        raise UapiError(EINVAL, f"HWPT {parent.id} is no nesting parent for device {device.device.name}")
+    check_parent(parent, device)
     domain = device.device.alloc_nested(parent.domain, flags & ~FAULT_ID_VALID, data)
     return ctx.new(HwptNested(parent, domain, bool(flags & PASID)))
+
+
+def check_parent(parent: HwptPaging, device: DeviceObject) -> None:
+    """EINVAL: tables of the device cannot be nested on this."""
+    if parent.auto or not parent.nest_parent or parent.domain.owner is not device.device.driver:
+        raise UapiError(EINVAL, f"HWPT {parent.id} is no nesting parent for device {device.device.name}")
 
 
 def _alloc_on_viommu(

@@ -37,6 +37,16 @@ class Ioas(Object):
         self.map = IoPageTable()
         self.hwpts: list[HwptPaging] = []
 
+    @property
+    def of_parent(self) -> bool:
+        """Whether its areas show addresses of a nesting parent (see `child`), and not memory."""
+        if self.hwpts:
+            return self.hwpts[0].parent is not None
+        from softiommu.iommufd.child import ParentPages
+
+        areas = self.map.areas
+        return bool(areas) and isinstance(areas.peekitem(0)[1].pages, ParentPages)
+
     def destroy(self, ctx: Context) -> None:
         """Unmap everything."""
         self.map.unmap(0, MAX)
@@ -99,6 +109,11 @@ def map_va(ctx: Context, ioas: Ioas, va: int, length: int, iova: int | None, pro
         raise UapiError(EINVAL, f"length {length:#x} cannot be mapped")
     if wraps:
         raise wraps
+    if ioas.of_parent:
+        from softiommu.iommufd.child import ParentPages
+
+        pages = ParentPages(ctx, va, length)
+        return ioas.map.map([Elm(pages, pages.skew, length)], length, iova, prot)
     return _map_source(ctx, ioas, VaSource(ctx.caller.mm, va), length, iova, prot)
 
 
@@ -110,6 +125,8 @@ def map_file(ctx: Context, cmd: abi.IoasMapFile) -> None:
         raise UapiError(EINVAL, "length 0 cannot be mapped")
     if cmd.start + cmd.length - 1 > MAX:
         raise UapiError(EOVERFLOW, f"start {cmd.start:#x} + length {cmd.length:#x} wraps")
+    if ioas.of_parent:
+        raise UapiError(EINVAL, f"IOAS {ioas.id} holds addresses of a parent: no file can be mapped in it")
     source = _file_source(ctx, cmd.fd, cmd.start, cmd.length)
     iova = cmd.iova if cmd.flags & _FIXED else None
     cmd.iova = _map_source(ctx, ioas, source, cmd.length, iova, _prot(cmd.flags))
@@ -171,6 +188,8 @@ def copy(ctx: Context, cmd: abi.IoasCopy) -> None:
     source = ctx.objects.get(cmd.src_ioas_id, Ioas)
     elms = _source_elms(source, cmd.src_iova, cmd.length)
     target = ctx.objects.get(cmd.dst_ioas_id, Ioas)
+    if source.of_parent is not target.of_parent:
+        raise UapiError(EINVAL, "one IOAS holds addresses of a parent, the other memory: they share nothing")
     iova = cmd.dst_iova if cmd.flags & _FIXED else None
     cmd.dst_iova = target.map.map(elms, cmd.length, iova, _prot(cmd.flags))
 
