@@ -61,8 +61,7 @@ class Edu:
         assert not self.device.read(0, self.COMMAND, 8) & 1
 
     def move(self, source, target, count=16):
-        """Copy from one I/O address to another. What cannot be read leaves the buffer, what cannot be written, the
-        target, as it was."""
+        """Copy from one I/O address to another, by the device's buffer."""
         self._copy(source, self.BUFFER, count, 1)
         self._copy(self.BUFFER, target, count, 3)
 
