@@ -1,6 +1,6 @@
 """Binding and attaching devices: who has one, and to which iommufd."""
 
-from errno import E2BIG, EBADF, EBADFD, EBUSY, EFAULT, EINVAL, ENODEV, ENOENT, ENOTTY, EPERM
+from errno import E2BIG, EBADF, EBADFD, EBUSY, EFAULT, EINVAL, ENODEV, ENOENT, ENOSPC, ENOTTY, EPERM
 
 import pytest
 
@@ -172,6 +172,15 @@ def test_a_pasid_needs_room_and_a_kernel_that_knows_it(kernel):
     assert rig.errno(file, vfio.DEVICE_DETACH_IOMMUFD_PT, vfio.DeviceDetachIommufdPt(8, 1)) == EINVAL
     forgiven = rig.errno(file, vfio.DEVICE_DETACH_IOMMUFD_PT, vfio.DeviceDetachIommufdPt(12, 1, 5))
     assert forgiven == (0 if kernel == "7.2" else EINVAL)
+
+
+def test_a_pasid_is_a_positive_number():
+    rig = Rig()
+    file, iommufd, _ = rig.bound()
+    ioas = rig.ioas(iommufd)
+    for pasid, errno in ((0x7FFFFFFF, EINVAL), (0x80000000, ENOSPC), (0xFFFFFFFF, ENOSPC)):
+        assert rig.errno(file, vfio.DEVICE_ATTACH_IOMMUFD_PT, vfio.DeviceAttachIommufdPt(16, 1, ioas, pasid)) == errno
+        assert rig.errno(file, vfio.DEVICE_DETACH_IOMMUFD_PT, vfio.DeviceDetachIommufdPt(12, 1, pasid)) == 0
 
 
 def test_every_call_is_told_by_name():

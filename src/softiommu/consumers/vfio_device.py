@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from errno import EINVAL
+from errno import EINVAL, ENOSPC
 from typing import TYPE_CHECKING
 
 from softiommu.consumers import pci_host
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from softiommu.hardware.pci import Function
     from softiommu.iommufd.context import Context
     from softiommu.iommufd.device import DeviceObject
+
+#: The kernel keeps PASIDs as positive numbers of 32 bits.
+_LAST_PASID = 0x7FFFFFFF
 
 
 class VfioDevice:
@@ -97,8 +100,10 @@ class VfioDevice:
             self._attached = False
 
     def attach_pasid(self, pasid: int, pt_id: int) -> int:
-        """The same for the requests with one PASID."""
+        """The same for the requests with one PASID. ENOSPC: a number that no PASID has in any kernel."""
         assert self.bound is not None, "only a bound device attaches"
+        if pasid > _LAST_PASID:
+            raise UapiError(ENOSPC, f"PASID {pasid:#x} is past {_LAST_PASID:#x}")
         step = devices.replace if pasid in self._pasids else devices.attach
         hwpt = step(self.bound, pt_id, pasid or None)
         self._pasids.add(pasid)
