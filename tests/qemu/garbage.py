@@ -3,14 +3,16 @@ or nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from random import Random
 from typing import NamedTuple
+
+import numpy as np
 
 from softiommu.memory.physical import BadAddressError
 from softiommu.pagetable import formats
 from softiommu.pagetable.engine import PageTable
-from softiommu.pagetable.kinds import EMPTY, OK, TABLE, Table
+from softiommu.pagetable.kinds import OK, TABLE, Table
 from softiommu.pagetable.walk import index, signed
 
 _MASK = (1 << 64) - 1
@@ -125,18 +127,34 @@ def _changed(random: Random, pages: PageTable, level: int, at: int, entry: int) 
     return entry ^ 1 << random.randrange(64)
 
 
-def relocate(pages: PageTable, shift: int, tables: range) -> None:
-    """Let every link to a table in `tables` show it `shift` above: where a second stage has it."""
-    t, memory = pages.table, pages.memory
-    seen: set[int] = set()
-    waiting = [(pages.root, t.top)]
+def _entries(pages: PageTable, table: int, level: int) -> Iterator[tuple[int, int]]:
+    """(address, entry) of what is not 0 in a table."""
+    bits = pages.table.top_bits if level == pages.table.top else pages.table.bits
+    words = np.frombuffer(pages.memory.read(table, 8 << bits), np.uint64)
+    for number in np.flatnonzero(words):
+        yield table + 8 * int(number), int(words[number])
+
+
+def tables(pages: PageTable) -> list[tuple[int, int]]:
+    """(address, level) of all tables, as long as nothing is spoiled."""
+    found = []
+    waiting = [(pages.root, pages.table.top)]
     while waiting:
         table, level = waiting.pop()
-        seen.add(table)
-        for at in range(table, table + (8 << (t.top_bits if level == t.top else t.bits)), 8):
-            entry = memory.read_u64(at)
-            kind, oa, _, below = formats.load(t, level, signed(entry)) if entry else (EMPTY, 0, 0, 0)
-            if kind == TABLE and oa in tables:
-                memory.write_u64(at, entry ^ (formats.link(t, level, oa) ^ formats.link(t, level, oa + shift)) & _MASK)
-                if oa not in seen:
-                    waiting.append((oa, below))
+        found.append((table, level))
+        for _, entry in _entries(pages, table, level):
+            kind, oa, _, below = formats.load(pages.table, level, signed(entry))
+            if kind == TABLE:
+                waiting.append((oa, below))
+    return found
+
+
+def relocate(pages: PageTable, own: list[tuple[int, int]], shift: int, region: range) -> None:
+    """Let every link of `own` tables to something in `region` show it `shift` above: where a second stage has it."""
+    t = pages.table
+    for table, level in own:
+        for at, entry in _entries(pages, table, level):
+            kind, oa, *_ = formats.load(t, level, signed(entry))
+            if kind == TABLE and oa in region:
+                moved = formats.link(t, level, oa) ^ formats.link(t, level, oa + shift)
+                pages.memory.write_u64(at, entry ^ moved & _MASK)

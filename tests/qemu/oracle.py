@@ -31,7 +31,7 @@ def _flipped(random: Random, word: int) -> int:
 
 def _shown(scenario: Scenario, iova: int) -> str:
     """The entries on the way to an address, for a message."""
-    ways = (" ".join(f"{step.level}:{step.entry:#x}" for step in steps) for _, steps in walks(scenario, iova))
+    ways = (" ".join(f"{step.level}:{step.entry:#x}" for step in way.steps) for way in walks(scenario, iova))
     return " and ".join(ways)
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from qemu import e1000
 from qemu.e1000 import AREA, Nic
-from qemu.garbage import Aim, Limits, Step, Wish, path, populate, relocate, spoil
+from qemu.garbage import Aim, Limits, Step, Wish, path, populate, relocate, spoil, tables
 from qemu.sides import CARD, DATA, RAM, TABLES, Both, ModelMemory, Side
 from softiommu.hardware.iommu import Translation
 from softiommu.pagetable import formats
@@ -84,15 +84,23 @@ class Scenario(NamedTuple):
         return self._replace(aims=aims, card=self.card | high)
 
 
-def walks(scenario: Scenario, iova: int) -> list[tuple[Table, list[Step]]]:
-    """The entries on the way to an address, the first stage's first, then the second's on the way to what it gives."""
+class Way(NamedTuple):
+    """The way of an address through one stage."""
+
+    table: Table
+    iova: int
+    steps: list[Step]
+
+
+def walks(scenario: Scenario, iova: int) -> list[Way]:
+    """The ways of an address: through the first stage, then the second's for what it gives."""
     found = []
     for space in reversed(scenario.spaces):
-        table, steps = space.pages.table, path(space.pages, iova, space.shift)
-        found.append((table, steps))
-        if not steps:
+        way = Way(space.pages.table, iova, path(space.pages, iova, space.shift))
+        found.append(way)
+        if not way.steps:
             break
-        kind, oa, lg2, _ = formats.load(table, steps[-1].level, signed(steps[-1].entry))
+        kind, oa, lg2, _ = formats.load(way.table, way.steps[-1].level, signed(way.steps[-1].entry))
         if kind != LEAF:
             break
         iova = oa | iova & (1 << lg2) - 1
@@ -227,11 +235,11 @@ class Rig(ABC):
         aims = populate(
             random, pages, Wish(sizes, self.rights(nested), width, self.without, aim), random.randrange(1, 200)
         )
+        shift = scenario.shown if scenario is not None else 0
+        own = tables(pages) if shift else []
         if spoiled:
             spoil(random, pages, aims, random.randrange(1, 40), self._limits(needed, outer, nested))
-        shift = scenario.shown if scenario is not None else 0
-        if shift:
-            relocate(pages, shift, range(base + TABLES, base + RAM))
+        relocate(pages, own, shift, range(base + TABLES, base + RAM))
         return Scenario(card, aims, [*(scenario.spaces if scenario else ()), Space(pages, shift)], shown, needed)
 
     def _behind(self, random: Random, pages: PageTable) -> int:

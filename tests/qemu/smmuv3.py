@@ -8,7 +8,7 @@ from random import Random
 from qemu.e1000 import Nic
 from qemu.pci import MemoryConfig, enable
 from qemu.qtest import Qtest
-from qemu.rig import Answer, Case, Deviation, Probe, Record, Rig, Scenario, walks
+from qemu.rig import Answer, Case, Deviation, Probe, Record, Rig, Scenario, Way, walks
 from qemu.sides import CARD, QUEUES, RAM, Both, Emulator, Model, ModelMemory, Side
 from softiommu.hardware.iommu import Translation
 from softiommu.hardware.smmuv3 import geometry
@@ -43,8 +43,10 @@ from softiommu.hardware.smmuv3.tables import (
     Ste2,
     Ste3,
 )
+from softiommu.pagetable import formats
 from softiommu.pagetable.formats.arm64 import Pte
-from softiommu.pagetable.kinds import READ, WRITE, Table
+from softiommu.pagetable.kinds import LEAF, READ, WRITE, Table
+from softiommu.pagetable.walk import signed
 from softiommu.words import Word
 
 _RAM, _CONFIG, _BASE, _BAR = 0x40000000, 0x3F000000, 0x09050000, 0x10000000
@@ -115,9 +117,21 @@ def _beyond_span(case: Case) -> bool:
 def _no_block(case: Case) -> bool:
     return any(
         step.level > table.leaf_top and step.entry & (Pte.VALID.mask | Pte.TYPE.mask) == Pte.VALID.mask
-        for table, steps in walks(case.scenario, case.probe.iova)
+        for table, _, steps in walks(case.scenario, case.probe.iova)
         for step in steps
     )
+
+
+def _other_run(case: Case) -> bool:
+    return any(way.steps and _is_elsewhere(way) for way in walks(case.scenario, case.probe.iova))
+
+
+def _is_elsewhere(way: Way) -> bool:
+    """Whether the last entry says to be of a run of leaves, but of another place in it than where it was found."""
+    last = way.steps[-1]
+    kind, _, run_lg2, _ = formats.load(way.table, last.level, signed(last.entry))
+    span_lg2 = way.table.granule_lg2 + way.table.bits * last.level
+    return kind == LEAF and (way.iova ^ last.entry) >> span_lg2 & (1 << run_lg2 - span_lg2) - 1 != 0
 
 
 def _too_wide(case: Case) -> bool:
@@ -133,6 +147,7 @@ DEVIATIONS = (
     Deviation("stage 2 that hides a table of stage 1 is recorded as stage 1", _stage2_of_a_table),
     Deviation("tables of the second level have twice the streams that Span says", _beyond_span),
     Deviation("a block at a level where the granule has none is one", _no_block),
+    Deviation("an entry of a run of leaves that is found in another place of it has its own address", _other_run),
     Deviation("a link that forbids writes ends the walk of one", _table_limits),
     Deviation("an address too wide for stage 2, without stage 1, is not recorded", _too_wide),
 )
