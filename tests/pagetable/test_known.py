@@ -169,3 +169,21 @@ def test_what_is_known_of_variants_is_bounded():
         table = pages.table._replace(option=pages.table.option | (number % 700) << 20)
         assert walk.walk(table, memory, pages.root, 0, READ).status == OK
     assert len(walk._known) <= 512
+
+
+@pytest.mark.parametrize("direct_first", [False, True])
+def test_memory_that_may_not_be_indexed_teaches_nothing_of_empty_entries(direct_first):
+    """A guest's RAM behind a backing reads as zeros where it is indexed; a walk there is right all the same."""
+    first, second = formats.VARIANTS["x86-64-4level"], formats.VARIANTS["vtdss-48"]
+    for direct in (direct_first, not direct_first):
+        host, guest = PhysicalMemory(CHUNK), PhysicalMemory(CHUNK)
+        base = 4 * CHUNK
+        host.map_window(base, guest, 0, CHUNK)
+        below = PageTable(host, second)
+        inner = PageTable(host if direct else guest, first)
+        below.map(0, 0 if direct else base, CHUNK, READ | WRITE)
+        inner.map(0x5000, 0x3000, 4096, READ | WRITE)
+        stages = Stage(first, inner.root), Stage(second, below.root)
+        for iova in (0x5000, 0x5000, 0x6000, 1 << 40):
+            found = nested.nested_walk(*stages, host, iova, READ)
+            assert (found.stage1.status == OK) == (iova == 0x5000), hex(iova)

@@ -135,7 +135,9 @@ class Known:
             table, level, every, some = (pte & self._address) << self._up, level - 1, every & pte, some | pte
 
     def _ask(self, steps: dict[int, Step], level: int, pte: int, every: int, some: int) -> None:
-        """Ask about an entry, if it is new."""
+        """Ask about an entry, if it is new. One without any bit is what is read where memory may not be indexed."""
+        if not pte:
+            return
         kind = pte & self._rest
         step = steps.get(kind)
         if step is None:
