@@ -152,10 +152,30 @@ class VtdNestedDomain:
         answered = self._forget_devices([part]) if asked.targets & Target.DEVICE_TLB else True
         return Outcome.NONE if answered else Outcome.DEVICE_TIMEOUT
 
-    def _forget_translations(self, parts: Iterable[Part]) -> None:
-        self.owner.queue.submit(*(self._pages(pasid, part) for part in parts for pasid in _pasids(part.routes)))
+    def _forget_translations(self, parts: list[Part]) -> None:
+        heads = self._heads({route.pasid or 0 for part in parts for route in part.routes})
+        self.owner.queue.submit(*(one for part in parts for one in self._pages(part, heads)))
 
-    def _forget_devices(self, parts: Iterable[Part]) -> bool:
+    def _heads(self, pasids: set[int]) -> dict[int, tuple[PasidIotlb0, PasidIotlb0]]:
+        """The words that name all of a PASID, and pages of it."""
+        low = PasidIotlb0.of(TYPE=Type.PASID_IOTLB, G=ALL_OF_PASID, DID=self.did)
+        each = {pasid: low.replace(PASID=pasid) for pasid in sorted(pasids)}
+        return {pasid: (word, word.replace(G=PAGES_OF_PASID)) for pasid, word in each.items()}
+
+    def _pages(self, part: Part, heads: dict[int, tuple[PasidIotlb0, PasidIotlb0]]) -> Iterable[Descriptor]:
+        """Forget a range of the PASIDs, in a block of 2**am pages; all of each where the hardware takes no such
+        block."""
+        words = [heads[pasid] for pasid in _pasids(part.routes)]
+        cap = self.owner.cap
+        if part.window is None or not cap.PSI:
+            return [(every, 0) for every, _ in words]
+        at, am = smallest_block(*part.window)
+        if am > cap.MAMV:
+            return [(every, 0) for every, _ in words]
+        where = Pages.of(ADDR=at >> _PAGE_LG2, AM=am, IH=int(part.leaves_only))
+        return [(pages, where) for _, pages in words]
+
+    def _forget_devices(self, parts: list[Part]) -> bool:
         """Empty device TLBs; False: one did not answer."""
         return self.owner.queue.submit(
             *(
@@ -168,16 +188,6 @@ class VtdNestedDomain:
 
     def _configuration(self, pasid: int) -> Descriptor:
         return PasidCache0.of(TYPE=Type.PASID_CACHE, G=ONE_PASID, DID=self.did, PASID=pasid), 0
-
-    def _pages(self, pasid: int, part: Part) -> Descriptor:
-        """Forget a range of a PASID, in a block of 2**am pages; all of it where the hardware takes no such block."""
-        low = PasidIotlb0.of(TYPE=Type.PASID_IOTLB, G=ALL_OF_PASID, DID=self.did, PASID=pasid)
-        if part.window is None or not self.owner.cap.PSI:
-            return low, 0
-        at, am = smallest_block(*part.window)
-        if am > self.owner.cap.MAMV:
-            return low, 0
-        return low.replace(G=PAGES_OF_PASID), Pages.of(ADDR=at >> _PAGE_LG2, AM=am, IH=int(part.leaves_only))
 
     def free(self) -> None:
         """Nothing is attached any more: forget what is left, and give the id back."""
