@@ -157,7 +157,7 @@ def test_garbage_is_not_remembered_without_end():
         software = chance.getrandbits(8) << 52 | chance.getrandbits(2) << 2 | 1
         memory.write_u64(at, software | 0x5000)
         assert walk.walk(*leaves, 0, READ).oa == 0x5000
-    known = walk.known_entries(table, READ)
+    known = walk.known_entries(table, READ, memory.space)
     assert len(known._asked) <= 256
 
 

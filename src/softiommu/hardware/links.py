@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from softiommu.hardware.cache import Page, PageCache
 from softiommu.pagetable.formats import load
-from softiommu.pagetable.kinds import ASK, TABLE
+from softiommu.pagetable.kinds import ASK, OK, TABLE, Table
+from softiommu.pagetable.known import Place
 from softiommu.pagetable.walk import (
     MASK,
-    Position,
     Result,
     Tree,
     Walk,
+    known_entries,
     last_step,
     one_stage,
     outside,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from softiommu.pagetable.nested import Stage
 
 #: An entry that leads to a table, and where a walk is by it.
-Link = tuple[int, Position]
+Link = tuple[int, Place]
 #: Links by the tags of their address space and by what they translate, as pages are.
 Links = PageCache[Link]
 
@@ -48,12 +49,42 @@ class LinkedWalker:
     ) -> Walk:
         """Translate `iova`. `address` is what invalidations call it, where that is not the same (sign extension).
         `refuse` is raised when a flag must be set: the IOMMU cannot set any in this memory."""
-        if refuse is None and not self.links.shape.ways:
-            return walk(stage.table, self._memory, stage.root, iova, want)
-        path = _Path(self.links, tags, stage, iova if address is None else address, refuse)
+        place = iova if address is None else address
+        if refuse is None:
+            if not self.links.shape.ways:
+                return walk(stage.table, self._memory, stage.root, iova, want)
+            last = self._last(tags, stage.table, iova, place)
+            if last is not None:
+                return self._last_step(stage.table, last, iova, want)
+        path = _Path(self.links, tags, stage, place, refuse)
         found = path.walk(self._memory.space, signed(iova), want)
         if found[0] == ASK:
             found = path.walk(self._memory.anywhere, signed(iova), want)
+        return Walk(*found[:6], found[6] & MASK)
+
+    def _last(self, tags: tuple[int, ...], table: Table, iova: int, address: int) -> Place | None:
+        """The table of pages for an address, if a link to it is cached."""
+        if not table.top or outside(table, iova):
+            return None
+        span = span_lg2(table, 1)
+        link = self.links.look((tags, span, address >> span))  # type: ignore[arg-type]  # as in Iotlb.find
+        if link is None:
+            return None
+        self.links.counters.hits += 1
+        return link[1]
+
+    def _last_step(self, table: Table, last: Place, iova: int, want: int) -> Walk:
+        space = self._memory.space
+        known = known_entries(table, want, space)
+        if known is not None:
+            quick = known.find_from(space.words, last, iova)
+            if quick is not None:
+                return Walk._make(quick)
+        found = last_step(table, space, last, signed(iova), want)
+        if found[0] == OK and known is not None:
+            known.learn(space.words, last, iova)
+        if found[0] == ASK:
+            found = last_step(table, self._memory.anywhere, last, signed(iova), want)
         return Walk(*found[:6], found[6] & MASK)
 
 
@@ -65,7 +96,7 @@ class _Path:
     ) -> None:
         self._links, self._tags, self._stage, self._address, self._refuse = links, tags, stage, address, refuse
         self._words: Any = None
-        self._here: Position = (0, 0, 0, 0)
+        self._here: Place = (0, 0, 0, 0)
         #: The link that was read last. It is kept when the walk goes on by it, so when its flags are set.
         self._link: tuple[Page, Link] | None = None
 
@@ -73,11 +104,6 @@ class _Path:
         """Walk in a memory, from the root."""
         table, root = self._stage.table, self._stage.root
         self._here, self._link = (root, table.top, -1, 0), None
-        if self._refuse is None and table.top and not outside(table, iova):
-            last = self._links.look(self._page(1))
-            if last is not None:
-                self._links.counters.hits += 1
-                return last_step(table, space, last[1], iova, want)
         self._words = space.words
         return one_stage(Tree(table, space._replace(words=self), root), iova, want)
 

@@ -26,6 +26,8 @@ Odd = list[tuple[int, int, Leaf]]
 State = tuple[int, int, "dict[int, Step]"]
 #: The address bits that must be 0, where a link leads, what a leaf is, and what it is if some of these bits are not 0.
 Step = tuple[int, int, int, "dict[int, Step] | None", Leaf, Odd]
+#: A table on a walk's way: its address and level, the bits that all entries above it have, and those that any has.
+Place = tuple[int, int, int, int]
 #: The fields of a Walk.
 Found = tuple[int, int, int, int, int, int, int]
 
@@ -63,9 +65,8 @@ class Known:
         """
         return None if iova >> self._t.input_bits or root & 7 else self._go(words, root >> 3, self._root, iova)
 
-    def last(self, words: Any, place: tuple[int, int, int, int], iova: int) -> Found | None:
-        """The same from a table on that an earlier walk came to: its address and level, the bits that all entries above
-        it have, and those that any has."""
+    def find_from(self, words: Any, place: Place, iova: int) -> Found | None:
+        """The same from a table on that an earlier walk came to, for an address that is not too wide."""
         table, level, every, some = place
         state = self._states.get((level, every & self._rest, some & self._rest))
         return None if state is None else self._go(words, table >> 3, state, iova)
@@ -116,12 +117,16 @@ class Known:
         lg2, low, level, allowed = leaf
         return OK, (pte & self._address) << self._up & ~low | iova & low, lg2, allowed, level, at, pte & _MASK
 
-    def learn(self, words: Any, root: int, iova: int, shown: Callable[[int], int | None] = _itself) -> None:
-        """Ask about what an address meets, and remember it. `shown` tells where an entry lies."""
+    def place(self, root: int) -> Place:
+        """Where walks begin."""
+        return root, self._t.top, -1, 0
+
+    def learn(self, words: Any, place: Place, iova: int, shown: Callable[[int], int | None] = _itself) -> None:
+        """Ask about what a walk meets from some table on, and remember it. `shown` tells where an entry lies."""
         self._vain += 1
         if self._vain > _VAIN and self._vain % _VAIN:
             return
-        table, level, every, some = root, self._t.top, -1, 0
+        table, level, every, some = place
         while True:
             shift, mask, steps = self._state(level, every, some)
             at = shown(table + ((iova >> shift & mask) << 3))

@@ -70,53 +70,55 @@ class NestedWalk(NamedTuple):
 
 def nested_walk(first: Stage, second: Stage, memory: PhysicalMemory, iova: int, want: int = 0) -> NestedWalk:
     """Translate `iova` by the first stage, its tables and its output by the second."""
-    known = known_entries(second.table, want)
+    space = memory.space
+    known = known_entries(second.table, want, space)
     if known is None:
         return _ended(*_walk(two_stages, first, second, memory, iova, want))
-    words = memory.space.words
-    quick = _first_known(first, second, words, iova, want)
+    quick = _first_known(first, second, space, iova, want)
     if quick is not None:
-        output = known.find(words, second.root, quick[1])
+        output = known.find(space.words, second.root, quick[1])
         if output is not None:
             return _ended(STAGE2, quick, output)
     where, inner, outer = _walk(two_stages, first, second, memory, iova, want)
     if where == STAGE2 and outer[0] == OK:
-        known.learn(words, second.root, inner[1])
-        _learn_first(first, second, memory, iova, want)
+        known.learn(space.words, known.place(second.root), inner[1])
+        _learn_first(first, second, space, iova, want)
     return _ended(where, inner, outer)
 
 
 def walk_first(first: Stage, second: Stage, memory: PhysicalMemory, iova: int, want: int = 0) -> NestedWalk:
     """Translate `iova` by the first stage alone, whose tables the second shows: `stage1` has the output."""
-    quick = _first_known(first, second, memory.space.words, iova, want)
+    quick = _first_known(first, second, memory.space, iova, want)
     if quick is not None:
         return _ended(STAGE2, quick, NO_WALK)
     where, inner, outer = _walk(first_of_two, first, second, memory, iova, want)
     if where == STAGE2:
-        _learn_first(first, second, memory, iova, want)
+        _learn_first(first, second, memory.space, iova, want)
     return _ended(where, inner, outer)
 
 
-def _first_known(first: Stage, second: Stage, words: Any, iova: int, want: int) -> Result | None:
+def _first_known(first: Stage, second: Stage, space: Space, iova: int, want: int) -> Result | None:
     """The first stage's walk, if it meets only what is known."""
-    known, fetch = known_entries(first.table, want), known_entries(second.table, _fetch_want(want, READ))
+    known = known_entries(first.table, want, space)
+    fetch = known_entries(second.table, _fetch_want(want, READ), space)
     if known is None or fetch is None:
         return None
-    return known.nested(fetch, words, (first.root, second.root), iova)
+    return known.nested(fetch, space.words, (first.root, second.root), iova)
 
 
-def _learn_first(first: Stage, second: Stage, memory: PhysicalMemory, iova: int, want: int) -> None:
-    known, fetch = known_entries(first.table, want), known_entries(second.table, _fetch_want(want, READ))
+def _learn_first(first: Stage, second: Stage, space: Space, iova: int, want: int) -> None:
+    known = known_entries(first.table, want, space)
+    fetch = known_entries(second.table, _fetch_want(want, READ), space)
     if known is None or fetch is None:
         return
-    words, host = memory.space.words, Tree(second.table, memory.space, second.root)
+    words, host = space.words, Tree(second.table, space, second.root)
 
     def shown(ipa: int) -> int | None:
-        fetch.learn(words, second.root, ipa)
+        fetch.learn(words, fetch.place(second.root), ipa)
         found = one_stage(host, ipa, 0)
         return found[1] if found[0] == OK else None
 
-    known.learn(words, first.root, iova, shown)
+    known.learn(words, known.place(first.root), iova, shown)
 
 
 def _walk(

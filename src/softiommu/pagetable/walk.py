@@ -36,15 +36,13 @@ from softiommu.pagetable.kinds import (
     TABLE,
     Table,
 )
-from softiommu.pagetable.known import Known
+from softiommu.pagetable.known import Known, Place
 
 if TYPE_CHECKING:
     from softiommu.memory.physical import PhysicalMemory
 
 #: status, output address, lg2, allowed, level, address of the last entry, the entry: the fields of Walk.
 Result = tuple[int, int, int, int, int, int, int]
-#: A table on a walk's way: its address and level, the bits that all links to it have, and those that any has.
-Position = tuple[int, int, int, int]
 
 MASK = (1 << 64) - 1
 
@@ -74,14 +72,15 @@ class Walk(NamedTuple):
 
 def walk(t: Table, memory: PhysicalMemory, root: int, iova: int, want: int = 0) -> Walk:
     """Translate one address for an access that wants the rights `want` (0 only looks)."""
-    known, space = known_entries(t, want), memory.space
+    space = memory.space
+    known = known_entries(t, want, space)
     if known is not None:
         quick = known.find(space.words, root, iova)
         if quick is not None:
             return Walk._make(quick)
     found = one_stage(Tree(t, space, root), signed(iova), want)
     if found[0] == OK and known is not None:
-        known.learn(space.words, root, iova)
+        known.learn(space.words, known.place(root), iova)
     if found[0] == ASK:
         found = one_stage(Tree(t, memory.anywhere, root), signed(iova), want)
     return Walk(*found[:6], found[6] & MASK)
@@ -92,8 +91,10 @@ _known: dict[tuple[Table, int], Known | int] = {}
 _WALKS_BEFORE, _VARIANTS = 16, 512
 
 
-def known_entries(t: Table, want: int) -> Known | None:
-    """What walks for `want` know of a variant: nothing, until there were some."""
+def known_entries(t: Table, want: int, space: Space) -> Known | None:
+    """What walks for `want` know of a variant: nothing, until there were some; nor where to read a word is to ask."""
+    if type(space.words) is not memoryview:
+        return None
     found = _known.get((t, want), 0)
     if not isinstance(found, int):
         return found
@@ -111,7 +112,7 @@ def _judge(t: Table, want: int, level: int, pte: int, every: int, some: int) -> 
     return status, oa, lg2, below, allowed, after(t, status, pte, want, allowed) == pte
 
 
-def last_step(t: Table, mem: Space, place: Position, iova: int, want: int) -> Result:
+def last_step(t: Table, mem: Space, place: Place, iova: int, want: int) -> Result:
     """The end of a walk from a table of level 0 that an earlier one came to, as hardware does by a cached link.
 
     It is one turn of the loop in `one_stage`, which compiles to half its speed when both call the same function.
