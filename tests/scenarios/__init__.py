@@ -1,0 +1,1 @@
+"""What the design promises, one file for each promise, on every model."""
