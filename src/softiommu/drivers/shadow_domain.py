@@ -219,7 +219,7 @@ class BoundDomain:
 
 def _window(entry: HwptVtdS1Invalidate, index: int) -> Range | None:
     """The addresses that an entry is about; None: no page."""
-    if entry.flags & ~VtdInvFlags.LEAF or entry.reserved:
+    if entry.flags & ~int(VtdInvFlags.LEAF) or entry.reserved:
         raise unsupported(f"entry {index} has flags {entry.flags:#x}, reserved {entry.reserved:#x}")
     if entry.addr & (1 << _PAGE_LG2) - 1 or (entry.npages == _ALL_PAGES and entry.addr):
         raise UapiError(EINVAL, f"entry {index}: {entry.npages:#x} pages from {entry.addr:#x} are no range")
