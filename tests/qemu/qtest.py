@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
+import signal
 import socket
 import subprocess
 import tempfile
@@ -21,6 +23,15 @@ _HALTED = {
     "qemu-system-riscv64": bytes.fromhex("73005010 6ff0dfff"),
 }
 _START_SECONDS, _ANSWER_SECONDS = 60, 120
+
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)
+
+
+def _end_with_parent() -> None:
+    """Nobody is left to end a QEMU whose test was killed."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class QtestError(Exception):
@@ -53,6 +64,7 @@ class Qtest:
                 stdout=self._log,
                 stderr=self._log,
                 pass_fds=[file.fileno()],
+                preexec_fn=_end_with_parent,
             )
             try:
                 self._socket = self._accept(listener)
