@@ -314,6 +314,27 @@ def test_arrays_of_another_kind(rig):
     assert stale(rig) == [1, 2, 3]
 
 
+@given(data=st.data())
+@settings(max_examples=80, deadline=None)
+def test_any_entries_are_carried_out_up_to_the_first_wrong_one(data):
+    rig = Rig(function=NO_ATS)
+    nested = mapped(rig)
+    rights = st.tuples(st.integers(0, 2**20).map(lambda page: page << 12), st.integers(0, ALL - 1), st.integers(0, 1))
+    good = data.draw(st.lists(rights, max_size=5))
+    wrong = data.draw(
+        st.tuples(*[st.integers(0, ALL)] * 2, *[st.integers(0, 2**32 - 1)] * 2).filter(
+            lambda entry: entry[0] & 0xFFF or entry[2] > 1 or entry[3] or (entry[1] == ALL and entry[0])
+        )
+    )
+    errno, handled = rig.invalidate(nested, *good, wrong, (0, ALL))
+    assert errno == (EOPNOTSUPP if wrong[2] > 1 or wrong[3] else EINVAL)
+    assert handled == len(good)
+    left = stale(rig)
+    named = {page for at, count, _ in good for page in range(4) if at >> 12 <= page + 16 < (at >> 12) + count}
+    assert not named & set(left)
+    assert good or left == [0, 1, 2, 3]
+
+
 def test_a_change_of_the_parent_reaches_what_went_through_it(rig):
     table = rig.table()
     table.map(0x10000, GPA, 0x2000, RW.value)
