@@ -78,7 +78,7 @@ class Unit:
         check(cap, ecap)
         self.registers = Registers(self)
         self.registers.CAP, self.registers.ECAP = cap, ecap
-        self.caches = Caches(shapes or Shapes())
+        self.caches = self.new_caches(shapes or Shapes())
         self._events = [Event(self.registers, kind, interrupt) for kind in ("FE", "IE", "PE")]
         self.log = FaultLog(self.registers, self._events[0])
         self.pages = PageRequests(self.registers, memory, self._events[2])
@@ -97,6 +97,10 @@ class Unit:
         self.table_mode = self._rtaddr.TTM
         #: The state of TE, and that of the mode: they are asked at each request.
         self._translates = self._scalable = False
+
+    def new_caches(self, shapes: Shapes) -> Caches:
+        """The caches of a unit that is made."""
+        return Caches(shapes)
 
     # Requests
 

@@ -1,0 +1,175 @@
+"""A device behind a virtual VT-d: what the guest's entries say of it, as HWPTs of the host, and its page requests."""
+
+from __future__ import annotations
+
+from enum import Enum
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from softiommu.abi.iommufd import (
+    HwptAllocFlags,
+    HwptDataType,
+    HwptVtdS1,
+    HwptVtdS1Invalidate,
+    InvalidateDataType,
+    PgfaultPerm,
+    VtdInvFlags,
+    VtdS1Flags,
+)
+from softiommu.abi.software_nesting import BOUND, BoundFlags, HwptBound, TableFormat
+from softiommu.hardware.iommu import PageRequest, ResponseCode
+from softiommu.hardware.vtd.tables import Pasid2, Pgtt
+from softiommu.pagetable.kinds import EXECUTE, READ, WRITE
+from softiommu.vmm.passed import PassedDevice
+
+if TYPE_CHECKING:
+    from softiommu.abi.struct import UserStruct
+    from softiommu.api import Fault, FaultQueue, Hwpt, VfioDevice
+    from softiommu.hardware.vtd.walker import Route
+    from softiommu.vmm.passed import Note
+
+_PAGE_LG2 = 12
+_EVERYTHING = (1 << 64) - 1
+#: A group has a number of nine bits (PCIe 10.4.1).
+_GROUPS = 0x1FF
+_RIGHTS = {PgfaultPerm.READ: READ, PgfaultPerm.WRITE: WRITE, PgfaultPerm.EXEC: EXECUTE}
+_FLAGS = {Pasid2.SRE: VtdS1Flags.SRE, Pasid2.EAFE: VtdS1Flags.EAFE, Pasid2.WPE: VtdS1Flags.WPE}
+
+
+class Nesting(Enum):
+    """Who walks a guest's tables: the host's VT-d, or software, on whatever IOMMU the host has."""
+
+    HARDWARE = "hardware"
+    SOFTWARE = "software"
+
+
+class Host(NamedTuple):
+    """What the devices of one virtual unit share: the parent that shows the guest's RAM, and where page faults go."""
+
+    parent: Hwpt
+    faults: FaultQueue | None
+    nesting: Nesting
+    note: Note
+
+
+class GuestRoute(NamedTuple):
+    """What a guest's entries say of a stream, or of one of its PASIDs. `root` None: its addresses are physical ones."""
+
+    did: int = 0
+    pgtt: Pgtt = Pgtt.PASS_THROUGH
+    root: int | None = None
+    width: int = 0
+    flags: VtdS1Flags = VtdS1Flags(0)
+    page_requests: bool = False
+
+    @classmethod
+    def of(cls, route: Route, page_requests: bool) -> GuestRoute:
+        """What the walker found."""
+        stage = route.first if route.first is not None else route.second
+        if stage is None:
+            return cls(route.did)
+        flags = VtdS1Flags(0)
+        for field, flag in _FLAGS.items():
+            flags |= flag if int(route.stage1) & field.mask else 0
+        return cls(route.did, route.pgtt, stage.root, stage.table.input_bits, flags, page_requests)
+
+
+class VtdPassed:
+    """A device, with the guest's name for it. As an endpoint of the unit it hears what the guest answers."""
+
+    def __init__(self, sid: int, device: VfioDevice, host: Host) -> None:
+        self.sid, self.passed = sid, PassedDevice[GuestRoute](sid, device, host.note)
+        self.pasid_bits = device.hw_info().pasid_bits
+        self._host = host
+        self._flags = int(HwptAllocFlags.ALLOC_PASID) if self.pasid_bits else 0
+        #: Groups of page requests that wait for the guest: their cookies, by PASID and group.
+        self._open: dict[tuple[int | None, int], int] = {}
+
+    @property
+    def id(self) -> int:
+        """The host's id of the device."""
+        return self.passed.device.id
+
+    # Routes
+
+    def use(self, pasid: int | None, route: GuestRoute | None) -> None:
+        """Attach a route as the guest wants it; None: block it."""
+        if route is None:
+            self.passed.detach(pasid)
+        else:
+            self.passed.attach(pasid, route, partial(self._make, route))
+
+    def use_only(self, pasids: set[int | None]) -> None:
+        """Block all other routes."""
+        for pasid in set(self.passed.held) - pasids:
+            self.passed.detach(pasid)
+
+    def _make(self, route: GuestRoute) -> tuple[Hwpt, bool]:
+        if route.root is None:
+            return self._host.parent, False
+        faults = self._host.faults if route.page_requests else None
+        return self.passed.device.hwpt(self._host.parent, self._flags, self._data(route), faults), True
+
+    def _data(self, route: GuestRoute) -> tuple[int, UserStruct]:
+        assert route.root is not None, "it has a table"
+        first = route.pgtt is Pgtt.FIRST
+        if self._host.nesting is Nesting.SOFTWARE:
+            kind = TableFormat.X86_64 if first else TableFormat.VTD_SECOND_STAGE
+            return BOUND, HwptBound(int(BoundFlags.CACHING_MODE), route.root, route.width, int(kind))
+        return HwptDataType.VTD_S1, HwptVtdS1(int(route.flags), route.root, route.width)
+
+    # Invalidation
+
+    def forget(self, chosen: list[int | None], window: tuple[int, int] | None, leaves_only: bool) -> None:
+        """Forget a range of some routes, or all of it. What the host cannot forget so is attached anew."""
+        entry = HwptVtdS1Invalidate(0, _EVERYTHING)
+        if window is not None:
+            first, last = window
+            entry = HwptVtdS1Invalidate(first, (last - first + 1) >> _PAGE_LG2)
+        entry.flags = int(VtdInvFlags.LEAF) if leaves_only else 0
+        for pasid in chosen:
+            held = self.passed.held[pasid]
+            try:
+                held.hwpt.invalidate(InvalidateDataType.HWPT_INVALIDATE_DATA_VTD_S1, [entry])
+            except OSError as error:
+                self._host.note(f"stream {self.sid:#x}: the host does not invalidate: {error}")
+                self.passed.renew(pasid, partial(self._make, held.route))
+
+    def chosen(self, did: int | None, pasid: int | None, pgtt: Pgtt | None = None) -> list[int | None]:
+        """The routes by tables of a domain, of a PASID, of a stage; None is any."""
+        return [
+            number
+            for number, held in self.passed.held.items()
+            if held.route.root is not None
+            and did in (None, held.route.did)
+            and pasid in (None, number or 0)
+            and pgtt in (None, held.route.pgtt)
+        ]
+
+    # Page requests, and the unit's endpoint
+
+    def request(self, fault: Fault) -> PageRequest:
+        """A page request of the device, as the guest is to see it."""
+        want = sum(right for perm, right in _RIGHTS.items() if fault.perm & perm)
+        group = fault.group & _GROUPS
+        self._open[fault.pasid, group] = fault.cookie
+        privileged = bool(fault.perm & PgfaultPerm.PRIV)
+        return PageRequest(self.sid, fault.addr, want, group, fault.last, fault.pasid, privileged)
+
+    def invalidate(self, pasid: int | None, first: int, last: int) -> bool:
+        """A device TLB is to forget: the host's kernel has seen to that with the translations themselves."""
+        return True
+
+    def page_response(self, pasid: int | None, group: int, code: ResponseCode) -> None:
+        """The guest, or the unit for it, answered a group. One that nobody asked for is dropped."""
+        cookie = self._open.pop((pasid, group), None)
+        if cookie is None or self._host.faults is None:
+            return
+        try:
+            self._host.faults.respond(cookie, code == ResponseCode.SUCCESS)
+        except OSError as error:  # the route has changed meanwhile: the host has answered
+            self._host.note(f"stream {self.sid:#x}: the answer to group {group} comes late: {error}")
+
+    def close(self) -> None:
+        """Block it, and let go of everything."""
+        self.passed.close()
