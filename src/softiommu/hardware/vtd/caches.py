@@ -82,12 +82,15 @@ class Caches:
         """An IOTLB command: page-selective ones name guest-physical addresses in nested translations, of which the
         hardware knows none, so all of the domain go (6.5.2.4)."""
 
+        did, window = selection.did, selection.window
+
         def chosen(page: Page, entry: object) -> bool:
-            if selection.did is not None and page.tags[0] != selection.did:
+            tags = page.tags
+            if did is not None and tags[0] != did:
                 return False
-            if selection.window is None or page.tags[2]:
+            if window is None or tags[2]:
                 return True
-            return page.tags[1] == NO_PASID and selection.reaches(page)
+            return tags[1] == NO_PASID and selection.reaches(page)
 
         self._forget(chosen, selection)
 

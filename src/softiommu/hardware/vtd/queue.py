@@ -46,12 +46,14 @@ class QueueError(Exception):
         self.info = info
 
 
-class Descriptor(NamedTuple):
-    """A descriptor with right reserved bits."""
+class _Form(NamedTuple):
+    """The words of a descriptor, their reserved bits, and what carries it out."""
 
-    kind: int
-    low: Word
-    high: Word
+    low: type[Word]
+    high: type[Word]
+    low_reserved: int
+    high_reserved: int
+    carry_out: Callable[[Any, Any], None]
 
 
 class Queue:
@@ -62,7 +64,12 @@ class Queue:
         self._running = False
         #: A function whose device TLB did not answer since the last wait.
         self._late: int | None = None
-        self._handlers: dict[int, Callable[[Any, Any], None]] = {
+        #: The queue that was checked last: its register, the tail, and the mode of the root table.
+        self._checked: tuple[Iqa, int, Ttm] | None = None
+        self._start = self._size = self._step = 0
+        capabilities = unit.registers
+        self._mamv, has = capabilities.CAP.MAMV, int(capabilities.ECAP)
+        handlers: dict[int, Callable[[Any, Any], None]] = {
             Type.CONTEXT: self._context,
             Type.IOTLB: self._iotlb,
             Type.DEVICE_TLB: self._device_tlb,
@@ -72,6 +79,12 @@ class Queue:
             Type.PASID_CACHE: self._pasid_cache,
             Type.PASID_DEVICE_TLB: self._pasid_device_tlb,
             Type.PAGE_GROUP_RESPONSE: self._response,
+        }
+        #: Those that the unit has, by type.
+        self._forms = {
+            int(kind): _Form(low, high or Word, low.RESERVED, (high or Word).RESERVED, handlers[kind])
+            for kind, (low, high, needs) in LAYOUTS.items()
+            if not needs & ~has
         }
 
     def run(self) -> None:
@@ -88,18 +101,18 @@ class Queue:
 
     def _run(self) -> None:
         registers = self._unit.registers
-        while registers.GSTS.QIE and not int(registers.FSTS) & _STOPPED:
+        while registers.GSTS.QIE and not registers.FSTS & _STOPPED:
             head, tail = registers.IQH.OFFSET << 4, registers.IQT.OFFSET << 4
             if head == tail:
                 self._time_out()
                 return
-            iqa = registers.IQA
-            size, step = 4096 << iqa.QS, 32 if iqa.DW else 16
-            self._check_queue(iqa, tail)
-            descriptor = self._fetch((iqa.IQA << 12) + head, step)
+            now = (registers.IQA, tail, self._unit.table_mode)
+            if now != self._checked:
+                self._check_queue(*now)
+                self._checked = now
             # The head stays on a descriptor that is wrong.
-            self._handlers[descriptor.kind](descriptor.low, descriptor.high)
-            registers.IQH = (head + step) % size
+            self._carry_out(self._start + head)
+            registers.IQH = (head + self._step) % self._size
 
     def _time_out(self) -> None:
         """Report a device TLB that did not answer."""
@@ -107,31 +120,33 @@ class Queue:
             late, self._late = self._late, None
             self._unit.log.report_timeout(late)
 
-    def _check_queue(self, iqa: Iqa, tail: int) -> None:
-        mode, scalable = self._unit.table_mode, self._unit.registers.ECAP.SMTS
+    def _check_queue(self, iqa: Iqa, tail: int, mode: Ttm) -> None:
+        self._start, self._size, self._step = iqa.IQA << 12, 4096 << iqa.QS, 32 if iqa.DW else 16
         if mode == Ttm.RESERVED:
             raise QueueError(QueueErrorInfo.TTM)
-        if tail >= 4096 << iqa.QS:
+        if tail >= self._size:
             raise QueueError(QueueErrorInfo.TAIL)
         if iqa.DW and tail & 16:
             raise QueueError(QueueErrorInfo.TAIL_MISALIGNED)
         # Whether the short descriptors are wrong in scalable mode is left open: they are taken, as by QEMU.
-        if iqa.DW and not scalable:
+        if iqa.DW and not self._unit.registers.ECAP.SMTS:
             raise QueueError(QueueErrorInfo.WIDTH)
 
-    def _fetch(self, at: int, step: int) -> Descriptor:
+    def _carry_out(self, at: int) -> None:
+        read = self._memory.read_u64
         try:
-            words = [self._memory.read_u64(at + 8 * n) for n in range(step // 8)]
+            first, second = read(at), read(at + 8)
+            rest = read(at + 16) | read(at + 24) if self._step == 32 else 0
         except BadAddressError as error:
             raise QueueError(QueueErrorInfo.FETCH) from error
-        kind = words[0] & 0xF | words[0] >> 5 & 0x70
-        layout = LAYOUTS.get(kind)
-        if layout is None or layout.needs & ~int(self._unit.registers.ECAP):
+        form = self._forms.get(first & 0xF | first >> 5 & 0x70)
+        if form is None:
             raise QueueError(QueueErrorInfo.TYPE)
-        low, high = layout.low(words[0]), (layout.high or Word)(words[1])
-        if low.reserved or high.reserved or any(words[2:]):
+        low, high, low_reserved, high_reserved, carry_out = form
+        if first & low_reserved | second & high_reserved | rest:
             raise QueueError(QueueErrorInfo.RESERVED)
-        return Descriptor(kind, low, high)
+        # What is read as 64 bits has no more: nothing is left to be checked.
+        carry_out(int.__new__(low, first), int.__new__(high, second))
 
     # What each does
 
@@ -144,23 +159,27 @@ class Queue:
         self._unit.caches.forget_pasids(_choose({0: Selection(did=command.DID), 1: one, 3: Selection()}, command.G))
 
     def _iotlb(self, command: Iotlb0, where: Range) -> None:
-        whole = Selection(did=command.DID)
-        chosen = _choose({1: Selection(), 2: whole, 3: self._pages(whole, where, command.G)}, command.G)
+        granularity = command.G
+        if granularity == 3:
+            chosen = self._pages(command.DID, None, where)
+        else:
+            chosen = _choose({1: Selection(), 2: Selection(command.DID)}, granularity)
         self._unit.caches.forget_translations(chosen)
 
     def _pasid_iotlb(self, command: PasidIotlb0, where: Range) -> None:
-        whole = Selection(command.DID, command.PASID)
-        pages = {2: whole, 3: self._pages(whole, where, command.G)}
-        self._unit.caches.forget_pasid_translations(_choose(pages, command.G))
+        granularity = command.G
+        if granularity == 3:
+            chosen = self._pages(command.DID, command.PASID, where)
+        else:
+            chosen = _choose({2: Selection(command.DID, command.PASID)}, granularity)
+        self._unit.caches.forget_pasid_translations(chosen)
 
-    def _pages(self, whole: Selection, where: Range, granularity: int) -> Selection:
+    def _pages(self, did: int, pasid: int | None, where: Range) -> Selection:
         """What a page-selective command names of a domain or a PASID."""
-        if granularity != 3:
-            return whole
-        found = window(where, self._unit.registers.CAP.MAMV)
+        found = window(where, self._mamv)
         if found is None:
             raise QueueError(QueueErrorInfo.RESERVED)
-        return whole._replace(window=found, leaves_only=bool(where.IH))
+        return Selection(did, pasid, window=found, leaves_only=bool(where.IH))
 
     def _interrupt(self, command: Interrupt0, _: Word) -> None:
         if not command.G:
@@ -205,9 +224,10 @@ class Queue:
 
 def window(where: Range | Iva, mamv: int) -> tuple[int, int] | None:
     """The addresses of a page-selective command; None when it names more pages than the hardware takes."""
-    if mamv < where.AM:
+    lg2 = where.AM
+    if mamv < lg2:
         return None
-    size = 4096 << where.AM
+    size = 4096 << lg2
     first = (where.ADDR << 12) & ~(size - 1)
     return first, first + size - 1
 
