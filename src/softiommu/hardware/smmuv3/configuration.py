@@ -55,12 +55,15 @@ class Configuration:
         """The STE of a transaction's stream. SmmuFaultError."""
         found = self.streams.get(request.sid)
         if found is None:
-            words = self._words(self._ste_address(request), STE_BYTES, Event.F_STE_FETCH, request)
-            found = read_stream(words, self._identity, self._registers.CR2) or Event.C_BAD_STE
+            found = read_stream(self.entry(request), self._identity, self._registers.CR2) or Event.C_BAD_STE
             self.streams.put(request.sid, found)
         if isinstance(found, Event):
             raise SmmuFaultError(found, request)
         return found
+
+    def entry(self, request: Request) -> list[int]:
+        """The words of the STE of a transaction's stream, from memory. SmmuFaultError."""
+        return self._words(self._ste_address(request), STE_BYTES, Event.F_STE_FETCH, request)
 
     @property
     def split(self) -> int:
