@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from errno import EADDRINUSE, EBUSY, EINVAL, ENOMEM
+from errno import EADDRINUSE, EBUSY, EINVAL, ENOMEM, EOPNOTSUPP
 
 import pytest
 
 from iommufd.fakes import BASE
 from iommufd.soft import APERTURE, Soft, refused
-from softiommu.abi import iommufd_test as test
+from softiommu.abi import iommufd as abi, iommufd_test as test
 from softiommu.drivers.driver import Domain, Reserved, ReservedKind
 from softiommu.drivers.mock import MockDevice, MockDriver
 from softiommu.errors import UapiError
@@ -69,6 +69,15 @@ def test_reserved_regions_are_kept_free_while_the_device_is_attached(soft: Soft)
     with refused(EADDRINUSE):
         attach(soft, device, ioas)
     assert soft.table(ioas).map.free_ranges() == [(0, 2**64 - 1)]
+
+
+def test_a_driver_that_tells_nothing_tells_nothing_of_every_type(soft: Soft) -> None:
+    device, made = bind(soft, MockDriver())
+    assert soft.errno(abi.HwInfo(dev_id=device.id, flags=1, data_type=1)) == EOPNOTSUPP
+    made.hw_info = lambda type: None  # type: ignore[method-assign]
+    for wanted in (0, 1, 77):
+        info = soft.call(abi.HwInfo(dev_id=device.id, flags=1, data_type=wanted, data_len=8, data_uptr=soft.scratch))
+        assert (info.data_type, info.data_len) == (0, 0)
 
 
 def test_a_device_that_its_driver_refuses_reserves_nothing(soft: Soft) -> None:
