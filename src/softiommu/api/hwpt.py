@@ -28,17 +28,18 @@ class Hwpt:
 
     def dirty(self, iova: int, length: int, page_size: int = 4096, *, clear: bool = True) -> list[int]:
         """The I/O addresses of the pages of `page_size` bytes in the range that devices wrote."""
-        bitmap = ctypes.create_string_buffer(-(-length // page_size + 63) // 64 * 8 + 8)
+        pages = -(-length // page_size)
+        bitmap = ctypes.create_string_buffer(-(-pages // 64) * 8)
         flags = 0 if clear else int(abi.GetDirtyBitmapFlags.NO_CLEAR)
         cmd = abi.HwptGetDirtyBitmap(48, self.id, flags, 0, iova, length, page_size, ctypes.addressof(bitmap))
         self.iommufd.backend.call("HWPT_GET_DIRTY_BITMAP", abi.HWPT_GET_DIRTY_BITMAP, cmd)
         bits = int.from_bytes(bitmap.raw, "little")
-        pages = []
+        written = []
         while bits:
             low = bits & -bits
-            pages.append(iova + (low.bit_length() - 1) * page_size)
+            written.append(iova + (low.bit_length() - 1) * page_size)
             bits ^= low
-        return pages
+        return written
 
     def invalidate(self, data_type: int, entries: list[UserStruct]) -> int:
         """Tell the IOMMU what a guest changed; how many entries were carried out (see `invalidate`)."""
