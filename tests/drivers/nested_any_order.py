@@ -17,8 +17,11 @@ PLACES = st.integers(0, SLOTS - 1)
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Three processes of one device, of which the first is that of requests without a PASID. `guest` has the vendor's
-    `table`, `route(process, table)`, and `forget_page`, `forget_process`, `forget_route` and `forget_everything`."""
+    """Three processes of one device, of which the first is that of requests without a PASID.
+
+    `guest` has the vendor's `table`, `route(process, table)`, `forget_page`, `forget_process`, `forget_route` and
+    `forget_everything`. The first two of these tell whether the process's table is forgotten, too.
+    """
 
     #: Whether a page that the host takes away goes with all that was cached of guests.
     whole_translations = False
@@ -64,12 +67,14 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(process=SPACES, place=PLACES, plain=st.booleans())
     def forget_page(self, process, place, plain):
-        self.guest.forget_page(process, BASE + place * PAGE, plain)
+        if self.guest.forget_page(process, BASE + place * PAGE, plain):
+            self.routes.pop(process, None)
         self.leaves.pop((process, place), None)
 
     @rule(process=SPACES, plain=st.booleans())
     def forget_process(self, process, plain):
-        self.guest.forget_process(process, plain)
+        if self.guest.forget_process(process, plain):
+            self.routes.pop(process, None)
         self._drop(process)
 
     @rule(process=SPACES, plain=st.booleans())

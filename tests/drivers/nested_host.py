@@ -7,8 +7,10 @@ import softiommu
 from softiommu.abi.generic_invalidation import GENERIC, InvalidateV2
 from softiommu.abi.iommufd import HwptAllocFlags
 from softiommu.hardware.bus import DmaError
+from softiommu.hardware.iommu import TranslationFaultError
 from softiommu.memory.physical import PhysicalMemory
 from softiommu.memory.shared import SharedMemory
+from softiommu.pagetable.kinds import READ
 
 PAGE = 4096
 #: Tables and directories lie from LOW to DATA, pages that devices read from there on.
@@ -76,6 +78,15 @@ class Host:
             return int.from_bytes(self.wired.function.port.read(iova, 8, pasid), "little")
         except DmaError:
             return None
+
+    def leads_out(self, iova, pasid=None):
+        """Whether the device gets to memory that is none of the guest's: of the host, whose RAM begins at 0."""
+        hardware, sid = self.machine.hardware, self.wired.function.port.sid
+        (unit, _driver), *_ = hardware.iommus.values()
+        try:
+            return unit.translate(sid, iova, READ, pasid).pa < hardware.memory.size
+        except TranslationFaultError:
+            return False
 
     def close(self):
         self.iommufd.close()

@@ -172,8 +172,7 @@ def test_tables_of_garbage_never_lead_outside_of_the_parent(words, iova):
     directory = guest.nest(guest.context())
     for nested, pasid in ((table, None), (directory, 0), (directory, 3)):
         guest.device.attach(nested)
-        found = guest.reach(iova, pasid)
-        assert found is None or 0 <= found < 2**64
+        assert not guest.leads_out(iova, pasid)
     guest.close()
 
 
@@ -264,7 +263,7 @@ def test_hw_info_is_told_to_who_asks_for_it(guest):
     assert HwInfoRiscv.from_bytes(info.data) == HwInfoRiscv(int(FULL), 0)
     assert (info.type, len(info.data)) == (HW_INFO, 16)
     assert guest.device.hw_info().type == 0
-    assert refusal(guest.device.hw_info, HW_INFO + 1)[0] == EOPNOTSUPP
+    assert guest.device.hw_info(HW_INFO + 1)[:2] == (0, b"")
 
 
 @pytest.mark.parametrize("missing", ["SV39X4", "SV39"])

@@ -12,6 +12,7 @@ from errno import ENOMEM
 from softiommu.drivers.amd_device import AmdDevice
 from softiommu.drivers.amd_domain import AmdDomain
 from softiommu.drivers.amd_events import EventLog
+from softiommu.drivers.amd_nested import AmdNested
 from softiommu.drivers.amd_pages import PageRequestLog
 from softiommu.drivers.amd_queue import CommandBuffer, all_of_it
 from softiommu.drivers.amd_routes import Route, Routes
@@ -46,12 +47,14 @@ class AmdDriver:
         self.most_levels = min(4 + self.efr.HATS, max(HOST_TABLES))
         #: Guest tables for devices' own requests and for PASIDs need both.
         self.has_guest_tables = bool(self.efr.GTSup and self.efr.GIoSup)
+        #: A guest's GCR3 table lies in the guest's memory.
+        self.nests = bool(self.efr.GTSup and self.efr2.GCR3TRPModeSup)
         bus.write(Registers.CONTROL.offset, 8, 0)
         self.queue = CommandBuffer(memory, bus)
         self.events = EventLog(memory, bus)
         self.pages = PageRequestLog(memory, bus, self.queue) if self.efr.PPRSup else None
         self._dids = list(range(1, _DIDS))
-        self._attached: dict[Route, AmdDomain] = {}
+        self._attached: dict[Route, AmdDomain | AmdNested] = {}
         self._devices: dict[int, AmdDevice] = {}
         self.routes = Routes(memory, self.queue, self.efr)
         bus.write(Registers.DEVTAB_BASE.offset, 8, self.routes.table.register)
@@ -60,14 +63,14 @@ class AmdDriver:
     def _start(self) -> None:
         """Command buffer, logs, guest tables, then translation; and everything is forgotten."""
         control = Control.of(Coherent=1, InvTimeOut=_ONE_SECOND, CmdBufEn=1, EventLogEn=1, EventIntEn=1)
-        control = control.replace(GTEn=self.efr.GTSup)
+        control = control.replace(GTEn=self.efr.GTSup, GCR3TRPMode=int(self.nests))
         if self.pages is not None:
             control = control.replace(PPREn=1, PprLogEn=1, PprIntEn=1, PprAutoRspEn=self.efr.PprAutoRspSup)
         self._bus.write(Registers.CONTROL.offset, 8, control)
         self._bus.write(Registers.CONTROL.offset, 8, control.replace(IommuEn=1))
         self.queue.submit(all_of_it())
 
-    def attach(self, route: Route, domain: AmdDomain | None) -> None:
+    def attach(self, route: Route, domain: AmdDomain | AmdNested | None) -> None:
         """Route a device through a domain in place of the one it had, or block it."""
         old = self._attached.get(route)
         if old is domain:

@@ -6,9 +6,12 @@ from collections.abc import Callable, Sequence
 from errno import EINVAL
 from typing import TYPE_CHECKING
 
+from softiommu.abi.amd_extension import VIOMMU
 from softiommu.abi.iommufd import HwInfoAmd, HwInfoType
 from softiommu.drivers.amd_domain import AmdDomain
+from softiommu.drivers.amd_nested import AmdNested
 from softiommu.drivers.amd_routes import Route
+from softiommu.drivers.amd_viommu import AmdViommu
 from softiommu.drivers.driver import (
     Device,
     DeviceFeatures,
@@ -53,6 +56,7 @@ class AmdDevice:
         self.features = DeviceFeatures(
             enforces_coherency=True,
             dirty_tracking=bool(efr.HASup and efr.HDSup),
+            nesting=driver.nests,
             page_faults=pri,
             ats=ats,
             max_pasids=1 << bits if bits else 0,
@@ -60,7 +64,9 @@ class AmdDevice:
         self._amd = driver
         for number, sid in enumerate(function.sids):
             # Only the function itself has a device TLB: its aliases are bridges.
-            driver.routes.add(sid, ats and not number, pri and not number, bits)
+            stream = driver.routes.add(sid, ats and not number, pri and not number, bits)
+            if not number:
+                stream.set_ats = function.set_ats
 
     def reserved_regions(self) -> Sequence[Reserved]:
         """Writes to the interrupt range are interrupts; HyperTransport's range is left alone."""
@@ -76,37 +82,42 @@ class AmdDevice:
         return HwInfo(HwInfoType.AMD, HwInfoAmd(int(self._amd.efr), int(self._amd.efr2)).to_bytes())
 
     def alloc_paging(self, flags: DomainFlags, data: UserData | None) -> PagingDomain:
-        """A host table; a guest table for PASIDs. EOPNOTSUPP: flags or data."""
+        """A host table, which can be a parent; a guest table for PASIDs. EOPNOTSUPP: flags or data."""
         if data is not None:
             raise unsupported("a paging domain takes no data")
         if flags == DomainFlags.PASID:
             if not self._amd.has_guest_tables:
                 raise unsupported("the hardware has no guest tables")
             return AmdDomain(self._amd, flags, guest=True)
-        if flags & ~DomainFlags.DIRTY_TRACKING:
+        parents = DomainFlags.NEST_PARENT if self.features.nesting else DomainFlags.NONE
+        if flags & ~(DomainFlags.DIRTY_TRACKING | parents):
             raise unsupported(f"no domain is made for {flags}")
-        if flags and not self.features.dirty_tracking:
+        if DomainFlags.DIRTY_TRACKING in flags and not self.features.dirty_tracking:
             raise unsupported("the hardware sets no dirty flags")
         return AmdDomain(self._amd, flags)
 
     def alloc_nested(self, parent: PagingDomain, flags: int, data: UserData) -> NestedDomain:
-        """No domain can be a parent, so none is."""
-        raise unsupported("there is no nesting")
+        """A nested domain needs a vIOMMU."""
+        raise unsupported("there is no nesting without a vIOMMU")
 
     def viommu_types(self) -> Sequence[int]:
-        """None."""
-        return ()
+        """softiommu's own type, where there is nesting."""
+        return (VIOMMU,) if self.features.nesting else ()
 
     def alloc_viommu(self, type: int, parent: PagingDomain, host: ViommuHost, data: UserData | None) -> Viommu:
-        """There is no vIOMMU of this IOMMU."""
-        raise unsupported("the AMD IOMMU has no vIOMMU")
+        """A guest's IOMMU. EOPNOTSUPP: data, or there is no nesting; EINVAL: not a host table of this IOMMU."""
+        if data is not None or not self.features.nesting:
+            raise unsupported("a vIOMMU takes no data, and needs both stages")
+        if not isinstance(parent, AmdDomain) or parent.owner is not self._amd or parent.guest:
+            raise UapiError(EINVAL, f"the parent is no host table of the IOMMU of {self.name}")
+        return AmdViommu(parent)
 
     def attach(self, domain: Domain, pasid: int | None) -> None:
         """Route the function through a domain. EINVAL: a domain of another IOMMU, or that cannot serve it; EOPNOTSUPP:
         a PASID where there are none; ENOMEM."""
         if pasid is not None:
             self._check_pasid(pasid)
-        if not isinstance(domain, AmdDomain) or domain.owner is not self._amd:
+        if not isinstance(domain, AmdDomain | AmdNested) or domain.owner is not self._amd:
             raise UapiError(EINVAL, f"the domain is not of the IOMMU of {self.name}")
         for sid in self.function.sids:
             self._amd.routes.check(sid, pasid, domain)

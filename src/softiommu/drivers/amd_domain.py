@@ -17,6 +17,7 @@ from softiommu.pagetable.kinds import HW_DIRTY, NO_MEMORY, OK
 if TYPE_CHECKING:
     from softiommu.drivers.amd import AmdDriver
     from softiommu.drivers.amd_routes import Route
+    from softiommu.drivers.amd_viommu import AmdViommu
 
 #: Levels of a new host table, as in Linux.
 _FIRST_MODE = 3
@@ -54,6 +55,8 @@ class AmdDomain:
         self.aperture = Range(0, (1 << largest.input_bits - int(guest)) - 1)
         self.tracks_dirty = False
         self.routes: list[Route] = []
+        #: The guests over this table.
+        self.viommus: list[AmdViommu] = []
         self._removed: tuple[int, int] | None = None
         self._tables: list[TableRange] = []
 
@@ -89,7 +92,8 @@ class AmdDomain:
 
     def _refresh(self) -> None:
         """Write the device table entries of the domain anew."""
-        for route in self.routes:
+        nested = [domain for viommu in self.viommus for domain in viommu.nested]
+        for route in [*self.routes, *(route for domain in nested for route in domain.routes)]:
             self.owner.routes.table.write(self.owner.routes.streams[route.sid])
 
     def unmap(self, iova: int, length: int) -> int:
@@ -125,7 +129,8 @@ class AmdDomain:
         if self.guest:
             cached = [pages_of(streams[sid].did, pasid or 0, first, last) for sid, pasid in self.routes]
         else:
-            cached = [pages_of(self.did, None, first, last)]
+            guests = [did for viommu in self.viommus for did, _ in viommu.dids.values()]
+            cached = [pages_of(did, None, first, last) for did in (self.did, *guests)]
         return cached + [device_tlb(sid, pasid, first, last) for sid, pasid in self.routes if streams[sid].ats]
 
     def iova_to_pa(self, iova: int) -> int | None:

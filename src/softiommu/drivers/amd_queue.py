@@ -74,12 +74,12 @@ def entry_of(sid: int) -> Command:
     return OfDevice.of(OPCODE=Opcode.INVALIDATE_DEVTAB_ENTRY, DeviceID=sid), 0
 
 
-def pages_of(domain: int, pasid: int | None, first: int, last: int) -> Command:
-    """Forget the smallest aligned power of two with `first`..`last`, in a domain or one of its PASIDs, with entries of
-    every level."""
+def pages_of(domain: int, pasid: int | None, first: int, last: int, upper: bool = True) -> Command:
+    """Forget the smallest aligned power of two with `first`..`last`, in a domain or one of its PASIDs; with `upper`,
+    entries of every level."""
     size, page = span(first, last)
     low = Pages0.of(OPCODE=Opcode.INVALIDATE_IOMMU_PAGES, DomainID=domain, PASID=pasid or 0)
-    return low, Pages1.of(S=size, PDE=1, GN=int(pasid is not None), Address=page)
+    return low, Pages1.of(S=size, PDE=int(upper), GN=int(pasid is not None), Address=page)
 
 
 def device_tlb(sid: int, pasid: int | None, first: int, last: int) -> Command:

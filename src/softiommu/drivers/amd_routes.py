@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from errno import EINVAL, ENOMEM
 from typing import TYPE_CHECKING, NamedTuple
 
+from softiommu.drivers.amd_nested import AmdNested
 from softiommu.drivers.amd_queue import EVERYWHERE, Command, CommandBuffer, device_tlb, entry_of, pages_of
 from softiommu.errors import UapiError
 from softiommu.hardware.amd.registers import DeviceTableBase, Efr
@@ -32,12 +34,21 @@ class Stream:
 
     def __init__(self, sid: int, ats: bool, pri: bool, glx: int) -> None:
         self.sid, self.ats, self.pri, self.glx = sid, ats, pri, glx
-        self.base: AmdDomain | None = None
+        self.base: AmdDomain | AmdNested | None = None
         self.pasids: dict[int, AmdDomain] = {}
         self.gcr3 = 0
         #: The domain id of its guest translations, when it has a GCR3 table.
         self.did = 0
         self.tables: list[int] = []
+        #: Lets the function ask for translations, or not; and whether it may not, since a guest has it.
+        self.set_ats: Callable[[bool], None] | None = None
+        self.silent = False
+
+    def silence(self, silent: bool) -> None:
+        """Turn the function's ATS off, or on again."""
+        if self.ats and self.silent != silent and self.set_ats is not None:
+            self.set_ats(not silent)
+        self.silent = silent
 
     @property
     def guest(self) -> bool:
@@ -97,9 +108,11 @@ class DeviceTable:
         domain = stream.base
         if domain is None:
             return Dte(Dte0.of(V=1), Dte1(0))
-        had = Had.ACCESSED_AND_DIRTY if domain.tracks_dirty else Had.NONE
-        q0 = q0.replace(Mode=domain.mode, HostPageTableRoot=domain.pages.root >> 12, HAD=had)
-        return Dte(q0, q1.replace(DomainID=domain.did))
+        host = domain.viommu.parent if isinstance(domain, AmdNested) else domain
+        had = Had.ACCESSED_AND_DIRTY if host.tracks_dirty else Had.NONE
+        q0 = q0.replace(Mode=host.mode, HostPageTableRoot=host.pages.root >> 12, HAD=had)
+        entry = Dte(q0, q1.replace(DomainID=host.did))
+        return domain.entry(entry) if isinstance(domain, AmdNested) else entry
 
 
 class Routes:
@@ -120,7 +133,7 @@ class Routes:
             self.table.write(stream)
         return stream
 
-    def check(self, sid: int, pasid: int | None, domain: AmdDomain) -> None:
+    def check(self, sid: int, pasid: int | None, domain: AmdDomain | AmdNested) -> None:
         """EINVAL: host tables and PASIDs of one device cannot work together, since the entry would nest them."""
         stream = self.streams[sid]
         if pasid is None and not domain.guest and stream.pasids:
@@ -130,7 +143,7 @@ class Routes:
         if pasid is not None and stream.base is not None and not stream.base.guest:
             raise UapiError(EINVAL, "a device on host tables has no PASIDs")
 
-    def reserve(self, sid: int, pasid: int | None, domain: AmdDomain) -> None:
+    def reserve(self, sid: int, pasid: int | None, domain: AmdDomain | AmdNested) -> None:
         """Make what a route needs. ENOMEM; nothing that the device sees has changed."""
         if not domain.guest:
             return
@@ -159,24 +172,29 @@ class Routes:
             table = entry.ADDR << 12
         return table + 8 * (pasid & 0x1FF)
 
-    def route(self, sid: int, pasid: int | None, domain: AmdDomain | None) -> None:
+    def route(self, sid: int, pasid: int | None, domain: AmdDomain | AmdNested | None) -> None:
         """Route a device, or one of its PASIDs, through a domain, or block it; and let the hardware forget the old."""
         stream = self.streams[sid]
         old = stream.base if pasid is None else stream.pasids.get(pasid)
+        if isinstance(domain, AmdNested):
+            stream.silence(True)
         if pasid is None:
             stream.base = domain
-        elif domain is not None:
-            stream.pasids[pasid] = domain
-        else:
+        elif domain is None or isinstance(domain, AmdNested):
             stream.pasids.pop(pasid, None)
+        else:
+            stream.pasids[pasid] = domain
         if stream.gcr3:
-            root = domain.pages.root >> 12 if domain is not None and domain.guest else 0
+            plain = None if isinstance(domain, AmdNested) else domain
+            root = plain.pages.root >> 12 if plain is not None and plain.guest else 0
             self._memory.write_u64(self._slot(stream, pasid or 0), Gcr3Entry.of(V=int(bool(root)), ADDR=root))
         self.table.write(stream)
+        if domain is not None and not isinstance(domain, AmdNested):
+            stream.silence(False)
         if old is not None:
             self._queue.submit(*self.forget(stream, pasid, old))
 
-    def forget(self, stream: Stream, pasid: int | None, domain: AmdDomain) -> list[Command]:
+    def forget(self, stream: Stream, pasid: int | None, domain: AmdDomain | AmdNested) -> list[Command]:
         """The commands after which nothing of a route's old domain is cached."""
         number = (pasid or 0) if domain.guest else None
         did = stream.did if domain.guest else domain.did
