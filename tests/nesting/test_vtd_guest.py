@@ -4,6 +4,7 @@ The same on a soft machine and on device nodes: test_on_device_nodes.py does tha
 """
 
 import errno
+import mmap
 import os
 
 import pytest
@@ -287,3 +288,43 @@ def test_the_parent_stays_while_a_guest_is_on_it(vm):
     vm.device.detach()
     nested.destroy()
     vm.parent.destroy()
+
+
+def test_the_host_sees_which_of_a_guests_pages_were_written(vm):
+    vm = vm(flags=NEST_PARENT | int(abi.HwptAllocFlags.ALLOC_DIRTY_TRACKING))
+    table = vm.ram.table("x86-64-4level")
+    source, target = page_of(vm), page_of(vm)
+    table.map(IOVA, source, 4096, RW)
+    table.map(TARGET, target, 4096, RW)
+    vm.device.attach(vm.nest(table))
+    vm.parent.track_dirty()
+    Edu(vm.device).move(IOVA, TARGET)
+    large = 2 << 20  # what the parent's leaves are
+    assert target & -large in vm.parent.dirty(0, vm.ram.end, large)
+    assert vm.parent.dirty(0, vm.ram.end, large) == []
+    Edu(vm.device).move(IOVA, TARGET)
+    assert vm.parent.dirty(0, vm.ram.end, large) == [target & -large]
+    vm.parent.track_dirty(False)
+
+
+@pytest.mark.skipif(bool(NODE), reason="the node is of another kernel")
+def test_the_kernel_6_12_nests_too():
+    ram = GuestRam()
+    table, source, target = ram.table("x86-64-4level"), ram.alloc(4096), ram.alloc(4096)
+    ram.write(source, b"sixteen bytes. !")
+    table.map(IOVA, source, 4096, RW)
+    table.map(TARGET, target, 4096, RW)
+    with softiommu.open("vtd-nested", "6.12") as iommufd, mmap.mmap(ram.fd, ram.end) as pages:
+        ioas, device = iommufd.ioas(), iommufd.device(EDU)
+        mapping = ioas.map(pages, iova=0)
+        parent = device.hwpt(ioas, NEST_PARENT)
+        nested = device.hwpt(parent, 0, (VTD_S1, abi.HwptVtdS1(0, table.root, 48)))
+        device.attach(nested)
+        Edu(device).move(IOVA, TARGET)
+        assert ram.read(target, 16) == b"sixteen bytes. !"
+        assert nested.invalidate(0, [abi.HwptVtdS1Invalidate(0, ALL)]) == 1
+        device.close()
+        nested.destroy()
+        parent.destroy()
+        mapping.unmap()
+    ram.close()
