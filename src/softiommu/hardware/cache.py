@@ -69,6 +69,10 @@ class Cache(Generic[K, V]):
     def _left(self, key: K) -> None:
         """A key went."""
 
+    def items(self) -> list[tuple[K, V]]:
+        """Everything that is cached, without using it."""
+        return [item for entries in self._sets for item in entries.items()]
+
     def drop(self, chosen: Callable[[K, V], bool]) -> int:
         """Empty the entries that a command names; how many there were."""
         count = 0

@@ -132,7 +132,13 @@ class Vcmdq:
         ring = Ring(min(base.LOG2SIZE, self._most_lg2))
         start = (base.ADDR << 5) & ~(max(32, COMMAND_BYTES << ring.lg2) - 1)
         error = CommandError.NONE
+        config = vintf.registers.CONFIG
+        vmid = None if config.HYP_OWN else config.VMID
         while not ring.empty(prod, cons):
+            done = self._commands.at_once(start, ring, prod, cons, vmid)
+            if done:
+                cons = ring.skip(cons, done)
+                continue
             error = self._carry_out(vintf, start + COMMAND_BYTES * ring.slot(cons))
             if error is not CommandError.NONE:
                 break

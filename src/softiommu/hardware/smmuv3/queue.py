@@ -31,11 +31,14 @@ from softiommu.hardware.smmuv3.tlb import ADDRESS, Selection
 from softiommu.memory.physical import BadAddressError
 
 if TYPE_CHECKING:
+    from softiommu.hardware.smmuv3.bulk import Bulk
     from softiommu.hardware.smmuv3.model import Smmu
     from softiommu.memory.physical import PhysicalMemory
 
 _ALL_STREAMS = 31
 _LAST_SIZE = 52
+#: So many commands are worth to be looked at together.
+_LONG = 32
 
 
 class IllegalError(Exception):
@@ -58,6 +61,9 @@ class CommandQueue:
         self._running = False
         #: An ATC invalidation since the last SYNC got no completion.
         self._timed_out = False
+        self._bulk: Bulk | None = None
+        #: So many commands are taken one by one.
+        self._single = 0
         self._handlers = {
             Op.PREFETCH_CONFIG: self._prefetch,
             Op.PREFETCH_ADDR: self._prefetch,
@@ -92,6 +98,11 @@ class CommandQueue:
             return False
         start = (base.ADDR << 5) & ~(max(32, COMMAND_BYTES << ring.lg2) - 1)
         while not ring.empty(prod, cons):
+            done = self.at_once(start, ring, prod, cons)
+            if done:
+                cons = ring.skip(cons, done)
+                registers.CMDQ_CONS = CmdqCons(registers.CMDQ_CONS & CmdqCons.ERR.mask | cons)
+                continue
             error = self._carry_out(start + COMMAND_BYTES * ring.slot(cons))
             if error is not CommandError.NONE:
                 registers.CMDQ_CONS = registers.CMDQ_CONS.replace(ERR=error)
@@ -102,6 +113,28 @@ class CommandQueue:
             if not registers.CR0ACK.CMDQEN:
                 return False
         return True
+
+    def at_once(self, start: int, ring: Ring, prod: int, cons: int, vmid: int | None = None) -> int:
+        """Carry out a long run of invalidations in a queue, if one comes next (`vmid`: it is a guest's, which has
+        this VMID): how many there were."""
+        if self._single:
+            self._single -= 1
+            return 0
+        count = ring.ahead(prod, cons)
+        if count < _LONG:
+            return 0
+        from softiommu.hardware.smmuv3.bulk import Bulk
+
+        if self._bulk is None:
+            self._bulk = Bulk(self._smmu.identity)
+        try:
+            raw = self._memory.read(start + COMMAND_BYTES * ring.slot(cons), COMMAND_BYTES * count)
+        except BadAddressError:
+            raw = b""
+        done = self._bulk.run(raw, self._smmu.tlb, not self._timed_out, vmid) if raw else 0
+        # Where runs are short, commands are taken one by one for a while.
+        self._single = 0 if done >= _LONG else _LONG
+        return done
 
     def _carry_out(self, at: int) -> CommandError:
         try:

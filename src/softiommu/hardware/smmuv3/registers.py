@@ -276,6 +276,14 @@ class Ring(NamedTuple):
         """The pointer to the entry after it."""
         return pointer + 1 & (2 << self.lg2) - 1
 
+    def ahead(self, prod: int, cons: int) -> int:
+        """How many entries follow one another in memory from the consumer's pointer on."""
+        return min(prod - cons & (2 << self.lg2) - 1, (1 << self.lg2) - self.slot(cons))
+
+    def skip(self, pointer: int, count: int) -> int:
+        """The pointer `count` entries on."""
+        return pointer + count & (2 << self.lg2) - 1
+
     def empty(self, prod: int, cons: int) -> bool:
         """Whether nothing is between the pointers."""
         return not (prod ^ cons) & (2 << self.lg2) - 1
