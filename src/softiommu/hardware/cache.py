@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from typing import Generic, NamedTuple, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -30,7 +30,7 @@ class Cache(Generic[K, V]):
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
         self.counters = Counters()
-        self._count = shape.sets
+        self._count, self._ways = shape
         self._sets: list[OrderedDict[K, V]] = [OrderedDict() for _ in range(shape.sets)]
 
     def get(self, key: K) -> V | None:
@@ -52,14 +52,18 @@ class Cache(Generic[K, V]):
 
     def put(self, key: K, value: V) -> None:
         """Fill an entry."""
-        if not self.shape.ways:
+        ways = self._ways
+        if not ways:
             return
         found = self._sets[hash(key) % self._count]
+        count = len(found)
         found[key] = value
-        found.move_to_end(key)
         self.counters.fills += 1
+        if len(found) == count:
+            found.move_to_end(key)
+            return
         self._came(key)
-        if len(found) > self.shape.ways:
+        if count == ways:
             self._left(found.popitem(last=False)[0])
             self.counters.evictions += 1
 
@@ -106,6 +110,10 @@ class Page(NamedTuple):
     number: int
 
 
+#: `_new(Page, (...))` takes a third of the time of `Page(...)`.
+_new = tuple.__new__
+
+
 def _nothing(tags: tuple[int, ...]) -> bool:
     return False
 
@@ -120,13 +128,17 @@ class PageCache(Cache[Page, V]):
 
     def _came(self, key: Page) -> None:
         tags, lg2, number = key
-        self._index.setdefault(tags, {}).setdefault(lg2, set()).add(number)
+        try:
+            self._index[tags][lg2].add(number)
+        except KeyError:
+            self._index.setdefault(tags, {})[lg2] = {number}
 
     def _left(self, key: Page) -> None:
         tags, lg2, number = key
         sizes = self._index[tags]
-        sizes[lg2].remove(number)
-        if not sizes[lg2]:
+        numbers = sizes[lg2]
+        numbers.remove(number)
+        if not numbers:
             del sizes[lg2]
             if not sizes:
                 del self._index[tags]
@@ -142,7 +154,7 @@ class PageCache(Cache[Page, V]):
         if window is None:
             return self.drop(chosen)
         count = 0
-        for page in list(self._candidates(window, whole)):
+        for page in self._candidates(window, whole):
             entries = self._sets[hash(page) % self._count]
             if chosen(page, entries[page]):
                 del entries[page]
@@ -151,19 +163,22 @@ class PageCache(Cache[Page, V]):
         self.counters.dropped += count
         return count
 
-    def _candidates(self, window: tuple[int, int], whole: Callable[[tuple[int, ...]], bool]) -> Iterator[Page]:
+    def _candidates(self, window: tuple[int, int], whole: Callable[[tuple[int, ...]], bool]) -> list[Page]:
+        found: list[Page] = []
         for tags, sizes in self._index.items():
             everything = whole(tags)
             for lg2, numbers in sizes.items():
                 first, last = window[0] >> lg2, window[1] >> lg2
-                if not everything and last - first < len(numbers):
-                    for number in range(first, last + 1):
-                        if number in numbers:
-                            yield Page(tags, lg2, number)
+                if everything:
+                    chosen = sorted(numbers)
+                elif first == last:
+                    chosen = [first] if first in numbers else []
+                elif last - first < len(numbers):
+                    chosen = [number for number in range(first, last + 1) if number in numbers]
                 else:
-                    for number in sorted(numbers):
-                        if everything or first <= number <= last:
-                            yield Page(tags, lg2, number)
+                    chosen = sorted(number for number in numbers if first <= number <= last)
+                found += [Page(tags, lg2, number) for number in chosen]
+        return found
 
 
 class Iotlb:
@@ -189,7 +204,7 @@ class Iotlb:
         """Keep a translation."""
         if lg2 not in self._sizes:
             self._sizes = tuple(sorted((*self._sizes, lg2), reverse=True))
-        self.cache.put(Page(tags, lg2, iova >> lg2), entry)
+        self.cache.put(_new(Page, (tags, lg2, iova >> lg2)), entry)
 
     def drop(self, chosen: Callable[[Page, Entry], bool]) -> int:
         """Empty the entries that a command names."""

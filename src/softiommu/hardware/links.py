@@ -15,8 +15,8 @@ from softiommu.pagetable.walk import (
     Walk,
     known_entries,
     last_step,
+    new,
     one_stage,
-    outside,
     signed,
     span_lg2,
     walk,
@@ -64,9 +64,9 @@ class LinkedWalker:
 
     def _last(self, tags: tuple[int, ...], table: Table, iova: int, address: int) -> Place | None:
         """The table of pages for an address, if a link to it is cached."""
-        if not table.top or outside(table, iova):
+        if not table.top or iova >> table.input_bits:
             return None
-        span = span_lg2(table, 1)
+        span = table.granule_lg2 + table.bits
         link = self.links.look((tags, span, address >> span))  # type: ignore[arg-type]  # as in Iotlb.find
         if link is None:
             return None
@@ -79,7 +79,7 @@ class LinkedWalker:
         if known is not None:
             quick = known.find_from(space.words, last, iova)
             if quick is not None:
-                return Walk._make(quick)
+                return new(Walk, quick)
         found = last_step(table, space, last, signed(iova), want)
         if found[0] == OK and known is not None:
             known.learn(space.words, last, iova)

@@ -30,6 +30,7 @@ from softiommu.pagetable.walk import (
     grant,
     index,
     known_entries,
+    new,
     one_stage,
     outside,
     reach,
@@ -78,7 +79,7 @@ def nested_walk(first: Stage, second: Stage, memory: PhysicalMemory, iova: int, 
     if quick is not None:
         output = known.find(space.words, second.root, quick[1])
         if output is not None:
-            return _ended(STAGE2, quick, output)
+            return _translated(new(Walk, quick), new(Walk, output))
     where, inner, outer = _walk(two_stages, first, second, memory, iova, want)
     if where == STAGE2 and outer[0] == OK:
         known.learn(space.words, known.place(second.root), inner[1])
@@ -142,6 +143,10 @@ def _ended(where: int, inner: Result, outer: Result) -> NestedWalk:
     if where != STAGE2:
         fetch_want = READ if where == FETCH_READ else WRITE
         return NestedWalk(stage2.status, 0, 0, 0, None, stage2, stage1.at, fetch_want)
+    return _translated(stage1, stage2)
+
+
+def _translated(stage1: Walk, stage2: Walk) -> NestedWalk:
     allowed = stage1.allowed & (stage2.allowed | GLOBAL)
     return NestedWalk(stage2.status, stage2.oa, min(stage1.lg2, stage2.lg2), allowed, stage1, stage2)
 

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 Result = tuple[int, int, int, int, int, int, int]
 
 MASK = (1 << 64) - 1
+#: `new(Walk, fields)` takes a third of the time of `Walk(*fields)`.
+new = tuple.__new__
 
 
 class Tree(NamedTuple):
@@ -77,7 +79,7 @@ def walk(t: Table, memory: PhysicalMemory, root: int, iova: int, want: int = 0) 
     if known is not None:
         quick = known.find(space.words, root, iova)
         if quick is not None:
-            return Walk._make(quick)
+            return new(Walk, quick)
     found = one_stage(Tree(t, space, root), signed(iova), want)
     if found[0] == OK and known is not None:
         known.learn(space.words, known.place(root), iova)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from softiommu.hardware.amd.commands import (
     COMMAND_SIZE,
@@ -40,13 +40,22 @@ class IllegalCommandError(Exception):
     """A reserved bit, an opcode that there is not, or a feature that the hardware has not."""
 
 
+class _Form(NamedTuple):
+    """The words of a command, their reserved bits, and what carries it out."""
+
+    low: type[Word]
+    high: type[Word]
+    low_reserved: int
+    high_reserved: int
+    carry_out: Callable[[int, Any, Any], bool]
+
+
 class CommandQueue:
     """The command buffer of one IOMMU."""
 
     def __init__(self, iommu: AmdIommu, memory: PhysicalMemory) -> None:
         self._iommu, self._memory = iommu, memory
-        #: Each gets the words of its layout.
-        self._carry_out: dict[Opcode, Callable[[int, Any, Any], bool]] = {
+        handlers: dict[Opcode, Callable[[int, Any, Any], bool]] = {
             Opcode.COMPLETION_WAIT: self._wait,
             Opcode.INVALIDATE_DEVTAB_ENTRY: self._device,
             Opcode.INVALIDATE_IOMMU_PAGES: self._pages,
@@ -55,6 +64,10 @@ class CommandQueue:
             Opcode.PREFETCH_IOMMU_PAGES: self._prefetch,
             Opcode.COMPLETE_PPR_REQUEST: self._response,
             Opcode.INVALIDATE_IOMMU_ALL: self._all,
+        }
+        self._forms = {
+            int(opcode): _Form(low, high or Word, low.RESERVED, (high or Word).RESERVED, handlers[opcode])
+            for opcode, (low, high) in LAYOUTS.items()
         }
 
     def run(self) -> None:
@@ -91,15 +104,14 @@ class CommandQueue:
 
     def _command(self, at: int, low: int, high: int) -> bool:
         """Carry a command out; False: it waits. IllegalCommandError; BadAddressError: its store failed."""
-        opcode = Plain(low).OPCODE
-        if opcode not in LAYOUTS:
-            raise IllegalCommandError(f"opcode {opcode:#x}")
-        layout = LAYOUTS[opcode]
-        command = layout.low(low)
-        operand = layout.high(high) if layout.high is not None else Word(high)
-        if command.reserved or operand.reserved:
-            raise IllegalCommandError(f"reserved bits in {command!r} {operand!r}")
-        return self._carry_out[opcode](at, command, operand)
+        form = self._forms.get(low >> Plain.OPCODE.low)
+        if form is None:
+            raise IllegalCommandError(f"opcode {low >> Plain.OPCODE.low:#x}")
+        first, second, low_reserved, high_reserved, carry_out = form
+        if low & low_reserved | high & high_reserved:
+            raise IllegalCommandError(f"reserved bits in {first(low)!r} {second(high)!r}")
+        # What is read as 64 bits has no more: nothing is left to be checked.
+        return carry_out(at, int.__new__(first, low), int.__new__(second, high))
 
     def _require(self, feature: int) -> None:
         if not feature:

@@ -34,7 +34,7 @@ from softiommu.hardware.riscv.tables import (
     directory_index,
 )
 from softiommu.memory.physical import BadAddressError
-from softiommu.pagetable.formats.riscv import Pte
+from softiommu.pagetable.formats.riscv import A, D, Pte
 from softiommu.pagetable.kinds import (
     ADDRESS_SIZE,
     BAD_TABLE,
@@ -242,11 +242,9 @@ class Walker:
 
 def _step(found: Walk) -> Step:
     """A leaf: it cannot be written before its dirty flag is set, nor used at all before its accessed flag is."""
-    pte = Pte(found.pte)
-    allowed = found.allowed & (READ | WRITE | EXECUTE)
-    if not pte.D:
-        allowed &= ~WRITE
-    return Step(found.oa, found.lg2, allowed if pte.A else 0, bool(found.allowed & GLOBAL), pte.PBMT)
+    pte = found.pte
+    allowed = found.allowed & ((READ | WRITE | EXECUTE) if pte & D else (READ | EXECUTE)) if pte & A else 0
+    return Step(found.oa, found.lg2, allowed, bool(found.allowed & GLOBAL), (pte & Pte.PBMT.mask) >> Pte.PBMT.low)
 
 
 def _by_access(causes: tuple[Cause, Cause, Cause], want: int) -> Cause:
