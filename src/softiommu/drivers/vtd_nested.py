@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from errno import EINVAL
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from softiommu.abi.generic_invalidation import Hint, Outcome, Scope, Target
@@ -105,7 +106,11 @@ class VtdNestedDomain:
         """Entries of VT-d's type, or of the generic one. EINVAL: another type; EINVAL, EOPNOTSUPP, E2BIG, EFAULT,
         EOVERFLOW at the first wrong entry: those before it are done."""
         if is_generic(entries):
-            carry_out(entries, handled, self._generic)
+            waiting: list[Descriptor] = []
+            try:
+                carry_out(entries, handled, partial(self._generic, waiting))
+            finally:
+                self.owner.queue.submit(*waiting)
             return
         parts: list[Part] = []
         try:
@@ -132,29 +137,33 @@ class VtdNestedDomain:
             parts.append(Part(window, bool(entry.flags & _LEAF), routes))
 
     def _forget(self, parts: list[Part], handled: Handled) -> None:
-        self._forget_translations(parts)
+        self.owner.queue.submit(*self._translations(parts))
         # A device TLB is emptied after the IOTLB, from which it would be filled again.
         self._forget_devices(parts)
         handled.count = len(parts)
 
-    def _generic(self, asked: Invalidation) -> Outcome:
-        """EINVAL: a device by its name, which only a vIOMMU gives."""
+    def _generic(self, waiting: list[Descriptor], asked: Invalidation) -> Outcome:
+        """Put commands to those that wait; they are done when a device must answer. EINVAL: a device by its name, which
+        only a vIOMMU gives."""
         if asked.device is not None:
             raise UapiError(EINVAL, f"no vIOMMU names a device {asked.device:#x}")
         part = Part(asked.window, asked.leaves_only, [route for route in self.routes if asked.reaches(route.pasid)])
         if asked.targets & Target.CONFIG:
-            self.owner.queue.submit(*(self._configuration(pasid) for pasid in _pasids(part.routes)))
+            waiting += [self._configuration(pasid) for pasid in _pasids(part.routes)]
         if asked.translations and asked.scope is Scope.DOMAIN:
             reads, writes = (int(bool(asked.hints & hint)) for hint in (Hint.DRAIN_READS, Hint.DRAIN_WRITES))
-            self.owner.queue.submit((Iotlb0.of(TYPE=Type.IOTLB, G=DOMAIN, DID=self.did, DR=reads, DW=writes), 0))
+            waiting.append((Iotlb0.of(TYPE=Type.IOTLB, G=DOMAIN, DID=self.did, DR=reads, DW=writes), 0))
         elif asked.translations:
-            self._forget_translations([part])
-        answered = self._forget_devices([part]) if asked.targets & Target.DEVICE_TLB else True
-        return Outcome.NONE if answered else Outcome.DEVICE_TIMEOUT
+            waiting += self._translations([part])
+        if not asked.targets & Target.DEVICE_TLB:
+            return Outcome.NONE
+        self.owner.queue.submit(*waiting)
+        waiting.clear()
+        return Outcome.NONE if self._forget_devices([part]) else Outcome.DEVICE_TIMEOUT
 
-    def _forget_translations(self, parts: list[Part]) -> None:
+    def _translations(self, parts: list[Part]) -> list[Descriptor]:
         heads = self._heads({route.pasid or 0 for part in parts for route in part.routes})
-        self.owner.queue.submit(*(one for part in parts for one in self._pages(part, heads)))
+        return [one for part in parts for one in self._pages(part, heads)]
 
     def _heads(self, pasids: set[int]) -> dict[int, tuple[PasidIotlb0, PasidIotlb0]]:
         """The words that name all of a PASID, and pages of it."""
