@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
+from struct import pack
 from typing import TYPE_CHECKING
 
 from softiommu.errors import ModelError
@@ -57,19 +59,24 @@ class CommandQueue:
 
     def _put(self, commands: Sequence[Command]) -> int | None:
         """Put commands in the queue; a pointer to one that is illegal, behind which none is carried out."""
-        for command in commands:
-            if self._ring.full(self._prod, self._cons):
+        start = 0
+        while start < len(commands):
+            # As many as there is room for, up to the end of the memory.
+            room = self._ring.ahead(self._cons ^ 1 << self._ring.lg2, self._prod)
+            if not room:
                 refused = self._ring_doorbell()
                 if refused is not None:
                     return refused
-            self._write(self._prod, command)
-            self._prod = self._ring.next(self._prod)
+                continue
+            some = commands[start : start + room]
+            self._write(self._prod, some)
+            self._prod = self._ring.skip(self._prod, len(some))
+            start += len(some)
         return self._ring_doorbell()
 
-    def _write(self, pointer: int, command: Command) -> None:
-        at = self._base + COMMAND_BYTES * self._ring.slot(pointer)
-        self._memory.write_u64(at, int(command[0]))
-        self._memory.write_u64(at + 8, int(command[1]))
+    def _write(self, pointer: int, commands: Sequence[Command]) -> None:
+        raw = pack(f"<{2 * len(commands)}Q", *chain.from_iterable(commands))
+        self._memory.write(self._base + COMMAND_BYTES * self._ring.slot(pointer), raw)
 
     def _ring_doorbell(self) -> int | None:
         self._bus.write(Registers.CMDQ_PROD.offset, 4, self._prod)
@@ -91,7 +98,7 @@ class CommandQueue:
     def _skip(self, pointer: int) -> None:
         """Nothing from a command on is to be carried out: what is in the queue cannot be taken back."""
         while pointer != self._prod:
-            self._write(pointer, _SYNC)
+            self._write(pointer, [_SYNC])
             pointer = self._ring.next(pointer)
 
 
