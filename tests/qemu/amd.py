@@ -86,10 +86,6 @@ class AmdRig(Rig):
         both.write(Registers.EVENT_BASE, RingBase.of(BASE=_EVENTS >> 12, LEN=_EVENTS_LG2))
         both.write(Registers.CONTROL, Control.of(IommuEn=1, EventLogEn=1, CmdBufEn=1))
 
-    def close(self) -> None:
-        """End QEMU."""
-        self.qtest.close()
-
     def flush(self) -> None:
         """Every cache, by a command."""
         self.both.store(_COMMANDS + self._tail, Plain.of(OPCODE=Opcode.INVALIDATE_IOMMU_ALL), 0)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from qemu import e1000
 from qemu.e1000 import AREA, Nic
 from qemu.garbage import Aim, Limits, Step, Wish, path, populate, relocate, spoil, tables
+from qemu.qtest import Qtest
 from qemu.sides import CARD, DATA, RAM, TABLES, Both, ModelMemory, Side
 from softiommu.hardware.iommu import Translation
 from softiommu.pagetable import formats
@@ -126,6 +127,7 @@ class Deviation(NamedTuple):
 class Rig(ABC):
     """One IOMMU on both sides."""
 
+    qtest: Qtest
     both: Both
     nic: Nic
     memory: ModelMemory
@@ -187,6 +189,10 @@ class Rig(ABC):
         return
 
     # What all have
+
+    def close(self) -> None:
+        """End QEMU."""
+        self.qtest.close()
 
     @staticmethod
     def share(probes: list[Probe], records: list[Record]) -> list[Record | None]:

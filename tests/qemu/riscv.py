@@ -108,10 +108,6 @@ class RiscvRig(Rig):
         both.write(Registers.CQCSR, Cqcsr.of(CQEN=1))
         both.write(Registers.FQCSR, RecordCsr.of(EN=1))
 
-    def close(self) -> None:
-        """End QEMU."""
-        self.qtest.close()
-
     def flush(self) -> None:
         """Every cache, by commands."""
         for command in _FLUSH:

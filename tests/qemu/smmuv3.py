@@ -181,10 +181,6 @@ class Smmuv3Rig(Rig):
         both.write(Registers.CR2, Cr2.of(RECINVSID=1))
         both.write(Registers.CR0, _QUEUES_ON)
 
-    def close(self) -> None:
-        """End QEMU."""
-        self.qtest.close()
-
     def flush(self) -> None:
         """Every cache, by commands."""
         for command in _FLUSH:

@@ -130,10 +130,6 @@ class VtdRig(Rig):
         both.write(Registers.GCMD, Gcmd.of(QIE=1))
         both.write(Registers.GCMD, Gcmd.of(QIE=1, TE=1))
 
-    def close(self) -> None:
-        """End QEMU."""
-        self.qtest.close()
-
     def flush(self) -> None:
         """Every cache, by commands."""
         for command in self.flushes:
