@@ -157,6 +157,13 @@ def test_a_table_of_garbage_never_leads_outside_of_the_parent(words, iova):
     assert isinstance(answer, Reason) or 0 <= answer < GUEST_RAM
 
 
+@pytest.mark.parametrize("root", [1 << 51, (1 << 64) - 4096])
+def test_a_root_beyond_every_address_is_a_fault(rig, root):
+    nested = rig.device.alloc_nested(rig.parent, 0, rig.data(abi.HwptVtdS1(0, root, 57).to_bytes()))
+    rig.device.attach(nested, 1)
+    assert rig.reach(0x7000, 1) in (Reason.PASID_ENTRY_RESERVED, Reason.FIRST_TOP_TABLE_READ)
+
+
 # What is refused
 
 
@@ -166,6 +173,7 @@ def test_a_table_of_garbage_never_leads_outside_of_the_parent(words, iova):
         (abi.HwptVtdS1(8, 0x1000, 48), 24, VTD_S1, EOPNOTSUPP),
         (abi.HwptVtdS1(1 << 63, 0x1000, 48), 24, VTD_S1, EOPNOTSUPP),
         (abi.HwptVtdS1(0, 0x1000, 48, 1), 24, VTD_S1, EOPNOTSUPP),
+        (abi.HwptVtdS1(0, 0x1800, 48), 24, VTD_S1, EINVAL),
         (abi.HwptVtdS1(0, 0x1000, 48), 23, VTD_S1, EINVAL),
         (abi.HwptVtdS1(0, 0x1000, 48), 32, VTD_S1, EINVAL),
         (abi.HwptVtdS1(0, 0x1000, 48), 24, abi.HwptDataType.ARM_SMMUV3, EINVAL),

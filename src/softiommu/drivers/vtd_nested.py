@@ -6,7 +6,6 @@ domain id of its own, so that a change of the parent can name the translations t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from errno import EINVAL
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -49,10 +48,13 @@ class Part(NamedTuple):
 
 
 def nested_data(data: UserData) -> HwptVtdS1:
-    """What the program says of a guest's table. EINVAL: another type or length; EOPNOTSUPP: unknown flags."""
+    """What the program says of a guest's table. EINVAL: another type or length, or a root that is no page;
+    EOPNOTSUPP: unknown flags."""
     config = data.copy(HwptVtdS1, HwptDataType.VTD_S1)
     if config.flags & ~_FLAGS or config.reserved:
         raise unsupported(f"flags {config.flags:#x} or reserved {config.reserved:#x} of a first-stage table")
+    if config.pgtbl_addr & (1 << _PAGE_LG2) - 1:
+        raise UapiError(EINVAL, f"a first-stage table cannot begin at {config.pgtbl_addr:#x}")
     return config
 
 
@@ -63,6 +65,7 @@ class VtdNestedDomain:
         self.owner, self.parent, self._config = parent.owner, parent, config
         self.did = parent.owner.take_did()
         self.routes: list[Route] = []
+        self._named: dict[int, tuple[PasidIotlb0, PasidIotlb0]] = {}
         parent.children.append(self)
 
     def check(self, cap: Cap, ecap: Ecap) -> None:
@@ -137,7 +140,7 @@ class VtdNestedDomain:
             parts.append(Part(window, bool(entry.flags & _LEAF), routes))
 
     def _forget(self, parts: list[Part], handled: Handled) -> None:
-        self.owner.queue.submit(*self._translations(parts))
+        self.owner.queue.submit(*(one for part in parts for one in self._translations(part)))
         # A device TLB is emptied after the IOTLB, from which it would be filled again.
         self._forget_devices(parts)
         handled.count = len(parts)
@@ -154,27 +157,17 @@ class VtdNestedDomain:
             reads, writes = (int(bool(asked.hints & hint)) for hint in (Hint.DRAIN_READS, Hint.DRAIN_WRITES))
             waiting.append((Iotlb0.of(TYPE=Type.IOTLB, G=DOMAIN, DID=self.did, DR=reads, DW=writes), 0))
         elif asked.translations:
-            waiting += self._translations([part])
+            waiting += self._translations(part)
         if not asked.targets & Target.DEVICE_TLB:
             return Outcome.NONE
         self.owner.queue.submit(*waiting)
         waiting.clear()
         return Outcome.NONE if self._forget_devices([part]) else Outcome.DEVICE_TIMEOUT
 
-    def _translations(self, parts: list[Part]) -> list[Descriptor]:
-        heads = self._heads({route.pasid or 0 for part in parts for route in part.routes})
-        return [one for part in parts for one in self._pages(part, heads)]
-
-    def _heads(self, pasids: set[int]) -> dict[int, tuple[PasidIotlb0, PasidIotlb0]]:
-        """The words that name all of a PASID, and pages of it."""
-        low = PasidIotlb0.of(TYPE=Type.PASID_IOTLB, G=ALL_OF_PASID, DID=self.did)
-        each = {pasid: low.replace(PASID=pasid) for pasid in sorted(pasids)}
-        return {pasid: (word, word.replace(G=PAGES_OF_PASID)) for pasid, word in each.items()}
-
-    def _pages(self, part: Part, heads: dict[int, tuple[PasidIotlb0, PasidIotlb0]]) -> Iterable[Descriptor]:
+    def _translations(self, part: Part) -> list[Descriptor]:
         """Forget a range of the PASIDs, in a block of 2**am pages; all of each where the hardware takes no such
         block."""
-        words = [heads[pasid] for pasid in _pasids(part.routes)]
+        words = [self._words(pasid) for pasid in _pasids(part.routes)]
         cap = self.owner.cap
         if part.window is None or not cap.PSI:
             return [(every, 0) for every, _ in words]
@@ -183,6 +176,14 @@ class VtdNestedDomain:
             return [(every, 0) for every, _ in words]
         where = Pages.of(ADDR=at >> _PAGE_LG2, AM=am, IH=int(part.leaves_only))
         return [(pages, where) for _, pages in words]
+
+    def _words(self, pasid: int) -> tuple[PasidIotlb0, PasidIotlb0]:
+        """The words that name all of a PASID, and pages of it."""
+        found = self._named.get(pasid)
+        if found is None:
+            every = PasidIotlb0.of(TYPE=Type.PASID_IOTLB, G=ALL_OF_PASID, DID=self.did, PASID=pasid)
+            found = self._named[pasid] = every, every.replace(G=PAGES_OF_PASID)
+        return found
 
     def _forget_devices(self, parts: list[Part]) -> bool:
         """Empty device TLBs; False: one did not answer."""
