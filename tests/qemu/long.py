@@ -20,6 +20,8 @@ from qemu.rigs import RIGS
 
 #: Messages of disagreements to print of each rig.
 _SHOWN = 20
+#: Addresses tried for each leaf.
+_DENSITY = 40
 
 
 def run(name: str, seed: int, translations: int, faults: int) -> int:
@@ -31,7 +33,7 @@ def run(name: str, seed: int, translations: int, faults: int) -> int:
     rig = setup.make(path)
     try:
         start = time.monotonic()
-        oracle = Oracle(rig, seed, tolerant=True)
+        oracle = Oracle(rig, seed, tolerant=True, density=_DENSITY)
         tally = oracle.run(translations, faults)
         seconds = time.monotonic() - start
     finally:

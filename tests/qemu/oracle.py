@@ -16,8 +16,8 @@ from qemu.sides import CARD, DATA, RAM, TABLES, tags
 from softiommu.hardware.iommu import TranslationFaultError
 from softiommu.pagetable.kinds import READ, WRITE
 
-#: Addresses tried for each leaf, and how many blocked accesses of a round are checked.
-_PROBES, _BLOCKED = 4, 96
+#: How many blocked reads, and how many blocked writes, of a round are checked.
+_BLOCKED = 96
 
 
 def _flipped(random: Random, word: int) -> int:
@@ -46,8 +46,10 @@ class Tally(NamedTuple):
 class Oracle:
     """Rounds on one rig."""
 
-    def __init__(self, rig: Rig, seed: int, tolerant: bool = False) -> None:
+    def __init__(self, rig: Rig, seed: int, tolerant: bool = False, density: int = 4) -> None:
         self.rig, self.random, self.tolerant = rig, Random(seed), tolerant
+        #: Addresses tried for each leaf.
+        self.density = density
         self.tally = Tally(Counter(), Counter(), Counter())
         self.disagreements: list[str] = []
         self._data = tags(rig.both.data)
@@ -162,7 +164,7 @@ class Oracle:
     def _probes(self, scenario: Scenario) -> list[Probe]:
         random, found = self.random, []
         for aim in scenario.aims:
-            for number in range(_PROBES):
+            for number in range(self.density):
                 iova = aim.iova + 64 * random.getrandbits(min(aim.lg2, 22) - 6) if number else aim.iova
                 if number and random.random() < 0.05:
                     iova ^= 1 << random.randrange(6, 64)
