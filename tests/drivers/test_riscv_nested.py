@@ -21,6 +21,7 @@ from softiommu.abi.riscv_extension import (
     RiscvCommand,
 )
 from softiommu.drivers.driver import Prot
+from softiommu.hardware.bus import DmaError
 from softiommu.hardware.riscv.commands import Command, Iodir0, Iofence0, Iotinval0, Iotinval1
 from softiommu.hardware.riscv.events import Cause
 from softiommu.hardware.riscv.presets import FULL
@@ -32,15 +33,18 @@ IOVA = 0x40_0000
 PASID_FLAG = int(abi.HwptAllocFlags.ALLOC_PASID)
 
 
-def machine(model="edu", **capabilities):
+def machine(model="edu", devices=1, **capabilities):
     """The riscv machine with another device, or other capabilities."""
     changed = ", ".join(f"{name} = {value}" for name, value in capabilities.items())
     return Machine(
         parse(
             'name = "lab"\n[[iommu]]\nname = "riscv0"\nmodel = "riscv"\n'
             f"capabilities = {{ {changed} }}\n"
-            f'[[device]]\nname = "dev0"\naddress = "0000:00:04.0"\nmodel = "{model}"\n'
-            + ("dma_bits = 64\n" if model == "edu" else ""),
+            + "".join(
+                f'[[device]]\nname = "dev{number}"\naddress = "0000:00:0{4 + number}.0"\nmodel = "{model}"\n'
+                + ("dma_bits = 64\n" if model == "edu" else "")
+                for number in range(devices)
+            ),
             "lab.toml",
         )
     )
@@ -219,19 +223,44 @@ def test_the_device_never_sees_a_torn_context(guest, monkeypatch):
     assert set(causes(guest)) <= {Cause.DDT_NOT_VALID, Cause.READ_GUEST_PAGE_FAULT}
 
 
-def test_two_guests_over_one_parent_may_use_the_same_pscid(guest):
-    """Their address spaces have different GSCIDs."""
-    table, nested = mapped(guest, pscid=7)
-    assert pages(guest) == [0, 1, 2]
-    other = guest.device.viommu(VIOMMU, guest.parent)
-    theirs = guest.table()
+def test_two_guests_over_one_parent_may_use_the_same_pscid():
+    """Their address spaces have different GSCIDs, also in what each asks to forget."""
+    guest = Guest(machine(devices=2))
+    table, _ = mapped(guest, pscid=7)
+    other, theirs = guest.iommufd.device("dev1"), guest.table()
+    other.enable()
     theirs.map(IOVA, page(10), PAGE, RW)
-    guest.device.attach(guest.nest(guest.context(theirs, 7), parent=other))
-    assert pages(guest) == [10, None, None]
+    second = guest.device.viommu(VIOMMU, guest.parent)
+    other.attach(guest.nest(guest.context(theirs, 7), parent=second))
+    port = guest.machine.hardware.devices[1].function.port
+    assert pages(guest) == [0, 1, 2]
+    assert port.read(IOVA, 1) == b"\x0a"
     table.unmap(IOVA, PAGE)
-    guest.tell(vma(), target=other)
-    guest.device.attach(nested)
+    theirs.unmap(IOVA, PAGE)
+    assert guest.tell(vma(), vma(IOVA, 7), target=second) == 2
     assert pages(guest) == [0, 1, 2]  # the first guest has not invalidated
+    with pytest.raises(DmaError):
+        port.read(IOVA, 1)
+    theirs.map(IOVA, page(11), PAGE, RW)
+    assert guest.tell(vma()) == 1
+    assert pages(guest) == [None, 1, 2]
+    assert port.read(IOVA, 1) == b"\x0b"
+    guest.hide(11)
+    with pytest.raises(DmaError):
+        port.read(IOVA, 1)
+    guest.close()
+
+
+def test_a_device_that_comes_back_finds_what_the_guest_has_changed_meanwhile(guest):
+    table, nested = mapped(guest)
+    assert pages(guest) == [0, 1, 2]
+    for change in (guest.device.detach, lambda: guest.device.attach(guest.parent)):
+        change()
+        table.unmap(IOVA, PAGE)
+        guest.device.attach(nested)
+        assert pages(guest) == [None, 1, 2]
+        table.map(IOVA, page(0), PAGE, RW)
+        assert pages(guest) == [0, 1, 2]
 
 
 def test_ids_and_objects_come_back(guest):

@@ -174,6 +174,8 @@ class Routes:
             if self.uses_ats(sid):
                 self._queue.submit(device_tlb(sid, pasid, 0, EVERYWHERE))
             old.routes.remove(Route(sid, pasid))
+            if isinstance(old, RiscvNested):
+                old.slice.forget_all()
         if domain is not None:
             domain.routes.append(Route(sid, pasid))
 

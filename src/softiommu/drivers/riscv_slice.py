@@ -6,7 +6,7 @@ cached of theirs differs by the GSCID.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from errno import EINVAL, EIO
 from functools import partial
 from typing import TYPE_CHECKING
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from softiommu.drivers.riscv_domain import RiscvDomain, Route
     from softiommu.drivers.riscv_nested import RiscvNested
     from softiommu.hardware.riscv.tables import Iohgatp
-    from softiommu.words import Word
 
+_COMMAND = Iotinval0.COMMAND.mask
 _PAGE_LG2 = 12
 _PSCID_BITS = 20
 #: More commands than this cost more than forgetting an address space.
@@ -47,8 +47,18 @@ class RiscvSlice:
     def __init__(self, parent: RiscvDomain) -> None:
         self.owner, self.parent = parent.owner, parent
         self.id = parent.owner.gscids.take()
+        #: The command that forgets every first stage.
+        self._space = Iotinval0.of(COMMAND=Command.IOTINVAL_VMA, GV=1, GSCID=self.id)
         self.nested: list[RiscvNested] = []
         self.names: dict[int, RiscvDevice] = {}
+        have = self.owner.capabilities
+        #: Bits of both words of IOTINVAL.VMA that the hardware has not.
+        self._absent = 0 if have.NL else Iotinval0.NL.mask, 0 if have.S else Iotinval1.S.mask
+        self._converters: dict[int, Callable[[int, int], list[Words] | str]] = {
+            Command.IOTINVAL_VMA: self._of_space,
+            Command.IODIR_INVAL_PDT: self._of_process,
+            Command.ATS_INVAL: self._of_device_tlb,
+        }
         parent.slices.append(self)
 
     @property
@@ -64,17 +74,14 @@ class RiscvSlice:
 
     def forget_all(self) -> None:
         """Forget every first stage."""
-        self.owner.queue.submit((self._vma(), 0))
+        self.owner.queue.submit((self._space, 0))
 
     def free(self) -> None:
         """Forget both stages, and give the id back."""
         whole = Iotinval0.of(COMMAND=Command.IOTINVAL_GVMA, GV=1, GSCID=self.id)
-        self.owner.queue.submit((self._vma(), 0), (whole, 0))
+        self.owner.queue.submit((self._space, 0), (whole, 0))
         self.parent.slices.remove(self)
         self.owner.gscids.give(self.id)
-
-    def _vma(self) -> Iotinval0:
-        return Iotinval0.of(COMMAND=Command.IOTINVAL_VMA, GV=1, GSCID=self.id)
 
     def invalidate(self, entries: UserArray, handled: Handled, of: RiscvNested | None = None) -> None:
         """Carry out commands of the guest's queue, or generic entries; `of`: for one context. EINVAL: another type;
@@ -97,47 +104,45 @@ class RiscvSlice:
 
     def _convert(self, number: int, low: int, high: int) -> list[Words]:
         """What the hardware is told in place of a command. EIO."""
-        layout = LAYOUTS.get(Iotinval0(low).COMMAND)  # type: ignore[call-overload]  # any number is looked for
-        if layout is None:
-            raise _refused(number, low, high, "there is no such command")
-        first, second = layout.low(low), layout.high(high)
-        if first.reserved or second.reserved:
+        kind = low & _COMMAND
+        convert = self._converters.get(kind)
+        if convert is None:
+            raise _refused(number, low, high, "it is no command of guests")
+        layout = LAYOUTS[Command(kind)]
+        if low & layout.low.RESERVED or high & layout.high.RESERVED:
             raise _refused(number, low, high, "it has reserved bits")
-        done = self._translated(first, second)
+        done = convert(low, high)
         if isinstance(done, str):
             raise _refused(number, low, high, done)
         return done
 
-    def _translated(self, low: Word, high: Word) -> list[Words] | str:
-        """The commands for the hardware, or why there are none."""
-        have = self.owner.capabilities
-        if isinstance(low, Iotinval0) and isinstance(high, Iotinval1) and low.COMMAND == Command.IOTINVAL_VMA:
-            if (low.NL and not have.NL) or (high.S and not have.S):
-                return "the hardware has no such invalidation"
-            return [(low.replace(GV=1, GSCID=self.id), high)]
-        if isinstance(low, Iodir0) and low.COMMAND == Command.IODIR_INVAL_PDT:
-            return self._of_process(low)
-        if isinstance(low, Ats0) and low.COMMAND == Command.ATS_INVAL:
-            return self._of_device_tlb(low, high)
-        return "it is no command of guests"
+    def _of_space(self, low: int, high: int) -> list[Words] | str:
+        """IOTINVAL.VMA, for the guest's own spaces alone."""
+        if low & self._absent[0] or high & self._absent[1]:
+            return "the hardware has no such invalidation"
+        return [(low & ~Iotinval0.GSCID.mask | self._space, high)]
 
-    def _of_process(self, low: Iodir0) -> list[Words] | str:
-        if not low.DV or low.PID >> self.owner.routes.process_bits:
+    def _of_process(self, low: int, high: int) -> list[Words] | str:
+        """IODIR.INVAL_PDT, by the host's ids of the device."""
+        asked = Iodir0(low)
+        if not asked.DV or asked.PID >> self.owner.routes.process_bits:
             return "no device, or a process that no directory has a place for"
-        device = self.names.get(low.DID)
+        device = self.names.get(asked.DID)
         if device is None:
-            return f"no vDEVICE has device id {low.DID:#x}"
-        return [(low.replace(DID=sid), 0) for sid in device.function.sids]
+            return f"no vDEVICE has device id {asked.DID:#x}"
+        return [(asked.replace(DID=sid), high) for sid in device.function.sids]
 
-    def _of_device_tlb(self, low: Ats0, high: Word) -> list[Words] | str:
-        name = low.RID | (low.DSEG << 16 if low.DSV else 0)
+    def _of_device_tlb(self, low: int, high: int) -> list[Words] | str:
+        """ATS.INVAL, by the host's id of the device."""
+        asked = Ats0(low)
+        name = asked.RID | (asked.DSEG << 16 if asked.DSV else 0)
         device = self.names.get(name)
         if device is None or not self.owner.capabilities.ATS:
             return f"no vDEVICE with a TLB has device id {name:#x}"
         sid = device.function.sids[0]
         if not self.owner.routes.uses_ats(sid):
             return []  # nothing is cached there
-        return [(low.replace(RID=sid & 0xFFFF, DSEG=sid >> 16, DSV=int(sid >> 16 != 0)), high)]
+        return [(asked.replace(RID=sid & 0xFFFF, DSEG=sid >> 16, DSV=int(sid >> 16 != 0)), high)]
 
     # Generic entries
 
@@ -181,7 +186,7 @@ class RiscvSlice:
 
     def _pages(self, of: RiscvNested | None, asked: Invalidation) -> list[Words]:
         """Forget leaves, and what leads to them. A command that names a PSCID leaves global pages."""
-        low, window = self._vma(), asked.window
+        low, window = self._space, asked.window
         pscid = asked.arch_id if asked.arch_id is not None or of is None else of.pscid
         if pscid is not None and asked.scope is not Scope.DOMAIN and not asked.hints & Hint.GLOBAL:
             low = low.replace(PSCV=1, PSCID=pscid)
