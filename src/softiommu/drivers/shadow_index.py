@@ -54,7 +54,11 @@ class ReverseIndex(Generic[T]):
         """Everybody who depends on an address of `first`..`last`, each once."""
         met: dict[T, None] = {}
         for lg2, numbers in self._sizes.items():
-            for number in numbers.irange(first >> lg2, last >> lg2):
+            low, high = first >> lg2, last >> lg2
+            if low == high:
+                met.update(numbers.get(low, {}))
+                continue
+            for number in numbers.irange(low, high):
                 met.update(numbers[number])
         return list(met)
 
