@@ -42,6 +42,7 @@ from softiommu.hardware.iommu import (
 from softiommu.hardware.links import Links
 from softiommu.memory.physical import BadAddressError, PhysicalMemory
 from softiommu.pagetable.kinds import LENIENT, READ, RIGHTS, WRITE
+from softiommu.pagetable.walk import new
 
 _HARDWARE_ERRORS = (Code.DEV_TAB_HARDWARE_ERROR, Code.PAGE_TAB_HARDWARE_ERROR, Code.COMMAND_HARDWARE_ERROR)
 _EVERYWHERE = (0, (1 << 64) - 1)
@@ -110,7 +111,7 @@ class AmdIommu(Face):
         """Where a request of a device goes. TranslationFaultError: blocked, and logged unless its entry forbids it."""
         if not self.enabled:
             return Translation(iova, 64, ALL)
-        request = Request(sid, iova, want, pasid, privileged)
+        request = new(Request, (sid, iova, want, pasid, privileged))
         entry = None
         try:
             entry = self._entry(request)
@@ -159,7 +160,7 @@ class AmdIommu(Face):
             lg2, (page, allowed, *_) = cached
             allowed &= route.rights
             if not request.want & RIGHTS & ~allowed:
-                return Translation(page | request.iova & (1 << lg2) - 1, lg2, allowed)
+                return new(Translation, (page | request.iova & (1 << lg2) - 1, lg2, allowed))
         try:
             if guest is None:
                 found = self._walker.host(route, request)

@@ -33,6 +33,8 @@ class Counters:
         self._registers, self._interrupts, self._clock = registers, interrupts, clock
         #: Which counters count each event.
         self._of: dict[int, list[int]] = {}
+        #: Whether anything is counted at all.
+        self.counted = False
         self._since = clock.now() if clock is not None else 0
 
     def event_written(self, index: int) -> None:
@@ -47,12 +49,8 @@ class Counters:
             event = registers.IOHPMEVT[number].EVENT_ID
             if event:
                 self._of.setdefault(event, []).append(number)
+        self.counted = bool(self._of)
         self._overflows()
-
-    @property
-    def counted(self) -> bool:
-        """Whether anything is counted at all."""
-        return bool(self._of)
 
     def count(self, event: EventId, who: Who) -> None:
         """An event happened."""

@@ -20,6 +20,7 @@ from softiommu.hardware.riscv.tables import PDT_WIDTH
 from softiommu.hardware.riscv.walker import BlockedError, InterruptFile, Step, Walker
 from softiommu.pagetable.formats.riscv import SUM, G
 from softiommu.pagetable.kinds import EXECUTE, WRITE
+from softiommu.pagetable.walk import new
 
 if TYPE_CHECKING:
     from softiommu.memory.physical import PhysicalMemory
@@ -130,7 +131,7 @@ class Translator:
         space = _GUEST_PHYSICAL if translated else self._space(device, request)
         inner = self._first(device, space, request)
         if device.second is None:
-            return Found(Translation(inner.oa, inner.lg2, inner.allowed), inner.pbmt)
+            return new(Found, (new(Translation, inner[:3]), inner.pbmt, None))
         outer = self._second(device, inner.oa, request)
         lg2, allowed = min(inner.lg2, outer.lg2), inner.allowed & outer.allowed
         # With T2GPA a device caches guest-physical addresses.
@@ -242,7 +243,7 @@ def _in_window(page: Page, selection: Selection) -> bool:
 
 def _hit(cached: tuple[int, Entry], address: int) -> Step:
     lg2, entry = cached
-    return Step(entry.oa | address & (1 << lg2) - 1, lg2, entry.allowed)
+    return new(Step, (entry.oa | address & (1 << lg2) - 1, lg2, entry.allowed, False, 0, None))
 
 
 def _keep(iotlb: Iotlb, tags: tuple[int, ...], address: int, step: Step) -> None:

@@ -47,7 +47,7 @@ from softiommu.pagetable.kinds import (
     WRITE,
 )
 from softiommu.pagetable.nested import walk_first
-from softiommu.pagetable.walk import Walk, walk
+from softiommu.pagetable.walk import Walk, new, walk
 
 if TYPE_CHECKING:
     from softiommu.hardware.riscv.registers import Capabilities, Ddtp
@@ -244,7 +244,8 @@ def _step(found: Walk) -> Step:
     """A leaf: it cannot be written before its dirty flag is set, nor used at all before its accessed flag is."""
     pte = found.pte
     allowed = found.allowed & ((READ | WRITE | EXECUTE) if pte & D else (READ | EXECUTE)) if pte & A else 0
-    return Step(found.oa, found.lg2, allowed, bool(found.allowed & GLOBAL), (pte & Pte.PBMT.mask) >> Pte.PBMT.low)
+    pbmt = (pte & Pte.PBMT.mask) >> Pte.PBMT.low
+    return new(Step, (found.oa, found.lg2, allowed, bool(found.allowed & GLOBAL), pbmt, None))
 
 
 def _by_access(causes: tuple[Cause, Cause, Cause], want: int) -> Cause:

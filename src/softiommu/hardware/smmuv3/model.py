@@ -27,6 +27,7 @@ from softiommu.hardware.smmuv3.tables import Config
 from softiommu.hardware.smmuv3.tlb import Tlb
 from softiommu.memory.physical import PhysicalMemory
 from softiommu.pagetable.kinds import PRIVILEGED
+from softiommu.pagetable.walk import new
 
 
 class Shapes(NamedTuple):
@@ -71,7 +72,7 @@ class Smmu(RegisterRules):
         self, sid: int, iova: int, want: int, pasid: int | None = None, privileged: bool = False
     ) -> Translation:
         """Where a transaction goes. SmmuFaultError: it is blocked or stalled, and recorded as the tables say."""
-        request = Request(sid, iova, want, pasid, privileged)
+        request = new(Request, (sid, iova, want, pasid, privileged))
         try:
             if not self.enabled:
                 return self._while_disabled(request)
@@ -108,10 +109,10 @@ class Smmu(RegisterRules):
         cached = self.tlb.find(tags, request.iova)
         if cached is not None and not request.want & ~cached[1].allowed:
             lg2, entry = cached
-            return Translation(entry.oa | request.iova & (1 << lg2) - 1, lg2, entry.allowed)
+            return new(Translation, (entry.oa | request.iova & (1 << lg2) - 1, lg2, entry.allowed))
         found = walker.first_stage(self._memory, stream, context, half, request, how)
         self.tlb.fill(tags, request.iova, found)
-        return Translation(found.pa, found.lg2, found.allowed)
+        return new(Translation, (found.pa, found.lg2, found.allowed))
 
     def by_stage2(self, stream: Stream, request: Request, how: int) -> Translation:
         """Translate an intermediate address by stage 2 alone. SmmuFaultError."""
@@ -119,11 +120,11 @@ class Smmu(RegisterRules):
         cached = self.tlb.find(tags, request.iova)
         if cached is not None and not request.want & ~cached[1].allowed:
             lg2, entry = cached
-            return Translation(entry.oa | request.iova & (1 << lg2) - 1, lg2, entry.allowed)
+            return new(Translation, (entry.oa | request.iova & (1 << lg2) - 1, lg2, entry.allowed))
         want = request.want | how | (PRIVILEGED if request.privileged else 0)
         found = walker.second_stage(self._memory, stream, request, request.iova, want)
         self.tlb.fill(tags, request.iova, found)
-        return Translation(found.pa, found.lg2, found.allowed)
+        return new(Translation, (found.pa, found.lg2, found.allowed))
 
     def to_intermediate(self, stream: Stream, request: Request, how: int) -> Translation:
         """The intermediate address of a transaction, with the rights of both stages. SmmuFaultError."""

@@ -55,6 +55,7 @@ from softiommu.hardware.vtd.walker import (
 )
 from softiommu.memory.physical import PhysicalMemory
 from softiommu.pagetable.kinds import EXECUTE, WRITE
+from softiommu.pagetable.walk import new
 
 if TYPE_CHECKING:
     from softiommu.registers import RegisterFile
@@ -108,7 +109,7 @@ class Unit:
         self, sid: int, iova: int, want: int, pasid: int | None = None, privileged: bool = False
     ) -> Translation:
         """Where a request of a device goes. TranslationFaultError: blocked (and recorded, unless FPD forbids it)."""
-        request = Request(sid, iova, want, pasid, privileged)
+        request = new(Request, (sid, iova, want, pasid, privileged))
         if pasid is None and want & WRITE and iova in INTERRUPTS:
             return Translation(iova, 12, WRITE)  # an interrupt request: never translated
         if not self._translates:
@@ -138,7 +139,7 @@ class Unit:
             if not entry.allowed:
                 raise fault_kind(route.quiet)(absent(route, request), request)
             if request.want and not request.want & ~entry.allowed:
-                return Translation(entry.oa | request.iova & (1 << lg2) - 1, lg2, entry.allowed)
+                return new(Translation, (entry.oa | request.iova & (1 << lg2) - 1, lg2, entry.allowed))
         found = self._paging.translate(route, request, lenient=asks)
         # Only in caching mode (CM) does the hardware remember that nothing is there (6.1).
         if found.cacheable or (found == NOTHING and self.registers.CAP.CM):

@@ -29,7 +29,7 @@ from softiommu.pagetable.kinds import (
     WRITE,
 )
 from softiommu.pagetable.nested import NestedWalk, Stage, nested_walk
-from softiommu.pagetable.walk import Walk
+from softiommu.pagetable.walk import Walk, new
 
 if TYPE_CHECKING:
     from softiommu.hardware.vtd.registers import Cap
@@ -95,14 +95,14 @@ class Paging:
             return NOTHING
         beyond = Reason.BEYOND_WIDTH if route.scalable else Reason.ADDRESS_BEYOND_WIDTH
         self._check_second(found, route, request, beyond)
-        return Found(found.oa, found.lg2, found.allowed, _cacheable(second, found, want))
+        return new(Found, (found.oa, found.lg2, found.allowed, _cacheable(second, found, want)))
 
     def _first(self, route: Route, first: Stage, request: Request, asked: tuple[int, int]) -> Found:
         found = self._one(route, first, request, asked)
         if found.status == NOT_MAPPED:
             return NOTHING
         self._check_first(found, route, request)
-        return Found(found.oa, found.lg2, found.allowed & RIGHTS, _cacheable(first, found, asked[1]))
+        return new(Found, (found.oa, found.lg2, found.allowed & RIGHTS, _cacheable(first, found, asked[1])))
 
     def _one(self, route: Route, stage: Stage, request: Request, asked: tuple[int, int]) -> Walk:
         """Walk one stage, from the lowest link to a table of it that is cached."""
@@ -138,6 +138,8 @@ class Paging:
 
     def _check_second(self, found: Walk, route: Route, request: Request, beyond: Reason) -> None:
         """The reason of a second-stage walk that does not allow the request."""
+        if found.status == OK and found.allowed & (READ | WRITE):
+            return
         fault, scalable = fault_kind(route.quiet), route.scalable
         if found.status == OUT_OF_RANGE:
             raise fault(beyond, request)
@@ -150,8 +152,6 @@ class Paging:
             raise fault(Reason.SECOND_RESERVED if scalable else Reason.PAGING_RESERVED, request)
         if found.status == NOT_MAPPED:
             raise fault(Reason.SECOND_NOT_PRESENT, request)
-        if found.status == OK and found.allowed & (READ | WRITE):
-            return
         lacks_write = request.want & WRITE and not found.allowed & WRITE
         if scalable:
             raise fault(Reason.SCALABLE_NO_WRITE if lacks_write else Reason.SCALABLE_NO_READ, request)
@@ -170,6 +170,8 @@ class Paging:
         raise fault(Reason.FIRST_TOP_TABLE_READ if top else Reason.FIRST_TABLE_READ, request)
 
     def _check_first(self, found: Walk, route: Route, request: Request) -> None:
+        if found.status == OK and found.allowed & READ:
+            return
         fault = fault_kind(route.quiet)
         if found.status == BAD_TABLE:
             top = route.first is not None and found.level == route.first.table.top
