@@ -3,7 +3,7 @@
 from softiommu.vmm.ram import GuestRam
 
 #: Where a guest has its RAM, and how much.
-BASE, SIZE = 1 << 30, 8 << 20
+BASE, SIZE = 1 << 30, 2 << 20
 
 
 class Ram(GuestRam):
