@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize(("machine", "tests"), [("vtd-nested", "test_vtd_guest.py")])
+@pytest.mark.parametrize(
+    ("machine", "tests"),
+    [("vtd-nested", "test_vtd_guest.py"), ("riscv", "test_riscv_guest.py"), ("amd", "test_amd_guest.py")],
+)
 def test_the_same_guests_run_on_device_nodes(machine, tests):
     here = Path(__file__).parent
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(here / tests)]
