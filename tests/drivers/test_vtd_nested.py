@@ -358,6 +358,23 @@ def test_a_change_of_the_parent_reaches_what_went_through_it(rig):
     assert [rig.reach(0x10000, pasid) for pasid in (None, 2)] == [Reason.SECOND_NOT_PRESENT] * 2
 
 
+def test_in_caching_mode_what_is_new_must_be_told_too():
+    rig = Rig(FULL._replace(cap=FULL.cap.replace(CM=1)), NO_ATS)
+    table = rig.table()
+    nested = rig.nest(table)
+    rig.device.attach(nested, None)
+    assert rig.reach(0x10000) is Reason.FIRST_NOT_PRESENT
+    table.map(0x10000, GPA, 0x1000, RW.value)
+    assert rig.reach(0x10000) is Reason.FIRST_NOT_PRESENT
+    assert rig.invalidate(nested, (0x10000, 1)) == (0, 1)
+    assert rig.reach(0x10000) == GPA
+    # The host tells of its own: a guest's table leads where there is something now.
+    table.map(0x20000, 8 << 20, 0x1000, RW.value)
+    assert rig.reach(0x20000) is Reason.SECOND_NOT_PRESENT
+    rig.parent.map(8 << 20, HOST + GPA, 0x1000, RW)
+    assert rig.reach(0x20000) == GPA
+
+
 # Device TLBs
 
 
