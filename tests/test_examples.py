@@ -39,6 +39,22 @@ def test_the_first_dma_uses_nothing_but_what_a_program_on_hardware_has():
     assert imports == {"ctypes", "fcntl", "mmap", "os", "pathlib", "struct", "sys", "time"}
 
 
+@pytest.mark.parametrize(
+    ("example", "fault"),
+    [
+        ("guest_vtd.py", "the guest's page request queue: device 0x20 wants 0x700000000000; it is mapped again"),
+        ("guest_smmuv3.py", "the guest's event queue: F_TRANSLATION at 0x700000001000 of stream 0x20"),
+    ],
+)
+def test_a_guest_maps_unmaps_and_hears_of_faults(example, fault):
+    ended = start(sys.executable, str(EXAMPLES / example))
+    assert (ended.returncode, ended.stderr) == (0, "")
+    said = ended.stdout.splitlines()
+    assert said[1] == "the device read at 0x700000000000 and wrote b'hello, guest' one page behind it"
+    assert said[2].startswith("unmapped, not invalidated: the device still ")
+    assert said[4] == fault
+
+
 @pytest.mark.parametrize("machine", ["vtd", "vtd-39", "vtd-sm", "vtd-flts", "vtd-sc", "riscv", "viommu"])
 def test_the_first_dma_moves_bytes_and_shows_the_fault(machine):
     command = [sys.executable, "-m", "softiommu", "run", "--machine", machine, "--"]
