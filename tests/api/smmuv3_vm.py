@@ -1,6 +1,7 @@
 """A VMM with one guest on the machine smmuv3, through the Python face: nesting, names, commands, events, devices."""
 
 import errno
+import os
 
 import softiommu
 from drivers.smmuv3_guest import RAM, RAM_SIZE, Guest, context
@@ -15,6 +16,9 @@ from softiommu.abi.iommufd import (
 from softiommu.drivers.driver import Prot
 
 RW = (Prot.READ | Prot.WRITE).value
+#: Set where these tests run on a device node.
+NODE = os.environ.get("SOFTIOMMU_TEST_NODE")
+EDU0, NVME0, TEST0 = "0000:00:04.0", "0000:00:07.0", "0000:00:08.0"
 #: What the guest calls its devices.
 EDU, TEST = 0x8, 0x10
 #: Guest addresses at which every context has a page of zeros, and one for what a device read.
@@ -26,11 +30,11 @@ class Vm:
     """A guest's RAM behind a nesting parent, a vIOMMU, and two devices: one with ATS and PASIDs, one without."""
 
     def __init__(self, machine="smmuv3", viommu=None):
-        self.iommufd = softiommu.open(machine)
-        self.guest = Guest()
+        self.iommufd = softiommu.open_kernel(NODE) if NODE else softiommu.open(machine)
+        self.guest, self._devices = Guest(), []
         self.ioas = self.iommufd.ioas()
         self.ram = self.ioas.map_file(self.guest.memory.file.fd, 0, RAM_SIZE, iova=RAM)
-        self.edu, self.test = self.iommufd.device("edu0"), self.iommufd.device("pcitest0")
+        self.edu, self.test = self.device(EDU0), self.device(TEST0)
         self.parent = self.edu.hwpt(self.ioas, HwptAllocFlags.ALLOC_NEST_PARENT)
         self.viommu = viommu() if viommu else self.edu.viommu(ViommuType.ARM_SMMUV3, self.parent)
         self.events = self.viommu.event_queue(VeventqType.ARM_SMMUV3, 16, 32)
@@ -39,6 +43,11 @@ class Vm:
         for device in (self.edu, self.test):
             device.enable()
         self.blank, self.result = self.guest.memory.alloc(4096), self.guest.memory.alloc(4096)
+
+    def device(self, address):
+        """A device, bound to the end."""
+        self._devices.append(self.iommufd.device(address))
+        return self._devices[-1]
 
     def page(self, content):
         """A page of the guest's RAM that begins with these bytes."""
@@ -69,6 +78,11 @@ class Vm:
         except OSError as error:
             return error.handled, error.errno
 
+    @property
+    def messages(self):
+        """What the kernel printed."""
+        return self.iommufd.backend.machine.messages
+
     # Devices
 
     def read_by_edu(self, iova):
@@ -95,7 +109,12 @@ class Vm:
 
     def close(self):
         """Everything goes; nothing is left."""
+        self.iommufd.backend.close_fd(self.events.fd)
+        for device in self._devices:
+            device.close()
         self.iommufd.close()
+        if NODE:
+            return
         machine = self.iommufd.backend.machine
         assert not machine.physical.pinned
         assert machine.physical.accounts.total == 0

@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize(("machine", "tests"), [("mock", "test_api.py"), ("vtd", "test_vfio.py")])
+@pytest.mark.parametrize(
+    ("machine", "tests"),
+    [
+        ("mock", "test_api.py"),
+        ("vtd", "test_vfio.py"),
+        ("smmuv3", "test_smmuv3_nesting.py"),
+        ("tegra241", "test_guest_queues.py"),
+    ],
+)
 def test_the_same_tests_hold_on_a_device_node(machine, tests):
     here = Path(__file__).parent
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(here / tests)]

@@ -6,7 +6,7 @@ import json
 import os
 import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from errno import EINVAL, EPERM
 from pathlib import Path
 
@@ -201,6 +201,7 @@ class Machine:
 
     def __init__(self, events: Events) -> None:
         extents: list[object] = []
+        self.pollers: dict[object, Callable[[], None]] = {}
         node = Node(10, 120, 0o600, lambda caller, flags: Counter(events, extents))
         device = "/sys/devices/pci0000:fd/0000:fd:05.0"
         self.entries: Mapping[str, Entry] = {

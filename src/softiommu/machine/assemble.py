@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from softiommu.iommufd import kernels, table
@@ -86,6 +86,11 @@ class Machine:
     def open_iommu(self, caller: Caller, flags: int) -> IommufdFile:
         """open(2) of /dev/iommu, or of /dev/vfio/vfio where the container is iommufd's."""
         return IommufdFile(self.services)
+
+    @property
+    def pollers(self) -> Mapping[object, Callable[[], None]]:
+        """What looks at pages that programs map."""
+        return self.services.pollers
 
     def device_nodes(self) -> dict[str, str]:
         """The VFIO node of each device, by name and by PCI address."""

@@ -40,3 +40,8 @@ class World(Protocol):
     def entries(self) -> Mapping[str, Entry]:
         """Every virtual path. A path that is not here, nor a folder above one that is, belongs to the host."""
         ...
+
+    @property
+    def pollers(self) -> Mapping[object, Callable[[], None]]:
+        """What is to be called now and then, while there is any: it looks at pages that programs map and store into."""
+        ...

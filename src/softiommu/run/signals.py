@@ -25,6 +25,8 @@ _NUDGE = signal.SIGIO
 _SFD_FLAGS = os.O_NONBLOCK | os.O_CLOEXEC
 _INFO_SIZE = 128
 _PATIENCE_S = 0.01
+#: How often the main loop is woken for glances at mapped pages, while there are such.
+_GLANCE_MS = 1
 
 
 class Signals:
@@ -64,10 +66,14 @@ class Watcher:
     def __init__(self, signals: Signals, listener: int, closers: int, on_signals: Callable[[], None]) -> None:
         self._signals, self._on_signals = signals, on_signals
         self._main = threading.get_ident()
-        self._stop = os.eventfd(0, os.EFD_CLOEXEC)
+        self._stop, self._wake = (os.eventfd(0, os.EFD_CLOEXEC) for _ in range(2))
+        #: Set by the main loop around its sleep, so that it is not disturbed at work.
+        self.asleep = False
+        self._glances = False
         self._poller = select.poll()
         self._poller.register(signals.fd, select.POLLIN)
         self._poller.register(self._stop, select.POLLIN)
+        self._poller.register(self._wake, select.POLLIN)
         self._urgent = select.poll()
         self._urgent.register(closers, select.POLLIN)
         self._urgent.register(listener, 0)  # hang-up only
@@ -79,7 +85,9 @@ class Watcher:
 
     def _run(self) -> None:
         while True:
-            ready = {fd for fd, _ in self._poller.poll()}
+            ready = {fd for fd, _ in self._poller.poll(_GLANCE_MS if self._glances else None)}
+            if self._wake in ready:
+                os.eventfd_read(self._wake)
             if self._signals.fd in ready:
                 self._on_signals()
             if self._stop in ready:
@@ -89,10 +97,19 @@ class Watcher:
                 threading.Event().wait(_PATIENCE_S)
                 if self._urgent.poll(0):
                     signal.pthread_kill(self._main, _NUDGE)
+            elif self._glances and self.asleep:
+                signal.pthread_kill(self._main, _NUDGE)
+
+    def glance(self, wanted: bool) -> None:
+        """Whether the main loop wants to be woken now and then."""
+        if wanted != self._glances:
+            self._glances = wanted
+            os.eventfd_write(self._wake, 1)
 
     def stop(self) -> None:
         """End the thread."""
         os.eventfd_write(self._stop, 1)
         self._thread.join()
         os.close(self._stop)
+        os.close(self._wake)
         signal.signal(_NUDGE, self._old)

@@ -92,17 +92,24 @@ class Supervisor:
         closers, listener = self._closers, self._listener
         receive, closed, answer = listener.receive, closers.poll, self._answer
         signals = self._signals
+        pollers = self._session.world.pollers
         watcher = Watcher(signals, listener.fd, closers.fileno(), lambda: signals.take(self._targets, self._reap))
         try:
             while True:
+                watcher.asleep = True
                 call = receive()
+                watcher.asleep = False
                 # What was closed before the call is released before the call is answered.
                 if closed(0):
                     self._guarded(self._session.descriptors.drain, "closing files")
                 if call is not None:
                     answer(call)
+                    watcher.glance(bool(pollers))
                 elif listener.hung_up():
                     break
+                else:
+                    for poll in list(pollers.values()):
+                        self._guarded(poll, "looking at a mapped page")
         finally:
             watcher.stop()
         self._reap(wait=True)
