@@ -28,6 +28,7 @@ from softiommu.hardware.riscv.translator import Found, Kind, Shapes, Translator
 from softiommu.hardware.riscv.walker import BlockedError
 from softiommu.memory.physical import BadAddressError
 from softiommu.pagetable.kinds import EXECUTE, LENIENT, READ, WRITE
+from softiommu.pagetable.walk import new
 
 if TYPE_CHECKING:
     from softiommu.clock import Clock
@@ -71,7 +72,8 @@ class RiscvIommu:
         self, sid: int, iova: int, want: int, pasid: int | None = None, privileged: bool = False
     ) -> Translation:
         """Where an untranslated request goes. TranslationFaultError: it is blocked."""
-        return self._memory_at(Request(sid, iova, want, pasid, privileged and pasid is not None), Kind.UNTRANSLATED)
+        request = new(Request, (sid, iova, want, pasid, privileged and pasid is not None))
+        return self._memory_at(request, Kind.UNTRANSLATED)
 
     def _memory_at(self, request: Request, kind: Kind) -> Translation:
         found = self._serve(request, kind)

@@ -58,6 +58,9 @@ class Kind(Enum):
         return Ttyp(self.read - 1 if want & EXECUTE else self.read + 1 if want & WRITE else self.read)
 
 
+_UNTRANSLATED, _TRANSLATED = Kind.UNTRANSLATED, Kind.TRANSLATED
+
+
 class Found(NamedTuple):
     """A translation, with what only some ask for."""
 
@@ -86,13 +89,14 @@ class Translator:
     def directory_changed(self) -> None:
         """ddtp was written."""
         self._mode = DdtpMode(self._registers.DDTP.MODE)
+        self._has_directory = self._mode not in (DdtpMode.OFF, DdtpMode.BARE)
         self._device_bits = self.walker.device_bits(self._registers.DDTP)
 
     # The process
 
     def serve(self, request: Request, kind: Kind) -> Found:
         """Translate. BlockedError with the cause of the step that stopped it."""
-        if self._mode is DdtpMode.BARE:  # step 2
+        if not self._has_directory and self._mode is DdtpMode.BARE:  # step 2
             if kind is not Kind.UNTRANSLATED:
                 raise BlockedError(Cause.TRANSACTION_TYPE_DISALLOWED, request)
             return Found(Translation(request.iova, 64, ALL))
@@ -105,10 +109,9 @@ class Translator:
 
     def device(self, request: Request) -> Device:
         """The device context (steps 1 to 6, of a mode with a directory)."""
-        if self._mode is DdtpMode.OFF:
-            raise BlockedError(Cause.ALL_INBOUND_DISALLOWED, request)
-        if request.sid >> self._device_bits or self._mode is DdtpMode.BARE:
-            raise BlockedError(Cause.TRANSACTION_TYPE_DISALLOWED, request)
+        if request.sid >> self._device_bits or not self._has_directory:
+            off = self._mode is DdtpMode.OFF
+            raise BlockedError(Cause.ALL_INBOUND_DISALLOWED if off else Cause.TRANSACTION_TYPE_DISALLOWED, request)
         device = self.devices.get(request.sid)
         if device is None:
             self._counters.count(EventId.DEVICE_WALK, Who(request.sid))
@@ -117,16 +120,14 @@ class Translator:
         return device
 
     def _translate(self, device: Device, request: Request, kind: Kind) -> Found:
-        if kind is not Kind.UNTRANSLATED and not device.tc.EN_ATS:  # step 7a
+        tc, pasid, translated = device.tc, request.pasid, kind is _TRANSLATED
+        if kind is not _UNTRANSLATED and not tc.EN_ATS:  # step 7a
             raise BlockedError(Cause.TRANSACTION_TYPE_DISALLOWED, request)
-        if request.pasid is not None and (  # steps 7b and 7c
-            not device.tc.PDTV or request.pasid >> PDT_WIDTH[device.pdtp.MODE]
-        ):
+        if pasid is not None and (not tc.PDTV or pasid >> PDT_WIDTH[device.pdtp.MODE]):  # steps 7b and 7c
             raise BlockedError(Cause.TRANSACTION_TYPE_DISALLOWED, request)
-        translated = kind is Kind.TRANSLATED
-        if translated and not device.tc.T2GPA:  # step 8
+        if translated and not tc.T2GPA:  # step 8
             return Found(Translation(request.iova, 64, ALL))
-        if device.tc.DPE and request.pasid is None and not translated:
+        if pasid is None and not translated and tc.DPE:
             request = request._replace(pasid=0)  # step 11; as in the reference model, records have it, too
         space = _GUEST_PHYSICAL if translated else self._space(device, request)
         inner = self._first(device, space, request)
@@ -135,12 +136,12 @@ class Translator:
         outer = self._second(device, inner.oa, request)
         lg2, allowed = min(inner.lg2, outer.lg2), inner.allowed & outer.allowed
         # With T2GPA a device caches guest-physical addresses.
-        pa = inner.oa if kind is Kind.ATS and device.tc.T2GPA else outer.oa
+        pa = inner.oa if tc.T2GPA and kind is Kind.ATS else outer.oa
         return Found(Translation(pa, lg2, allowed), inner.pbmt or outer.pbmt, outer.mrif)
 
     def _space(self, device: Device, request: Request) -> Space:
         """The first stage of a request (steps 10 to 16)."""
-        if not device.tc.PDTV or request.pasid is None or not device.pdtp.MODE:
+        if request.pasid is None or not device.tc.PDTV or not device.pdtp.MODE:
             return device.space
         key = (request.sid, request.pasid)
         space = self.processes.get(key)
