@@ -268,6 +268,17 @@ def test_arrays_that_no_nested_hwpt_takes(vm, data_type, entries, number):
     assert nested.invalidate(GENERIC, []) == nested.invalidate(0, []) == 0
 
 
+def test_an_entry_of_version_2_hears_what_became_of_it(vm):
+    vm = vm()
+    nested = vm.nest(vm.ram.table("x86-64-4level"))
+    entries = [InvalidateV2(scope=0, targets=targets, out_errno=99, out_fault=99) for targets in (1, 15, 16, 1)]
+    with pytest.raises(OSError) as caught:
+        nested.invalidate(GENERIC, entries)
+    assert (caught.value.errno, caught.value.handled) == (errno.EOPNOTSUPP, 2)
+    assert [entry.out_errno for entry in entries] == [0, 0, errno.EOPNOTSUPP, 99]
+    assert [entry.out_fault for entry in entries] == [0, 0, 0, 99]
+
+
 def test_only_a_nest_parent_has_nested_hwpts(vm):
     vm = vm()
     table = vm.ram.table("x86-64-4level")

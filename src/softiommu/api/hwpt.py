@@ -62,7 +62,8 @@ class Hwpt:
 def invalidate(iommufd: Iommufd, id: int, data_type: int, entries: list[UserStruct]) -> int:
     """IOMMU_HWPT_INVALIDATE on a nested HWPT or a vIOMMU: the number of entries carried out.
 
-    When one is refused the OSError has the number of those before it as its attribute `handled`.
+    When one is refused the OSError has the number of those before it as its attribute `handled`. What an entry hears of
+    itself (`out_...`) is in it then.
     """
     raw = b"".join(entry.to_bytes() for entry in entries)
     array = ctypes.create_string_buffer(raw or b"\0")
@@ -73,4 +74,16 @@ def invalidate(iommufd: Iommufd, id: int, data_type: int, entries: list[UserStru
     except OSError as error:
         error.handled = cmd.entry_num  # type: ignore[attr-defined]  # an attribute that only this call's error has
         raise
+    finally:
+        _hear(entries, array.raw)
     return cmd.entry_num
+
+
+def _hear(entries: list[UserStruct], raw: bytes) -> None:
+    """Take over what was written into the entries."""
+    written = [field for field in entries[0].FIELDS if field.startswith("out_")] if entries else []
+    if written:
+        for number, entry in enumerate(entries):
+            answer = type(entry).from_bytes(raw, number * entry.SIZE)
+            for field in written:
+                setattr(entry, field, getattr(answer, field))
