@@ -299,6 +299,20 @@ def test_a_range_up_to_the_last_address_and_one_without_pages(rig):
 
 
 @pytest.mark.parametrize(
+    ("fields", "left"),
+    [({"PSI": 0}, []), ({"MAMV": 0}, [0, 3]), ({"MAMV": 1}, [0, 3]), ({"MAMV": 18}, [0, 3])],
+    ids=str,
+)
+def test_what_the_hardware_cannot_name_goes_with_all_of_the_pasid(fields, left):
+    rig = Rig(FULL._replace(cap=FULL.cap.replace(**fields)), NO_ATS)
+    nested = mapped(rig, (5,))
+    assert rig.invalidate(nested, (0x11000, 1), (0x12000, 1)) == (0, 2)
+    assert stale(rig, 5) == left
+    assert rig.invalidate(nested, (0x10000, 3)) == (0, 1)  # in a block of four
+    assert stale(rig, 5) == []
+
+
+@pytest.mark.parametrize(
     ("wrong", "errno"),
     [
         ((0x12000, 1, 2), EOPNOTSUPP),
