@@ -11,9 +11,9 @@ from enum import IntEnum, IntFlag
 from softiommu.abi.struct import UserStruct, u32, u64
 
 #: HWPT_ALLOC data: the guest keeps the table in its own memory, and tells of changes by HWPT_INVALIDATE.
-BOUND = 0x5F490010
+BOUND = 0x5F495301
 #: HWPT_ALLOC data: the program keeps the table, by IOAS_MAP and IOAS_UNMAP on an address space of its own.
-MAPPED = 0x5F490011
+MAPPED = 0x5F495302
 
 
 class BoundFlags(IntFlag):
