@@ -110,6 +110,8 @@ def generic(target, **fields):
 class Raw:
     """A structure of any bytes."""
 
+    FIELDS = ()
+
     def __init__(self, raw):
         self._raw, self.SIZE = raw, len(raw)
 

@@ -15,15 +15,17 @@ from softiommu.abi.riscv_extension import (
     HW_INFO,
     HWPT_DATA,
     INVALIDATE_DATA,
+    VEVENTQ,
     VIOMMU,
     HwInfoRiscv,
     HwptRiscv,
     RiscvCommand,
+    RiscvFault,
 )
 from softiommu.drivers.driver import Prot
 from softiommu.hardware.bus import DmaError
 from softiommu.hardware.riscv.commands import Command, Iodir0, Iofence0, Iotinval0, Iotinval1
-from softiommu.hardware.riscv.events import Cause
+from softiommu.hardware.riscv.events import Cause, Fault0
 from softiommu.hardware.riscv.presets import FULL
 from softiommu.hardware.riscv.tables import FirstMode, Iosatp, PdtMode, Pdtp
 from softiommu.machine.assemble import Machine
@@ -618,6 +620,78 @@ def test_a_tlb_that_does_not_answer_is_told():
     answer = InvalidateV2.from_bytes(raw.raw)
     assert (cmd.entry_num, answer.out_errno, answer.out_fault) == (1, 0, Outcome.DEVICE_TIMEOUT)
     guest.close()
+
+
+# Faults
+
+
+def heard(queue):
+    """What the guest hears: the cause, the device, the process, and the address."""
+    faults = [RiscvFault.from_bytes(event.data) for event in queue.read()]
+    words = [Fault0(fault.word0) for fault in faults]
+    return [
+        (word.CAUSE, word.DID, word.PID if word.PV else None, fault.iotval)
+        for word, fault in zip(words, faults, strict=True)
+    ]
+
+
+def test_a_guest_hears_of_faults_of_its_own_tables(guest):
+    queue = guest.viommu.event_queue(VEVENTQ, 16, RiscvFault.SIZE)
+    mapped(guest)
+    assert pages(guest) == [0, 1, 2]
+    assert guest.reach(IOVA + 7 * PAGE) is None
+    assert guest.reach(IOVA, 4) is None
+    assert heard(queue) == [
+        (Cause.READ_PAGE_FAULT, NAME, None, IOVA + 7 * PAGE),
+        (Cause.TRANSACTION_TYPE_DISALLOWED, NAME, 4, IOVA),
+    ]
+    processes(guest)
+    guest.memory.write_u64(guest.directory + 16 * 4, 1 << 5 | 1)  # a reserved bit
+    assert [guest.reach(IOVA + PAGE, pasid) for pasid in (1, 3, 4)] == [None] * 3
+    assert [fault[0::2] for fault in heard(queue)] == [
+        (Cause.READ_PAGE_FAULT, 1),
+        (Cause.PDT_NOT_VALID, 3),
+        (Cause.PDT_MISCONFIGURED, 4),
+    ]
+    guest.device.attach(guest.nest(HwptRiscv()))
+    assert guest.reach(IOVA) is None
+    assert heard(queue) == [(Cause.DDT_NOT_VALID, NAME, None, IOVA)]
+    assert guest.machine.messages == []
+
+
+def test_the_host_hears_of_what_is_not_the_guests(guest):
+    queue = guest.viommu.event_queue(VEVENTQ, 16, RiscvFault.SIZE)
+    _, nested = mapped(guest)
+    guest.hide(1)
+    assert pages(guest) == [0, None, 2]
+    guest.device.detach()
+    assert pages(guest, 1) == [None]
+    guest.device.attach(guest.parent)
+    assert guest.reach(IOVA << 8) is None
+    guest.device.attach(nested)
+    assert pages(guest, 1) == [0]
+    guest.vdevice.destroy()
+    assert guest.reach(IOVA + 7 * PAGE) is None  # the guest has no name for the device
+    assert heard(queue) == []
+    guest.device.attach(guest.nest(guest.context(guest.table()), parent=guest.parent))
+    assert pages(guest, 1) == [None]
+    assert causes(guest) == [
+        Cause.READ_GUEST_PAGE_FAULT,
+        Cause.DDT_NOT_VALID,
+        Cause.READ_GUEST_PAGE_FAULT,
+        Cause.READ_PAGE_FAULT,
+        Cause.READ_PAGE_FAULT,
+    ]
+
+
+def test_a_guest_that_does_not_listen_loses_faults_and_is_told(guest):
+    queue = guest.viommu.event_queue(VEVENTQ, 1, RiscvFault.SIZE)
+    mapped(guest)
+    for number in range(3, 6):
+        assert guest.reach(IOVA + number * PAGE) is None
+    first, lost = queue.read()
+    assert (first.sequence, RiscvFault.from_bytes(first.data).iotval) == (0, IOVA + 3 * PAGE)
+    assert (lost.sequence, lost.data) == (2, None)
 
 
 # Any order

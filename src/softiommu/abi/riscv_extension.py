@@ -15,6 +15,8 @@ HWPT_DATA = 0x5F495202
 INVALIDATE_DATA = 0x5F495203
 #: Type of VIOMMU_ALLOC, which takes no data.
 VIOMMU = 0x5F495204
+#: Type of VEVENTQ_ALLOC: `RiscvFault`.
+VEVENTQ = 0x5F495205
 
 
 class HwInfoRiscv(UserStruct):
@@ -38,3 +40,12 @@ class RiscvCommand(UserStruct):
 
     low: u64 = 0
     high: u64 = 0
+
+
+class RiscvFault(UserStruct):
+    """A fault record for the guest's queue, with the guest's device id."""
+
+    word0: u64 = 0
+    word1: u64 = 0
+    iotval: u64 = 0
+    iotval2: u64 = 0

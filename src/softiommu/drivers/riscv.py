@@ -6,6 +6,7 @@ rings the doorbell and waits for the fence's word. It knows the hardware by its 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import TypeVar
 
@@ -17,6 +18,7 @@ from softiommu.drivers.riscv_queue import CommandQueue
 from softiommu.drivers.riscv_routes import Routes
 from softiommu.errors import ModelError
 from softiommu.hardware.riscv.commands import Command, Iodir0, Iotinval0
+from softiommu.hardware.riscv.events import Fault0
 from softiommu.hardware.riscv.registers import Capabilities, Ddtp, Registers
 from softiommu.hardware.riscv.tables import DDT_LEVELS, FIRST_STAGE, SECOND_STAGE, FirstMode, SecondMode
 from softiommu.memory.physical import PAGE, PhysicalMemory
@@ -39,7 +41,7 @@ class RiscvDriver:
         self.second_mode = _widest(have, SECOND_STAGE, SecondMode.BARE)
         self.pscids, self.gscids = Ids((1 << 20) - 1), Ids((1 << 16) - 1)
         self.queue = CommandQueue(memory, bus)
-        self.faults = FaultLog(memory, bus)
+        self.faults = FaultLog(memory, bus, self._guest_hears)
         self.fctl = bus.read(Registers.FCTL.offset, 4)
         root = memory.alloc(PAGE)
         self.routes = Routes(memory, self.queue, have, root, self._start(root))
@@ -59,6 +61,12 @@ class RiscvDriver:
             (Iotinval0.of(COMMAND=Command.IOTINVAL_GVMA), 0),
         )
         return DDT_LEVELS[mode]
+
+    def _guest_hears(self, record: Sequence[int]) -> bool:
+        """A guest is told of its own faults, of a device that is attached to its context."""
+        sid = Fault0(record[0]).DID
+        nested = self.routes.guest_of(sid)
+        return nested is not None and nested.hears(sid, record)
 
     def device(self, function: Function) -> RiscvDevice:
         """A function behind this IOMMU. ENODEV: the directory has no place for it; ENOMEM."""

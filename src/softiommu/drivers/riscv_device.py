@@ -93,7 +93,7 @@ class RiscvDevice:
         """A guest's IOMMU. EOPNOTSUPP: data, or not both stages; EINVAL: not a parent of this IOMMU; ENOMEM."""
         if data is not None or not self.features.nesting:
             raise unsupported("a vIOMMU takes no data, and needs both stages")
-        return RiscvViommu(self._parent(parent))
+        return RiscvViommu(self._parent(parent), host)
 
     def _parent(self, parent: PagingDomain) -> RiscvDomain:
         if not isinstance(parent, RiscvDomain) or parent.owner is not self._riscv or parent.first:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from softiommu.drivers.faults import Blocked, words
@@ -43,8 +44,8 @@ _ACCESS = {
 class FaultLog:
     """One page of fault records. Its interrupt is a message, or wire 1 where there are only wires."""
 
-    def __init__(self, memory: PhysicalMemory, bus: Bus) -> None:
-        self._memory, self._bus = memory, bus
+    def __init__(self, memory: PhysicalMemory, bus: Bus, guest_hears: Callable[[Sequence[int]], bool]) -> None:
+        self._memory, self._bus, self._guest_hears = memory, bus, guest_hears
         self._base = memory.alloc(PAGE)
         wired = Capabilities(bus.read(Registers.CAPABILITIES.offset, 8)).IGS == Igs.WSI
         bus.write(Registers.FCTL.offset, 4, Fctl.of(WSI=int(wired)))
@@ -60,7 +61,7 @@ class FaultLog:
         bus.write(Registers.FQCSR.offset, 4, RecordCsr.of(EN=1, IE=1))
 
     def take(self) -> list[Blocked]:
-        """Every fault that is recorded, oldest first; the queue is empty again, and takes records."""
+        """Every fault that is recorded and no guest's, oldest first; the queue is empty again, and takes records."""
         # What is to be told again must be cleared before the interrupt is.
         self._bus.write(Registers.FQCSR.offset, 4, RecordCsr.of(EN=1, IE=1, OF=1, MF=1))
         self._bus.write(Registers.IPSR.offset, 4, Ipsr.of(FIP=1))
@@ -68,7 +69,9 @@ class FaultLog:
         tail = self._bus.read(Registers.FQT.offset, 4)
         found: list[Blocked] = []
         while head != tail:
-            found.append(_blocked([self._memory.read_u64(self._base + FAULT_BYTES * head + 8 * n) for n in range(4)]))
+            record = [self._memory.read_u64(self._base + FAULT_BYTES * head + 8 * n) for n in range(4)]
+            if not self._guest_hears(record):
+                found.append(_blocked(record))
             head = (head + 1) % _ENTRIES
         self._bus.write(Registers.FQH.offset, 4, head)
         return found

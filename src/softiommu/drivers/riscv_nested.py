@@ -6,12 +6,14 @@ The guest's tables lie in its own memory, at guest-physical addresses: a first s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from errno import EINVAL
 from typing import TYPE_CHECKING, NamedTuple
 
 from softiommu.abi.riscv_extension import HWPT_DATA, HwptRiscv
 from softiommu.drivers.driver import Handled, NestedDomain, UserArray, UserData, unsupported
 from softiommu.errors import UapiError
+from softiommu.hardware.riscv.events import Cause, Fault0
 from softiommu.hardware.riscv.tables import FIRST_STAGE, PDT_LEVELS, DeviceTa, FirstMode, Iosatp, PdtMode, Pdtp, Tc
 from softiommu.words import Word, bit, bits
 
@@ -19,6 +21,19 @@ if TYPE_CHECKING:
     from softiommu.drivers.riscv import RiscvDriver
     from softiommu.drivers.riscv_domain import Route
     from softiommu.drivers.riscv_slice import RiscvSlice
+
+
+#: What comes of the guest's tables, or of requests that its context does not provide for.
+_GUESTS_CAUSES = frozenset(
+    {
+        Cause.INSTRUCTION_PAGE_FAULT,
+        Cause.READ_PAGE_FAULT,
+        Cause.WRITE_PAGE_FAULT,
+        Cause.TRANSACTION_TYPE_DISALLOWED,
+        Cause.PDT_NOT_VALID,
+        Cause.PDT_MISCONFIGURED,
+    }
+)
 
 
 class GuestTc(Word):
@@ -76,6 +91,13 @@ class RiscvNested:
         guests = {name: getattr(tc, name) for name in ("DTF", "PDTV", "SADE", "DPE")}
         mixed = host.replace(EN_ATS=host.EN_ATS & tc.EN_ATS, **guests)
         return [mixed, self.slice.iohgatp, DeviceTa(ta), fsc]
+
+    def hears(self, sid: int, record: Sequence[int]) -> bool:
+        """Tell the guest of a fault that its own tables made; False: it is not the guest's, or nobody listens."""
+        cause = Fault0(record[0]).CAUSE
+        if cause not in _GUESTS_CAUSES and (self._guest.tc.V or cause != Cause.DDT_NOT_VALID):
+            return False
+        return self.slice.report(sid, record)
 
     def invalidate(self, entries: UserArray, handled: Handled) -> None:
         """As the slice does."""

@@ -98,6 +98,12 @@ class Routes:
         mode = self._pdt_mode(wanted)
         return 0 if mode is None else min(wanted, PDT_WIDTH[mode])
 
+    def guest_of(self, sid: int) -> RiscvNested | None:
+        """The guest's context that a stream is attached to."""
+        stream = self._streams.get(sid)
+        base = None if stream is None else stream.domains.get(None)
+        return base if isinstance(base, RiscvNested) else None
+
     @property
     def process_bits(self) -> int:
         """How wide the process ids of the largest directory are."""

@@ -6,14 +6,14 @@ cached of theirs differs by the GSCID.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from errno import EINVAL, EIO
 from functools import partial
 from typing import TYPE_CHECKING
 
 from softiommu.abi.generic_invalidation import Hint, Outcome, Scope, Target
-from softiommu.abi.riscv_extension import INVALIDATE_DATA, RiscvCommand
-from softiommu.drivers.driver import Handled, Range, UserArray
+from softiommu.abi.riscv_extension import INVALIDATE_DATA, VEVENTQ, RiscvCommand, RiscvFault
+from softiommu.drivers.driver import Handled, Range, UserArray, ViommuHost
 from softiommu.drivers.generic_invalidation import Invalidation, carry_out, is_generic
 from softiommu.drivers.riscv_queue import EVERYWHERE, device_tlb
 from softiommu.errors import UapiError
@@ -25,6 +25,7 @@ from softiommu.hardware.riscv.commands import (
     Iotinval0,
     Iotinval1,
 )
+from softiommu.hardware.riscv.events import Fault0
 
 if TYPE_CHECKING:
     from softiommu.drivers.riscv_device import RiscvDevice
@@ -42,10 +43,10 @@ Words = tuple[int, int]
 
 
 class RiscvSlice:
-    """What one guest has of an IOMMU. `names` are its device ids, which only a vIOMMU gives."""
+    """What one guest has of an IOMMU. `names` are its device ids, which only a vIOMMU gives, as `host`."""
 
-    def __init__(self, parent: RiscvDomain) -> None:
-        self.owner, self.parent = parent.owner, parent
+    def __init__(self, parent: RiscvDomain, host: ViommuHost | None = None) -> None:
+        self.owner, self.parent, self._host = parent.owner, parent, host
         self.id = parent.owner.gscids.take()
         #: The command that forgets every first stage.
         self._space = Iotinval0.of(COMMAND=Command.IOTINVAL_VMA, GV=1, GSCID=self.id)
@@ -82,6 +83,18 @@ class RiscvSlice:
         self.owner.queue.submit((self._space, 0), (whole, 0))
         self.parent.slices.remove(self)
         self.owner.gscids.give(self.id)
+
+    def report(self, sid: int, record: Sequence[int]) -> bool:
+        """Tell the guest of a fault, by its name for the device; False: it has none, or nobody listens."""
+        name = next((name for name, device in self.names.items() if sid in device.function.sids), None)
+        if name is None or self._host is None:
+            return False
+        try:
+            event = RiscvFault(int(Fault0(record[0]).replace(DID=name)), *record[1:])
+            self._host.report_event(VEVENTQ, event.to_bytes())
+        except UapiError:  # no event queue
+            return False
+        return True
 
     def invalidate(self, entries: UserArray, handled: Handled, of: RiscvNested | None = None) -> None:
         """Carry out commands of the guest's queue, or generic entries; `of`: for one context. EINVAL: another type;

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from errno import EINVAL
 from typing import TYPE_CHECKING
 
-from softiommu.drivers.driver import Device, Handled, NestedDomain, UserArray, UserData, Viommu, unsupported
+from softiommu.drivers.driver import Device, Handled, NestedDomain, UserArray, UserData, Viommu, ViommuHost, unsupported
 from softiommu.drivers.riscv_nested import RiscvNested, read_context
 from softiommu.drivers.riscv_slice import RiscvSlice
 from softiommu.errors import UapiError
@@ -20,8 +20,8 @@ _DEVICE_ID_BITS = 24
 class RiscvViommu:
     """A slice whose guest has names for devices."""
 
-    def __init__(self, parent: RiscvDomain) -> None:
-        self._slice = RiscvSlice(parent)
+    def __init__(self, parent: RiscvDomain, host: ViommuHost) -> None:
+        self._slice = RiscvSlice(parent, host)
 
     def alloc_nested(self, device: Device, flags: int, data: UserData) -> NestedDomain:
         """The domain of a guest's device context. Errors as `read_context`."""
