@@ -4,6 +4,8 @@ Everything is in this process: the machine (an Arm server whose SMMU nests), the
 server that has such an SMMU, `softiommu.open_kernel()` and a PCI address take the place of the first two lines.
 """
 
+from typing import Any
+
 import softiommu
 from softiommu.abi.iommufd import HwptAllocFlags, ViommuType
 from softiommu.hardware.smmuv3 import commands as smmu
@@ -15,7 +17,6 @@ from softiommu.vmm.capabilities import probe
 from softiommu.vmm.offers import smmuv3_offer
 from softiommu.vmm.ram import GuestRam
 from softiommu.vmm.smmuv3 import VirtualSmmu
-from softiommu.words import Word
 
 RAM = 0x4000_0000
 #: The device's name in the guest.
@@ -43,7 +44,7 @@ class Guest:
         self.next += PAGE
         return self.next - PAGE
 
-    def write(self, register: Register[Word], value: int) -> None:
+    def write(self, register: Register[Any], value: int) -> None:
         """Write a register of the SMMU."""
         self.iommu.write(register.offset, register.size, int(value))
 

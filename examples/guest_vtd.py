@@ -4,6 +4,8 @@ Everything is in this process: the machine (an Intel server whose IOMMU nests), 
 a server that has such an IOMMU, `softiommu.open_kernel()` and a PCI address take the place of the first two lines.
 """
 
+from typing import Any
+
 import softiommu
 from softiommu.abi.iommufd import HwptAllocFlags
 from softiommu.hardware.vtd import commands as vtd, tables
@@ -14,7 +16,6 @@ from softiommu.vmm.capabilities import probe
 from softiommu.vmm.offers import vtd_offer
 from softiommu.vmm.ram import GuestRam
 from softiommu.vmm.vtd import VirtualVtd
-from softiommu.words import Word
 
 RAM = 0x4000_0000
 #: The device's name in the guest: bus 0, device 4.
@@ -38,7 +39,7 @@ class Guest:
         self.next += PAGE
         return self.next - PAGE
 
-    def write(self, register: Register[Word], value: int) -> None:
+    def write(self, register: Register[Any], value: int) -> None:
         """Write a register of the IOMMU."""
         self.iommu.write(register.offset, register.size, int(value))
 

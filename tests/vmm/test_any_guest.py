@@ -21,8 +21,11 @@ class VtdGuest(AnyGuest):
 
     sid = vtd_vm.TEST
 
+    def make_vm(self):
+        return vtd_vm.Vm()
+
     def make(self):
-        vm = vtd_vm.Vm()
+        vm = self.make_vm()
         vm.guest.context(self.sid)
         vm.guest.boot()
         return vm

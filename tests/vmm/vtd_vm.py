@@ -6,11 +6,14 @@ from softiommu.drivers.driver import Prot
 from softiommu.hardware.vtd.commands import Context, Iotlb0, PasidCache0, PasidIotlb0, Range, Type, Wait0, Wait1
 from softiommu.hardware.vtd.registers import EventControl, Fsts, Gcmd, Iqa, Pqa, Registers, Rtaddr, Ttm
 from softiommu.hardware.vtd.tables import (
+    ContextHigh,
+    ContextLow,
     Pasid0,
     Pasid1,
     Pasid2,
     PasidDirectoryEntry,
     Pgtt,
+    RootEntry,
     ScalableContext0,
     ScalableContext1,
     ScalableRootHalf,
@@ -41,9 +44,9 @@ class Guest:
         self.tail = self.waits = 0
         ram.write_u64(self.root, ScalableRootHalf.of(P=1, CTP=self.contexts >> 12))
 
-    def boot(self):
+    def boot(self, mode=Ttm.SCALABLE):
         """Set the unit up, and turn translation on."""
-        self.write(Registers.RTADDR, Rtaddr.of(TTM=Ttm.SCALABLE, RTA=self.root >> 12))
+        self.write(Registers.RTADDR, Rtaddr.of(TTM=mode, RTA=self.root >> 12))
         self.command(SRTP=1)
         self.write(Registers.IQA, Iqa.of(IQA=self.queue >> 12, DW=1))
         self.write(Registers.PQA, Pqa.of(PQA=self.requests >> 12))
@@ -108,6 +111,19 @@ class Guest:
     def absent(self, sid, pasid=None):
         self.ram.write_u64(self.entry_at(sid, pasid), 0)
 
+    def second(self, sid, pages, did, aw):
+        """A PASID entry with a second-stage table."""
+        at = self.entry_at(sid)
+        self.ram.write_u64(at + 8, Pasid1.of(DID=did))
+        self.ram.write_u64(at, Pasid0.of(P=1, PGTT=Pgtt.SECOND, AW=aw, SSPTPTR=pages.root >> 12))
+
+    def legacy(self, sid, pages, did, aw):
+        """A context entry of legacy mode, in a table of its own."""
+        table = self.ram.alloc(4096)
+        self.ram.write_u64(self.root, RootEntry.of(P=1, CTP=table >> 12))
+        self.ram.write_u64(table + 16 * sid + 8, ContextHigh.of(AW=aw, DID=did))
+        self.ram.write_u64(table + 16 * sid, ContextLow.of(P=1, SSPTPTR=pages.root >> 12))
+
     def table(self, variant="x86-64-4level"):
         return PageTable(self.ram, VARIANTS[variant])
 
@@ -125,27 +141,28 @@ def forget_pages(did, pasid=None, iova=None, am=0, leaf=0):
     return (low, 0) if iova is None else (low.replace(G=3), Range.of(ADDR=iova >> 12, AM=am, IH=leaf))
 
 
-def forget_domain(did):
-    return Iotlb0.of(TYPE=Type.IOTLB, G=2, DID=did), 0
+def forget_domain(did, iova=None):
+    low = Iotlb0.of(TYPE=Type.IOTLB, G=2, DID=did)
+    return (low, 0) if iova is None else (low.replace(G=3), Range.of(ADDR=iova >> 12))
 
 
 class Vm:
     """A machine, a VMM, and a guest with both devices."""
 
-    def __init__(self, machine="vtd-nested", make=None):
+    def __init__(self, machine="vtd-nested"):
         self.iommufd = softiommu.open(machine)
         self.ram, self.notes, self.interrupts = Ram(), [], []
         self.ioas = self.iommufd.ioas()
         self.ram.show(self.ioas)
         self.test_device, self.edu_device = self.iommufd.device("test0"), self.iommufd.device("edu0")
-        self.unit = (make or self.nested)()
+        self.unit = self.make_unit()
         self.guest = Guest(self.ram, self.unit)
         for sid, device in ((TEST, self.test_device), (EDU, self.edu_device)):
             self.unit.plug(sid, device)
         self.test, self.edu = PciTest(self.test_device), Edu(self.edu_device)
         self.blank, self.result = self.ram.page(), self.ram.page()
 
-    def nested(self):
+    def make_unit(self):
         seen = probe(self.iommufd, self.test_device)
         flags = HwptAllocFlags.ALLOC_NEST_PARENT | HwptAllocFlags.ALLOC_PASID
         self.parent = self.test_device.hwpt(self.ioas, flags)
@@ -159,9 +176,9 @@ class Vm:
             note=self.notes.append,
         )
 
-    def table(self):
+    def table(self, variant="x86-64-4level"):
         """A table with the two pages of every one."""
-        pages = self.guest.table()
+        pages = self.guest.table(variant)
         pages.map(BLANK, self.blank, 4096, RW)
         pages.map(RESULT, self.result, 4096, RW)
         return pages

@@ -38,11 +38,14 @@ def vtd_offer(seen: Seen) -> Preset:
     return _complete(cap, ecap)
 
 
-def vtd_in_software() -> Preset:
-    """The capabilities of a virtual VT-d over any IOMMU whose nesting is done in software: both stages, but PASIDs and
-    device TLBs, which are the host's business, are not there."""
+def vtd_in_software(pasid_bits: int = 0) -> Preset:
+    """The capabilities of a virtual VT-d over any IOMMU whose nesting is done in software: both stages, and PASIDs where
+    the host attaches such. Device TLBs are the host's business."""
     cap = Cap.of(SAGAW=0b0110, MGAW=47, SSLPS=3, DWD=1, DRD=1, FS1GP=1)
-    return _complete(cap, Ecap.of(SMTS=1, FSTS=1, SSTS=1, SC=1))
+    ecap = Ecap.of(SMTS=1, FSTS=1, SSTS=1, SC=1)
+    if pasid_bits:
+        ecap = ecap.replace(PASID=1, PSS=pasid_bits - 1)
+    return _complete(cap, ecap)
 
 
 def _complete(cap: Cap, ecap: Ecap) -> Preset:

@@ -56,7 +56,7 @@ class VirtualVtd(Unit):
     ) -> None:
         self.passed: dict[int, VtdPassed] = {}
         self._ram = memory
-        self._host = Host(parent, faults, nesting, note)
+        self._host = Host(parent, faults, nesting, bool(offer.ecap.PASID), note)
         super().__init__(memory, *offer, interrupt=interrupt)
 
     # Devices

@@ -49,6 +49,8 @@ class Host(NamedTuple):
     parent: Hwpt
     faults: FaultQueue | None
     nesting: Nesting
+    #: Whether the guest has PASIDs.
+    pasids: bool
     note: Note
 
 
@@ -79,7 +81,7 @@ class VtdPassed:
 
     def __init__(self, sid: int, device: VfioDevice, host: Host) -> None:
         self.sid, self.passed = sid, PassedDevice[GuestRoute](sid, device, host.note)
-        self.pasid_bits = device.hw_info().pasid_bits
+        self.pasid_bits = device.hw_info().pasid_bits if host.pasids else 0
         self._host = host
         self._flags = int(HwptAllocFlags.ALLOC_PASID) if self.pasid_bits else 0
         #: Groups of page requests that wait for the guest: their cookies, by PASID and group.
