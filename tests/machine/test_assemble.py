@@ -94,6 +94,16 @@ def test_each_open_is_an_iommufd_of_its_own(node):
     assert ids == [1, 1]
 
 
+@pytest.mark.parametrize(("node", "mode"), [("/dev/iommu", 0), ("/dev/vfio/vfio", 1)])
+def test_a_container_limits_the_process_as_vfio_does(node, mode):
+    caller = LocalCaller()
+    file = machine("nodev").entries[node].open(caller, os.O_RDWR)
+    got = abi.Option(option_id=0, op=1)
+    execute(file.context, caller, abi.OPTION, got)
+    assert got.val64 == mode
+    file.release()
+
+
 @pytest.mark.parametrize(
     ("asked", "described", "played"),
     [(None, None, "7.2"), (None, "6.12", "6.12"), ("7.3", "6.12", "7.3"), ("6.12", None, "6.12")],

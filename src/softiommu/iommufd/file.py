@@ -17,9 +17,11 @@ class IommufdFile(File):
 
     kind = "iommufd"
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, container: bool = False) -> None:
         super().__init__()
         self.context = Context(services)
+        # VFIO's limit is the process's: a container starts with that mode.
+        self.context.per_process_limit = container
         self.context.regions.is_mapped = lambda offset, length: self.is_mapped(offset, length)
 
     def ioctl(self, caller: Caller, cmd: int, arg: int) -> int:

@@ -46,7 +46,7 @@ class Machine:
         self.services.unsafe_interrupts = description.unsafe_interrupts
         self.entries: dict[str, Entry] = {
             "/dev/iommu": Node(*_IOMMU_DEV, stat.S_IFCHR | 0o666, self.open_iommu),
-            "/dev/vfio/vfio": Node(*_VFIO_DEV, stat.S_IFCHR | 0o666, self.open_iommu),
+            "/dev/vfio/vfio": Node(*_VFIO_DEV, stat.S_IFCHR | 0o666, self.open_container),
         }
         self.vfio = self._vfio()
         seen = [shown.wired.pci for shown in self.vfio.devices] if self.vfio else []
@@ -84,8 +84,12 @@ class Machine:
             self.on_message(line)
 
     def open_iommu(self, caller: Caller, flags: int) -> IommufdFile:
-        """open(2) of /dev/iommu, or of /dev/vfio/vfio where the container is iommufd's."""
+        """open(2) of /dev/iommu."""
         return IommufdFile(self.services)
+
+    def open_container(self, caller: Caller, flags: int) -> IommufdFile:
+        """open(2) of /dev/vfio/vfio, which is iommufd's."""
+        return IommufdFile(self.services, container=True)
 
     @property
     def pollers(self) -> Mapping[object, Callable[[], None]]:
