@@ -5,7 +5,7 @@ from softiommu.machine.assemble import Machine
 from softiommu.machine.description import parse
 from softiommu.vmm.offers import vtd_in_software
 from softiommu.vmm.vtd import VirtualVtd
-from softiommu.vmm.vtd_device import Nesting
+from softiommu.vmm.vtd_forms import Nesting
 from vmm import vtd_vm
 
 _MACHINE = """

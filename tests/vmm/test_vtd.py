@@ -97,6 +97,33 @@ def test_a_missing_invalidation_shows_the_old_page_and_a_right_one_the_new(vm, r
     assert vm.read_by_test(IOVA) == b"new page"
 
 
+def test_a_batch_is_one_call_for_each_table(vm, monkeypatch):
+    a_guest(vm), a_guest(vm, pasid=3, did=2)
+    vm.guest.boot()
+    calls = []
+    backend, call = vm.iommufd.backend, vm.iommufd.backend.call
+    monkeypatch.setattr(backend, "call", lambda name, cmd, struct: (calls.append(name), call(name, cmd, struct))[1])
+    pages = [forget_pages(1 + number % 2, 3 * (number % 2), IOVA + 4096 * number) for number in range(100)]
+    assert vm.guest.submit(*pages)
+    assert calls == ["HWPT_INVALIDATE"] * 2
+
+
+def test_an_invalidation_that_the_host_refuses_is_made_by_attaching_anew(vm, monkeypatch):
+    pages, _, new = a_guest(vm)
+    vm.guest.boot()
+    assert vm.read_by_test(IOVA) == b"old page"
+    move(pages, new)
+    held = vm.unit.passed[TEST].passed.held[None]
+
+    def refuse(data_type, entries):
+        raise OSError(5, "it does not work")
+
+    monkeypatch.setattr(held.hwpt, "invalidate", refuse)
+    assert vm.guest.submit(forget_pages(1, iova=IOVA))
+    assert vm.read_by_test(IOVA) == b"new page"
+    assert "it does not work" in vm.notes[0]
+
+
 def test_each_pasid_has_its_table(vm):
     a_guest(vm)
     vm.guest.boot()

@@ -39,8 +39,8 @@ def vtd_offer(seen: Seen) -> Preset:
 
 
 def vtd_in_software(pasid_bits: int = 0) -> Preset:
-    """The capabilities of a virtual VT-d over any IOMMU whose nesting is done in software: both stages, and PASIDs where
-    the host attaches such. Device TLBs are the host's business."""
+    """The capabilities of a virtual VT-d over any IOMMU that nests in software: both stages, and PASIDs where the host
+    attaches such. Device TLBs are the host's business."""
     cap = Cap.of(SAGAW=0b0110, MGAW=47, SSLPS=3, DWD=1, DRD=1, FS1GP=1)
     ecap = Ecap.of(SMTS=1, FSTS=1, SSTS=1, SC=1)
     if pasid_bits:

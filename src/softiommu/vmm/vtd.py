@@ -17,13 +17,16 @@ from typing import TYPE_CHECKING
 from softiommu.hardware.iommu import Request, TranslationFaultError
 from softiommu.hardware.vtd.caches import Caches, Selection, Shapes
 from softiommu.hardware.vtd.model import Unit
+from softiommu.hardware.vtd.queue import Queue
 from softiommu.hardware.vtd.registers import Gcmd
 from softiommu.hardware.vtd.tables import PasidDirectoryEntry, Pgtt
 from softiommu.memory.physical import PAGE, BadAddressError
-from softiommu.vmm.vtd_device import GuestRoute, Host, Nesting, VtdPassed
+from softiommu.vmm.vtd_device import Host, VtdPassed
+from softiommu.vmm.vtd_forms import GuestRoute, Nesting
 
 if TYPE_CHECKING:
     from softiommu.api import FaultQueue, Hwpt, VfioDevice
+    from softiommu.hardware.vtd.commands import Wait0, Wait1
     from softiommu.hardware.vtd.faults import Interrupt
     from softiommu.hardware.vtd.presets import Preset
     from softiommu.hardware.vtd.walker import Context
@@ -56,8 +59,11 @@ class VirtualVtd(Unit):
     ) -> None:
         self.passed: dict[int, VtdPassed] = {}
         self._ram = memory
+        #: The queue runs: what is forgotten is gathered until a wait, or the end.
+        self._gathers = False
         self._host = Host(parent, faults, nesting, bool(offer.ecap.PASID), note)
         super().__init__(memory, *offer, interrupt=interrupt)
+        self._queue = _Queue(self, memory)
 
     # Devices
 
@@ -160,14 +166,27 @@ class VirtualVtd(Unit):
         """Caches for emulated devices, which tell of what is forgotten."""
         return _Caches(shapes, self)
 
+    def gather(self, on: bool) -> None:
+        """From now on what is forgotten is handed to the host in batches, or at once."""
+        self._gathers = on
+        if not on:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand what was gathered to the host."""
+        for passed in self.passed.values():
+            passed.flush()
+
     def contexts_forgotten(self, selection: Selection) -> None:
         """Context entries are read again, and what hangs on them."""
+        self.flush()
         for passed in self.passed.values():
             if selection.sid is None or not (selection.sid ^ passed.sid) & selection.sid_mask:
                 self._read_all(passed)
 
     def pasids_forgotten(self, selection: Selection) -> None:
         """PASID entries are read again: one, or all."""
+        self.flush()
         for passed in self.passed.values():
             if selection.pasid is None:
                 self._read_all(passed)
@@ -182,12 +201,16 @@ class VirtualVtd(Unit):
             stage = Pgtt.SECOND if selection.window is not None else None
             chosen = passed.chosen(selection.did, None, stage)
             passed.forget(chosen, selection.window, selection.leaves_only)
+        if not self._gathers:
+            self.flush()
 
     def pasid_translations_forgotten(self, selection: Selection) -> None:
         """A PASID's translations by a first stage."""
         for passed in self.passed.values():
             chosen = passed.chosen(selection.did, selection.pasid, Pgtt.FIRST)
             passed.forget(chosen, selection.window, selection.leaves_only)
+        if not self._gathers:
+            self.flush()
 
 
 class _Caches(Caches):
@@ -216,3 +239,22 @@ class _Caches(Caches):
         """A PASID-based IOTLB command."""
         super().forget_pasid_translations(selection)
         self._unit.pasid_translations_forgotten(selection)
+
+
+class _Queue(Queue):
+    """The unit's queue, whose waits see to it that the host has forgotten."""
+
+    def __init__(self, unit: VirtualVtd, memory: PhysicalMemory) -> None:
+        super().__init__(unit, memory)
+        self._virtual = unit
+
+    def _run(self) -> None:
+        self._virtual.gather(True)
+        try:
+            super()._run()
+        finally:
+            self._virtual.gather(False)
+
+    def _wait(self, command: Wait0, where: Wait1) -> None:
+        self._virtual.flush()
+        super()._wait(command, where)

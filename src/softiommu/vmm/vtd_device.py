@@ -2,45 +2,24 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from softiommu.abi.iommufd import (
-    HwptAllocFlags,
-    HwptDataType,
-    HwptVtdS1,
-    HwptVtdS1Invalidate,
-    InvalidateDataType,
-    PgfaultPerm,
-    VtdInvFlags,
-    VtdS1Flags,
-)
-from softiommu.abi.software_nesting import BOUND, BoundFlags, HwptBound, TableFormat
+from softiommu.abi.iommufd import HwptAllocFlags, PgfaultPerm
 from softiommu.hardware.iommu import PageRequest, ResponseCode
-from softiommu.hardware.vtd.tables import Pasid2, Pgtt
 from softiommu.pagetable.kinds import EXECUTE, READ, WRITE
 from softiommu.vmm.passed import PassedDevice
+from softiommu.vmm.vtd_forms import FORMS, GuestRoute, Nesting
 
 if TYPE_CHECKING:
     from softiommu.abi.struct import UserStruct
     from softiommu.api import Fault, FaultQueue, Hwpt, VfioDevice
-    from softiommu.hardware.vtd.walker import Route
+    from softiommu.hardware.vtd.tables import Pgtt
     from softiommu.vmm.passed import Note
 
-_PAGE_LG2 = 12
-_EVERYTHING = (1 << 64) - 1
 #: A group has a number of nine bits (PCIe 10.4.1).
 _GROUPS = 0x1FF
 _RIGHTS = {PgfaultPerm.READ: READ, PgfaultPerm.WRITE: WRITE, PgfaultPerm.EXEC: EXECUTE}
-_FLAGS = {Pasid2.SRE: VtdS1Flags.SRE, Pasid2.EAFE: VtdS1Flags.EAFE, Pasid2.WPE: VtdS1Flags.WPE}
-
-
-class Nesting(Enum):
-    """Who walks a guest's tables: the host's VT-d, or software, on whatever IOMMU the host has."""
-
-    HARDWARE = "hardware"
-    SOFTWARE = "software"
 
 
 class Host(NamedTuple):
@@ -54,28 +33,6 @@ class Host(NamedTuple):
     note: Note
 
 
-class GuestRoute(NamedTuple):
-    """What a guest's entries say of a stream, or of one of its PASIDs. `root` None: its addresses are physical ones."""
-
-    did: int = 0
-    pgtt: Pgtt = Pgtt.PASS_THROUGH
-    root: int | None = None
-    width: int = 0
-    flags: VtdS1Flags = VtdS1Flags(0)
-    page_requests: bool = False
-
-    @classmethod
-    def of(cls, route: Route, page_requests: bool) -> GuestRoute:
-        """What the walker found."""
-        stage = route.first if route.first is not None else route.second
-        if stage is None:
-            return cls(route.did)
-        flags = VtdS1Flags(0)
-        for field, flag in _FLAGS.items():
-            flags |= flag if int(route.stage1) & field.mask else 0
-        return cls(route.did, route.pgtt, stage.root, stage.table.input_bits, flags, page_requests)
-
-
 class VtdPassed:
     """A device, with the guest's name for it. As an endpoint of the unit it hears what the guest answers."""
 
@@ -83,6 +40,9 @@ class VtdPassed:
         self.sid, self.passed = sid, PassedDevice[GuestRoute](sid, device, host.note)
         self.pasid_bits = device.hw_info().pasid_bits if host.pasids else 0
         self._host = host
+        self._form = FORMS[host.nesting]
+        #: What the host is to forget, by PASID.
+        self._waiting: dict[int | None, list[UserStruct]] = {}
         self._flags = int(HwptAllocFlags.ALLOC_PASID) if self.pasid_bits else 0
         #: Groups of page requests that wait for the guest: their cookies, by PASID and group.
         self._open: dict[tuple[int | None, int], int] = {}
@@ -110,29 +70,22 @@ class VtdPassed:
         if route.root is None:
             return self._host.parent, False
         faults = self._host.faults if route.page_requests else None
-        return self.passed.device.hwpt(self._host.parent, self._flags, self._data(route), faults), True
-
-    def _data(self, route: GuestRoute) -> tuple[int, UserStruct]:
-        assert route.root is not None, "it has a table"
-        first = route.pgtt is Pgtt.FIRST
-        if self._host.nesting is Nesting.SOFTWARE:
-            kind = TableFormat.X86_64 if first else TableFormat.VTD_SECOND_STAGE
-            return BOUND, HwptBound(int(BoundFlags.CACHING_MODE), route.root, route.width, int(kind))
-        return HwptDataType.VTD_S1, HwptVtdS1(int(route.flags), route.root, route.width)
+        return self.passed.device.hwpt(self._host.parent, self._flags, self._form.data(route), faults), True
 
     # Invalidation
 
     def forget(self, chosen: list[int | None], window: tuple[int, int] | None, leaves_only: bool) -> None:
-        """Forget a range of some routes, or all of it. What the host cannot forget so is attached anew."""
-        entry = HwptVtdS1Invalidate(0, _EVERYTHING)
-        if window is not None:
-            first, last = window
-            entry = HwptVtdS1Invalidate(first, (last - first + 1) >> _PAGE_LG2)
-        entry.flags = int(VtdInvFlags.LEAF) if leaves_only else 0
+        """Forget a range of some routes, or all of it, when `flush` is called."""
         for pasid in chosen:
+            self._waiting.setdefault(pasid, []).append(self._form.entry(window, leaves_only))
+
+    def flush(self) -> None:
+        """Hand what waits to the host, in one call for each route. What it cannot forget so is attached anew."""
+        waiting, self._waiting = self._waiting, {}
+        for pasid, entries in waiting.items():
             held = self.passed.held[pasid]
             try:
-                held.hwpt.invalidate(InvalidateDataType.HWPT_INVALIDATE_DATA_VTD_S1, [entry])
+                held.hwpt.invalidate(self._form.entry_type, entries)
             except OSError as error:
                 self._host.note(f"stream {self.sid:#x}: the host does not invalidate: {error}")
                 self.passed.renew(pasid, partial(self._make, held.route))
