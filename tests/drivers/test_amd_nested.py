@@ -10,11 +10,13 @@ from drivers.amd_guest import DOMAIN, NAME, RW, Guest
 from drivers.nested_any_order import AnyOrder
 from drivers.nested_host import PAGE, PAGES, RAM_SIZE, Raw, generic, page, refusal
 from softiommu.abi import iommufd as abi
-from softiommu.abi.amd_extension import VIOMMU
+from softiommu.abi.amd_extension import VEVENTQ, VIOMMU, AmdEvent
 from softiommu.abi.generic_invalidation import GENERIC, InvalidateV2, Scope, Target
 from softiommu.abi.iommufd import HwptAmdGuest, HwptDataType
 from softiommu.drivers.driver import Prot
+from softiommu.hardware.amd.events import Code, DeviceEvent
 from softiommu.hardware.amd.tables import DTE_SIZE, Dte, Dte0, Dte1
+from softiommu.hardware.bus import DmaError
 from softiommu.machine.assemble import Machine
 from softiommu.machine.description import parse
 
@@ -120,7 +122,7 @@ def test_writes_need_the_right_in_both_tables(guest):
     port = guest.wired.function.port
     for number in range(2):
         assert guest.reach(IOVA + number * PAGE) == number + 1
-        with pytest.raises(Exception, match="DMA"):
+        with pytest.raises(DmaError):
             port.write(IOVA + number * PAGE, b"x")
     port.write(IOVA + 2 * PAGE + 8, b"x")
     assert guest.memory.read(page(3) + 8, 1) == b"x"
@@ -436,6 +438,47 @@ def test_any_entry_is_refused_or_harmless(raw):
 
 
 _SHARED = []
+
+
+# Faults
+
+
+def heard(queue):
+    """What the guest hears: the device, the PASID, whether it wrote, and the address."""
+    events = [AmdEvent.from_bytes(event.data) for event in queue.read()]
+    words = [DeviceEvent(event.low) for event in events]
+    assert all(word.CODE == Code.IO_PAGE_FAULT and word.GN for word in words)
+    return [(word.DeviceID, word.DOMAIN, word.RW, event.high) for word, event in zip(words, events, strict=True)]
+
+
+def test_a_guest_hears_of_faults_of_its_own_tables(guest):
+    queue = guest.viommu.event_queue(VEVENTQ, 16, AmdEvent.SIZE)
+    processes(guest)
+    assert reached(guest) == [0, 1, 2]
+    assert [guest.reach(IOVA + PAGE), guest.reach(IOVA + PAGE, 1), guest.reach(IOVA, 9)] == [None] * 3
+    with pytest.raises(DmaError):
+        guest.wired.function.port.write(IOVA + PAGE, b"x", 2)
+    assert heard(queue) == [
+        (NAME, 0, 0, IOVA + PAGE),
+        (NAME, 1, 0, IOVA + PAGE),
+        (NAME, 9, 0, IOVA),
+        (NAME, 2, 1, IOVA + PAGE),
+    ]
+    assert guest.machine.messages == []
+
+
+def test_the_host_hears_of_what_is_not_the_guests(guest):
+    queue = guest.viommu.event_queue(VEVENTQ, 16, AmdEvent.SIZE)
+    _, nested = processes(guest)
+    guest.hide(1)
+    assert reached(guest) == [0, None, 2]
+    guest.device.detach()
+    assert guest.reach(IOVA) is None
+    guest.device.attach(nested)
+    guest.vdevice.destroy()
+    assert guest.reach(IOVA + PAGE) is None  # the guest has no name for the device
+    assert heard(queue) == []
+    assert len(guest.machine.messages) == 3
 
 
 # Any order

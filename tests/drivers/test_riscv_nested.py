@@ -147,7 +147,7 @@ def test_writes_need_the_right_in_both_stages(guest):
     assert pages(guest, 2) == [1, 2]
     port = guest.wired.function.port
     for number in range(2):
-        with pytest.raises(Exception, match="DMA"):
+        with pytest.raises(DmaError):
             port.write(IOVA + number * PAGE, b"x")
     assert causes(guest) == [Cause.WRITE_PAGE_FAULT, Cause.WRITE_GUEST_PAGE_FAULT]
 

@@ -19,6 +19,7 @@ from softiommu.drivers.amd_routes import Route, Routes
 from softiommu.drivers.driver import PageResponse
 from softiommu.drivers.function import Bus, Function
 from softiommu.errors import ModelError, UapiError
+from softiommu.hardware.amd.events import DeviceEvent
 from softiommu.hardware.amd.registers import CapabilityHeader, Control, Efr, Efr2, Registers
 from softiommu.hardware.amd.tables import HOST_TABLES
 from softiommu.memory.physical import PhysicalMemory
@@ -51,7 +52,7 @@ class AmdDriver:
         self.nests = bool(self.efr.GTSup and self.efr2.GCR3TRPModeSup)
         bus.write(Registers.CONTROL.offset, 8, 0)
         self.queue = CommandBuffer(memory, bus)
-        self.events = EventLog(memory, bus)
+        self.events = EventLog(memory, bus, self._guest_hears)
         self.pages = PageRequestLog(memory, bus, self.queue) if self.efr.PPRSup else None
         self._dids = list(range(1, _DIDS))
         self._attached: dict[Route, AmdDomain | AmdNested] = {}
@@ -69,6 +70,12 @@ class AmdDriver:
         self._bus.write(Registers.CONTROL.offset, 8, control)
         self._bus.write(Registers.CONTROL.offset, 8, control.replace(IommuEn=1))
         self.queue.submit(all_of_it())
+
+    def _guest_hears(self, low: int, high: int) -> bool:
+        """A guest is told of faults in its own tables, of a device that is attached to its entry."""
+        sid = DeviceEvent(low).DeviceID
+        domain = self._attached.get(Route(sid, None))
+        return isinstance(domain, AmdNested) and domain.hears(sid, low, high)
 
     def attach(self, route: Route, domain: AmdDomain | AmdNested | None) -> None:
         """Route a device through a domain in place of the one it had, or block it."""

@@ -110,7 +110,7 @@ class AmdDevice:
             raise unsupported("a vIOMMU takes no data, and needs both stages")
         if not isinstance(parent, AmdDomain) or parent.owner is not self._amd or parent.guest:
             raise UapiError(EINVAL, f"the parent is no host table of the IOMMU of {self.name}")
-        return AmdViommu(parent)
+        return AmdViommu(parent, host)
 
     def attach(self, domain: Domain, pasid: int | None) -> None:
         """Route the function through a domain. EINVAL: a domain of another IOMMU, or that cannot serve it; EOPNOTSUPP:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from softiommu.drivers.faults import Blocked, words
@@ -49,8 +50,8 @@ class Trouble(NamedTuple):
 class EventLog:
     """The event log, and the interrupt that tells of it."""
 
-    def __init__(self, memory: PhysicalMemory, bus: Bus) -> None:
-        self._memory, self._bus = memory, bus
+    def __init__(self, memory: PhysicalMemory, bus: Bus, guest_hears: Callable[[int, int], bool]) -> None:
+        self._memory, self._bus, self._guest_hears = memory, bus, guest_hears
         self._base = memory.alloc(_SIZE)
         bus.write(Registers.EVENT_BASE.offset, 8, RingBase.of(LEN=_LEN, BASE=self._base >> 12))
         bus.write(Registers.EVENT_HEAD.offset, 8, 0)
@@ -62,14 +63,16 @@ class EventLog:
         bus.write(Registers.MSI_HEADER.offset, 4, MsiHeader.of(MsiEn=1))
 
     def take(self) -> list[Blocked | Trouble]:
-        """Every event, oldest first; the log is empty, and runs again if it was full."""
+        """Every event that is no guest's, oldest first; the log is empty, and runs again if it was full."""
         status = Status(self._bus.read(Registers.STATUS.offset, 8))
         self._bus.write(Registers.STATUS.offset, 8, Status.of(EventLogInt=1, EventOverflow=status.EventOverflow))
         head, tail = (self._bus.read(r.offset, 8) for r in (Registers.EVENT_HEAD, Registers.EVENT_TAIL))
         found: list[Blocked | Trouble] = []
         while head != tail:
             at = self._base + head
-            found.append(_decoded(self._memory.read_u64(at), self._memory.read_u64(at + 8)))
+            low, high = self._memory.read_u64(at), self._memory.read_u64(at + 8)
+            if not self._guest_hears(low, high):
+                found.append(_decoded(low, high))
             head = (head + RECORD_SIZE) % _SIZE
         self._bus.write(Registers.EVENT_HEAD.offset, 8, head)
         if status.EventOverflow:

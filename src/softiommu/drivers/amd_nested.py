@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from softiommu.abi.iommufd import HwptAmdGuest, HwptDataType
 from softiommu.drivers.driver import Handled, NestedDomain, UserArray, UserData, unsupported
 from softiommu.errors import UapiError
+from softiommu.hardware.amd.events import Code, DeviceEvent
 from softiommu.hardware.amd.tables import GUEST_TABLES, Dte, Dte1, Dte2
 
 if TYPE_CHECKING:
@@ -42,6 +43,11 @@ class AmdNested:
         q0 = host.q0.replace(GV=1, GIoV=guest.GIoV, GLX=guest.GLX, PPR=host.q0.PPR & guest.PPR)
         q2 = Dte2.of(GuestPagingMode=self._entry.q2.GuestPagingMode)
         return Dte(q0, Dte1.of(DomainID=self.did), q2).with_gcr3_root(self._entry.gcr3_root)
+
+    def hears(self, sid: int, low: int, high: int) -> bool:
+        """Tell the guest of a fault at an address of one of its PASIDs; False: it is not so, or nobody listens."""
+        event = DeviceEvent(low)
+        return event.CODE == Code.IO_PAGE_FAULT and bool(event.GN) and self.viommu.report(sid, event, high)
 
     def invalidate(self, entries: UserArray, handled: Handled) -> None:
         """As the vIOMMU does."""

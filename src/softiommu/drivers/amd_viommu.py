@@ -7,16 +7,27 @@ from errno import EINVAL
 from functools import partial
 from typing import TYPE_CHECKING
 
+from softiommu.abi.amd_extension import VEVENTQ, AmdEvent
 from softiommu.abi.generic_invalidation import Outcome, Target
 from softiommu.drivers.amd_nested import AmdNested, read_entry
 from softiommu.drivers.amd_queue import EVERYWHERE, Command, entry_of, pages_of
-from softiommu.drivers.driver import Device, Handled, NestedDomain, UserArray, UserData, Viommu, unsupported
+from softiommu.drivers.driver import (
+    Device,
+    Handled,
+    NestedDomain,
+    UserArray,
+    UserData,
+    Viommu,
+    ViommuHost,
+    unsupported,
+)
 from softiommu.drivers.generic_invalidation import Invalidation, carry_out, is_generic
 from softiommu.errors import UapiError
 
 if TYPE_CHECKING:
     from softiommu.drivers.amd_device import AmdDevice
     from softiommu.drivers.amd_domain import AmdDomain
+    from softiommu.hardware.amd.events import DeviceEvent
 
 _DEVICE_ID_BITS = 16
 #: Where there are guest tables, requests without a PASID have this one.
@@ -26,8 +37,8 @@ _NO_PASID = 0
 class AmdViommu:
     """A guest's IOMMU over a host table. Each of the guest's domain ids has one of the hardware's."""
 
-    def __init__(self, parent: AmdDomain) -> None:
-        self.owner, self.parent = parent.owner, parent
+    def __init__(self, parent: AmdDomain, host: ViommuHost) -> None:
+        self.owner, self.parent, self._host = parent.owner, parent, host
         self.nested: list[AmdNested] = []
         #: The hardware's domain id by the guest's, and how many nested domains have it.
         self.dids: dict[int, tuple[int, int]] = {}
@@ -67,6 +78,17 @@ class AmdViommu:
     def remove_vdevice(self, device: Device) -> None:
         """Forget a name."""
         self._names = {name: named for name, named in self._names.items() if named is not device}
+
+    def report(self, sid: int, event: DeviceEvent, high: int) -> bool:
+        """Tell the guest of an event, by its name for the device; False: it has none, or nobody listens."""
+        name = next((name for name, device in self._names.items() if sid in device.function.sids), None)
+        if name is None:
+            return False
+        try:
+            self._host.report_event(VEVENTQ, AmdEvent(int(event.replace(DeviceID=name)), high).to_bytes())
+        except UapiError:  # no event queue
+            return False
+        return True
 
     # Invalidation
 
