@@ -551,6 +551,40 @@ def test_a_device_whose_faults_are_recoverable_needs_no_promise():
     assert [(fault.addr, fault.group, fault.last) for fault in heard] == [(0x20000, 6, True)]
 
 
+def test_the_same_shadow_serves_a_device_and_its_pasids():
+    rig = full()
+    table = rig.table()
+    table.map(0x10000, 0x80000, PAGE, READ | WRITE)
+    domain = rig.device.alloc_nested(rig.parent, 8, rig.data(HwptBound(1, table.root, 48)))
+    for pasid in (5, None, 6):
+        rig.device.attach(domain, pasid)
+    assert [rig.unit.translate(SID, 0x10000, READ, pasid).pa - HOST for pasid in (None, 5, 6)] == [0x80000] * 3
+    for pasid in (None, 5):
+        rig.device.detach(pasid)
+    table.map(0x11000, 0x90000, PAGE, READ)
+    only_five = InvalidateV1(Scope.PASID, 0, Target.LEAF, 0, 5)
+    only_six = InvalidateV1(Scope.PASID, 0, Target.LEAF, 0, 6)
+    assert rig.invalidate_generic(domain, only_five) == (0, 1)
+    assert domain.out.iova_to_pa(0x11000) is None
+    assert rig.invalidate_generic(domain, only_six) == (0, 1)
+    assert rig.unit.translate(SID, 0x11000, READ, 6).pa - HOST == 0x90000
+    rig.device.detach(6)
+    assert not rig.parent.index
+
+
+def test_shadows_are_as_coherent_as_their_parents():
+    rig = Rig('model = "vtd"\nunit = "vtd-sc"', whole=False)
+    assert rig.parent.enforce_cache_coherency()
+    rig.parent.map(0, HOST, GUEST_RAM, RW)
+    children = [rig.device.alloc_mapped(rig.parent, flags) for flags in (DomainFlags.NONE, DomainFlags.NEST_PARENT)]
+    assert [child.cache_coherent for child in children] == [True, True]
+    assert rig.parent.enforce_cache_coherency()
+    late = Rig('model = "vtd"\nunit = "vtd-sc"', whole=False)
+    child = late.device.alloc_mapped(late.parent, DomainFlags.NONE)
+    child.map(0x1000, 0x2000, PAGE, RW)
+    assert not late.parent.enforce_cache_coherency()
+
+
 def test_hardware_and_software_nesting_hang_on_one_parent():
     rig = full(mixed=True)
     table = rig.table()

@@ -118,7 +118,7 @@ class ShadowDevice:
         EOPNOTSUPP: it tracks no writes; ENOMEM."""
         below = self._nested_on(parent)
         if DomainFlags.NEST_PARENT in flags:
-            return MappedDomain(below, self._parent(flags), flags)
+            return MappedDomain(below, _as_coherent(self._parent(flags), below), flags)
         if DomainFlags.DIRTY_TRACKING in flags:
             raise unsupported("a shadow tracks no writes")
         return MappedDomain(below, self._shadow(below, DomainFlags.PASID in flags), flags)
@@ -130,11 +130,8 @@ class ShadowDevice:
         return found
 
     def _shadow(self, parent: ParentDomain, pasid: bool) -> PagingDomain:
-        """An empty domain, as coherent as the parent."""
-        shadow = self.inner.alloc_paging(DomainFlags.PASID if pasid else DomainFlags.NONE, None)
-        if parent.cache_coherent:
-            shadow.enforce_cache_coherency()
-        return shadow
+        """An empty domain of the vendor's."""
+        return _as_coherent(self.inner.alloc_paging(DomainFlags.PASID if pasid else DomainFlags.NONE, None), parent)
 
     def viommu_types(self) -> Sequence[int]:
         """The vendor's where it nests itself."""
@@ -229,6 +226,13 @@ class ShadowDevice:
     def page_response(self, faults: Sequence[PageFault], code: PageResponse) -> None:
         """The vendor's."""
         self.inner.page_response(faults, code)
+
+
+def _as_coherent(shadow: PagingDomain, parent: ParentDomain) -> PagingDomain:
+    """DMA through an empty shadow is as coherent as through its parent."""
+    if parent.cache_coherent:
+        shadow.enforce_cache_coherency()
+    return shadow
 
 
 def _bottom(domain: Domain) -> Domain:
