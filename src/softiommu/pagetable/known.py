@@ -85,26 +85,48 @@ class Known:
         except LookupError:  # the end of memory, or what is not known
             return None
 
-    def nested(self, host: Known, words: Any, roots: tuple[int, int], iova: int) -> Found | None:
-        """`find` where `host` shows the tables, which are read by it."""
-        if iova >> self._t.input_bits:
-            return None
+    def nested(
+        self, host: Known, words: Any, roots: tuple[int, int], iova: int, shown: list[int] | None = None
+    ) -> Found | None:
+        """`find` where `host` shows the tables, which are read by it. Its leaves for them are added to `shown`."""
         rest, address, up = self._rest, self._address, self._up
         table, root = roots
         shift, mask, steps = self._root
+        if iova >> self._t.input_bits or root & 7:
+            return None
         try:
             while True:
                 at = table + ((iova >> shift & mask) << 3)
-                shown = host.find(words, root, at)
-                if shown is None or not shown[3] & READ:
+                place = host._entry(words, root >> 3, at)
+                if place is None:
                     return None
-                pte = words[shown[1] >> 3]
+                if shown is not None:
+                    shown.append(place[1])
+                pte = words[place[0] >> 3]
                 wrong, shift, mask, below, leaf, odd = steps[pte & rest]
                 if below is None or pte & wrong:
                     return self._ended(at, pte, wrong, leaf, odd, iova)
                 table, steps = (pte & address) << up, below
         except LookupError:
             return None
+
+    def _entry(self, words: Any, table: int, ipa: int) -> tuple[int, int] | None:
+        """Where an entry lies that is to be read at an address, and the leaf that says it; LookupError."""
+        if ipa >> self._t.input_bits:
+            return None
+        rest, address, down = self._rest, self._address, self._down
+        shift, mask, steps = self._root
+        while True:
+            pte = words[table + (ipa >> shift & mask)]
+            wrong, shift, mask, below, leaf, odd = steps[pte & rest]
+            if below is None or pte & wrong:
+                break
+            table, steps = (pte & address) >> down, below
+        if pte & wrong:
+            found = self._ended(0, pte, wrong, leaf, odd, ipa)
+            return None if found is None or not found[3] & READ else (found[1], pte)
+        _, low, _, allowed = leaf
+        return ((pte & address) << self._up & ~low | ipa & low, pte) if allowed & READ else None
 
     def _ended(self, at: int, pte: int, wrong: int, leaf: Leaf, odd: Odd, iova: int) -> Found | None:
         if pte & wrong:

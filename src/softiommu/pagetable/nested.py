@@ -71,40 +71,53 @@ class NestedWalk(NamedTuple):
 
 def nested_walk(first: Stage, second: Stage, memory: PhysicalMemory, iova: int, want: int = 0) -> NestedWalk:
     """Translate `iova` by the first stage, its tables and its output by the second."""
+    quick = known_walk(first, second, memory, iova, want)
+    if quick is not None:
+        return quick
+    where, inner, outer = _walk(two_stages, first, second, memory, iova, want)
+    if where == STAGE2 and outer[0] == OK:
+        space = memory.space
+        known = known_entries(second.table, want, space)
+        if known is not None:
+            known.learn(space.words, known.place(second.root), inner[1])
+            _learn_first(first, second, space, iova, want)
+    return _ended(where, inner, outer)
+
+
+def known_walk(
+    first: Stage, second: Stage, memory: PhysicalMemory, iova: int, want: int, shown: list[int] | None = None
+) -> NestedWalk | None:
+    """A nested walk that meets only what is known, and so changes nothing. The second stage's leaves for the first's
+    tables are added to `shown`."""
     space = memory.space
     known = known_entries(second.table, want, space)
     if known is None:
-        return _ended(*_walk(two_stages, first, second, memory, iova, want))
-    quick = _first_known(first, second, space, iova, want)
-    if quick is not None:
-        output = known.find(space.words, second.root, quick[1])
-        if output is not None:
-            return _translated(new(Walk, quick), new(Walk, output))
-    where, inner, outer = _walk(two_stages, first, second, memory, iova, want)
-    if where == STAGE2 and outer[0] == OK:
-        known.learn(space.words, known.place(second.root), inner[1])
-        _learn_first(first, second, space, iova, want)
-    return _ended(where, inner, outer)
+        return None
+    inner = _first_known(first, second, space, iova, want, shown)
+    outer = None if inner is None else known.find(space.words, second.root, inner[1])
+    return None if inner is None or outer is None else _translated(new(Walk, inner), new(Walk, outer))
 
 
 def walk_first(first: Stage, second: Stage, memory: PhysicalMemory, iova: int, want: int = 0) -> NestedWalk:
     """Translate `iova` by the first stage alone, whose tables the second shows: `stage1` has the output."""
     quick = _first_known(first, second, memory.space, iova, want)
     if quick is not None:
-        return _ended(STAGE2, quick, NO_WALK)
+        return NestedWalk(OK, 0, 0, quick[3] & GLOBAL, new(Walk, quick), Walk(*NO_WALK))
     where, inner, outer = _walk(first_of_two, first, second, memory, iova, want)
     if where == STAGE2:
         _learn_first(first, second, memory.space, iova, want)
     return _ended(where, inner, outer)
 
 
-def _first_known(first: Stage, second: Stage, space: Space, iova: int, want: int) -> Result | None:
+def _first_known(
+    first: Stage, second: Stage, space: Space, iova: int, want: int, shown: list[int] | None = None
+) -> Result | None:
     """The first stage's walk, if it meets only what is known."""
     known = known_entries(first.table, want, space)
     fetch = known_entries(second.table, _fetch_want(want, READ), space)
     if known is None or fetch is None:
         return None
-    return known.nested(fetch, space.words, (first.root, second.root), iova)
+    return known.nested(fetch, space.words, (first.root, second.root), iova, shown)
 
 
 def _learn_first(first: Stage, second: Stage, space: Space, iova: int, want: int) -> None:

@@ -29,6 +29,9 @@ from softiommu.memory.physical import PhysicalMemory
 from softiommu.pagetable.kinds import PRIVILEGED
 from softiommu.pagetable.walk import new
 
+#: A look into an enumeration takes as long as ten into a module.
+_ABORT = Config.ABORT
+
 
 class Shapes(NamedTuple):
     """How large the caches are: leaves; STEs and CDs; level-1 descriptors of both."""
@@ -79,7 +82,7 @@ class Smmu(RegisterRules):
             stream = self.configuration.stream(request)
             if stream.privcfg or stream.instcfg:
                 request = stream.override(request)
-            if stream.config == Config.ABORT:
+            if stream.config == _ABORT:
                 raise SmmuFaultError(Event.SILENT, request)
             return self.lookup(stream, request, 0)
         except SmmuFaultError as fault:

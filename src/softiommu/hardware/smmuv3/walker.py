@@ -33,7 +33,7 @@ from softiommu.pagetable.kinds import (
     WRITE,
     Table,
 )
-from softiommu.pagetable.nested import NestedWalk, Stage, nested_walk
+from softiommu.pagetable.nested import NestedWalk, Stage, known_walk, nested_walk
 from softiommu.pagetable.walk import Walk, entry, index, signed, walk
 from softiommu.words import Word, bits
 
@@ -90,9 +90,14 @@ def first_stage(
             raise _first_fault(found, half.stage.table, context, request, found.at)
         allowed = _now(half.stage.table, found, found.allowed)
         return Found(found.oa, found.oa, found.lg2, allowed & RIGHTS, bool(allowed & GLOBAL))
+    stages, both = (half.stage, stream.second), None
     if stream.protects_walks:
-        _check_tables(memory, stream, stream.second, half.stage, request._replace(iova=iova))
-    both = nested_walk(half.stage, stream.second, memory, iova, want)
+        shown: list[int] = []
+        both = known_walk(*stages, memory, iova, want, shown)
+        if both is None or not all(leaf & _Stage2Leaf.MEMORY.mask for leaf in shown):
+            _check_tables(memory, stream, stream.second, half.stage, request._replace(iova=iova))
+    if both is None:
+        both = nested_walk(*stages, memory, iova, want)
     if both.stage1 is None or both.stage2 is None or both.status != OK:
         raise _nested_fault(memory, both, stream, context, half, request)
     allowed = _now(stream.second.table, both.stage2, _now(half.stage.table, both.stage1, both.allowed))

@@ -23,7 +23,7 @@ from softiommu.hardware.vtd.caches import Caches, Selection, Shapes
 from softiommu.hardware.vtd.events import ATS_ANSWERS, AddressType, Reason, Unreported
 from softiommu.hardware.vtd.faults import Event, FaultLog, Interrupt
 from softiommu.hardware.vtd.pages import PageRequests
-from softiommu.hardware.vtd.paging import NOTHING, Paging, absent
+from softiommu.hardware.vtd.paging import NOTHING, PASS_THROUGH, Paging, absent
 from softiommu.hardware.vtd.presets import LEGACY, check
 from softiommu.hardware.vtd.queue import Queue, window
 from softiommu.hardware.vtd.registers import (
@@ -42,7 +42,7 @@ from softiommu.hardware.vtd.registers import (
     Ttm,
 )
 from softiommu.hardware.vtd.remapper import InterruptFaultError, Message, Remapper
-from softiommu.hardware.vtd.tables import FUNCTION_MASKS, Pgtt
+from softiommu.hardware.vtd.tables import FUNCTION_MASKS
 from softiommu.hardware.vtd.walker import (
     INTERRUPTS,
     WIDEST,
@@ -59,6 +59,8 @@ from softiommu.pagetable.walk import new
 
 if TYPE_CHECKING:
     from softiommu.registers import RegisterFile
+
+_LEGACY = Ttm.LEGACY
 
 
 class Unit:
@@ -148,7 +150,7 @@ class Unit:
         if found == NOTHING:
             raise fault_kind(route.quiet)(absent(route, request), request)
         answer = Translation(found.pa, found.lg2, found.cacheable if asks else found.allowed)
-        return self._protect(answer, request) if route.pgtt == Pgtt.PASS_THROUGH else answer
+        return self._protect(answer, request) if route.pgtt == PASS_THROUGH else answer
 
     def _route(self, request: Request) -> tuple[Route, Request]:
         """The route of a request, and the request with the privilege that it then has."""
@@ -165,7 +167,7 @@ class Unit:
         return route, request
 
     def _legacy(self, request: Request) -> Route:
-        if self.table_mode is not Ttm.LEGACY or request.pasid is not None:
+        if self.table_mode is not _LEGACY or request.pasid is not None:
             check_mode(self._rtaddr, request)
         route = self.caches.legacy.get(request.sid)
         if route is None:

@@ -45,6 +45,8 @@ class Found(NamedTuple):
     cacheable: int
 
 
+#: A look into an enumeration takes as long as ten into a module.
+PASS_THROUGH = Pgtt.PASS_THROUGH
 #: No entry is there.
 NOTHING = Found(0, 12, 0, 0)
 
@@ -58,7 +60,7 @@ class Paging:
     def translate(self, route: Route, request: Request, lenient: bool = False) -> Found:
         """Walk the route's tables; `lenient` tells what is allowed, also when that is less than is wanted.
         TranslationFaultError; NOTHING where nothing is mapped."""
-        if route.pgtt == Pgtt.PASS_THROUGH:
+        if route.pgtt == PASS_THROUGH:
             if request.iova >> self._cap.MGAW + 1:
                 beyond = Reason.BEYOND_WIDTH if route.scalable else Reason.ADDRESS_BEYOND_WIDTH
                 raise fault_kind(route.quiet)(beyond, request)
