@@ -30,6 +30,7 @@ from softiommu.hardware.riscv.presets import FULL
 from softiommu.hardware.riscv.tables import FirstMode, Iosatp, PdtMode, Pdtp
 from softiommu.machine.assemble import Machine
 from softiommu.machine.description import parse
+from softiommu.pagetable.kinds import READ
 
 IOVA = 0x40_0000
 PASID_FLAG = int(abi.HwptAllocFlags.ALLOC_PASID)
@@ -398,6 +399,33 @@ def test_a_process_context_is_cached_until_its_command(guest):
     guest.process(1, None, 0)
     guest.tell(pdt(1))
     assert guest.reach(IOVA, 1) is None
+
+
+def test_a_name_stands_for_every_id_of_a_device_behind_a_bridge():
+    guest = Guest(
+        Machine(
+            parse(
+                'name = "lab"\n[[iommu]]\nname = "riscv0"\nmodel = "riscv"\n'
+                '[[bridge]]\nname = "bridge0"\naddress = "0000:00:06.0"\nbus = 2\n'
+                '[[device]]\nname = "dev0"\naddress = "0000:02:01.0"\nmodel = "edu"\ndma_bits = 64\n',
+                "lab.toml",
+            )
+        )
+    )
+    sids = guest.wired.device.function.sids
+    tables, _ = processes(guest)
+    unit = guest.machine.hardware.iommus["riscv0"].unit
+
+    def found(sid):
+        return guest.machine.hardware.memory.read_u64(unit.translate(sid, IOVA, READ, 1).pa)
+
+    assert len(sids) > 1
+    assert [found(sid) for sid in sids] == [1] * len(sids)
+    guest.process(1, tables[2], 12)
+    assert [found(sid) for sid in sids] == [1] * len(sids)
+    assert guest.tell(pdt(1)) == 1
+    assert [found(sid) for sid in sids] == [2] * len(sids)
+    guest.close()
 
 
 REFUSED = [
