@@ -134,10 +134,11 @@ class Translator:
         if device.second is None:
             return new(Found, (new(Translation, inner[:3]), inner.pbmt, None))
         outer = self._second(device, inner.oa, request)
-        lg2, allowed = min(inner.lg2, outer.lg2), inner.allowed & outer.allowed
+        lg2 = inner.lg2 if inner.lg2 < outer.lg2 else outer.lg2
         # With T2GPA a device caches guest-physical addresses.
         pa = inner.oa if tc.T2GPA and kind is Kind.ATS else outer.oa
-        return Found(Translation(pa, lg2, allowed), inner.pbmt or outer.pbmt, outer.mrif)
+        at = new(Translation, (pa, lg2, inner.allowed & outer.allowed))
+        return new(Found, (at, inner.pbmt or outer.pbmt, outer.mrif))
 
     def _space(self, device: Device, request: Request) -> Space:
         """The first stage of a request (steps 10 to 16)."""
