@@ -72,6 +72,13 @@ class Host:
         """Take it away."""
         self.ioas.unmap(page(number), PAGE)
 
+    def other_parent(self):
+        """A parent that shows the guest's tables where they are, and at each page of data the one after it."""
+        ioas = self.iommufd.ioas()
+        ioas.map_file(self.memory.fd, 0, DATA, 0)
+        ioas.map_file(self.memory.fd, page(1), (PAGES - 1) * PAGE, page(0))
+        return self.device.hwpt(ioas, int(HwptAllocFlags.ALLOC_NEST_PARENT))
+
     def reach(self, iova, pasid=None):
         """The number of the page of data that the device finds; None: its read is blocked."""
         try:

@@ -243,6 +243,24 @@ def test_the_guests_domain_ids_are_its_own(guest):
     assert len(driver._dids) == free
 
 
+def test_whoever_gets_an_id_next_finds_nothing_of_the_one_before(guest):
+    other = guest.other_parent()
+    for number, table in enumerate([guest.table() for _ in range(3)]):
+        table.map(IOVA, page(number), PAGE, RW)
+        guest.process(number, table)
+    seen = []
+    for parent in (guest.parent, other, guest.parent):
+        viommu = guest.device.viommu(VIOMMU, parent)
+        nested = guest.nest(guest.entry(), parent=viommu)
+        guest.device.attach(nested)
+        seen.append(host_entry(guest).q1.DomainID)
+        assert reached(guest) == ([1, 2, 3] if parent is other else [0, 1, 2])
+        guest.device.detach()
+        nested.destroy()
+        viommu.destroy()
+    assert len(set(seen)) == 1
+
+
 def test_a_nested_hwpt_is_for_the_whole_device(guest):
     _, nested = processes(guest)
     assert refusal(guest.device.attach, nested, 3)[0] in (EINVAL, EOPNOTSUPP)

@@ -282,6 +282,26 @@ def test_ids_and_objects_come_back(guest):
     driver.gscids.give(free)
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_whoever_gets_an_id_next_finds_nothing_of_the_one_before(guest, named):
+    other, driver = guest.other_parent(), guest.wired.device.driver
+    table = guest.table()
+    table.map(IOVA, page(0), 3 * PAGE, RW)
+    seen = []
+    for parent in (guest.parent, other, guest.parent):
+        viommu = guest.device.viommu(VIOMMU, parent) if named else None
+        nested = guest.nest(guest.context(table), parent=viommu or parent)
+        seen.append(driver.gscids.take())
+        driver.gscids.give(seen[-1])
+        guest.device.attach(nested)
+        assert pages(guest) == ([1, 2, 3] if parent is other else [0, 1, 2])
+        guest.device.detach()
+        nested.destroy()
+        if viommu is not None:
+            viommu.destroy()
+    assert len(set(seen)) == 1  # the same id was used each time
+
+
 def test_a_nested_hwpt_is_for_the_whole_device(guest):
     _, nested = mapped(guest)
     assert refusal(guest.device.attach, nested, 3)[0] in (EINVAL, EOPNOTSUPP)
