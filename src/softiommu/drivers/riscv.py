@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import TypeVar
 
+from softiommu.drivers.driver import PageResponse
 from softiommu.drivers.function import Bus, Function
 from softiommu.drivers.ids import Ids
 from softiommu.drivers.riscv_device import RiscvDevice
 from softiommu.drivers.riscv_faults import FaultLog
+from softiommu.drivers.riscv_pages import PageRequestQueue
 from softiommu.drivers.riscv_queue import CommandQueue
 from softiommu.drivers.riscv_routes import Routes
 from softiommu.errors import ModelError
@@ -42,6 +44,8 @@ class RiscvDriver:
         self.pscids, self.gscids = Ids((1 << 20) - 1), Ids((1 << 16) - 1)
         self.queue = CommandQueue(memory, bus)
         self.faults = FaultLog(memory, bus, self._guest_hears)
+        self.pages = PageRequestQueue(memory, bus, self.queue) if have.ATS else None
+        self._devices: dict[int, RiscvDevice] = {}
         self.fctl = bus.read(Registers.FCTL.offset, 4)
         root = memory.alloc(PAGE)
         self.routes = Routes(memory, self.queue, have, root, self._start(root))
@@ -71,7 +75,18 @@ class RiscvDriver:
     def device(self, function: Function) -> RiscvDevice:
         """A function behind this IOMMU. ENODEV: the directory has no place for it; ENOMEM."""
         self.routes.prepare(function)
-        return RiscvDevice(self, function)
+        device = RiscvDevice(self, function)
+        self._devices[function.sids[0]] = device
+        return device
+
+    def service(self) -> None:
+        """The hardware's interrupt came: hand page requests to their devices. Those that nobody hears are invalid."""
+        for sid, fault in self.pages.take() if self.pages is not None else ():
+            device = self._devices.get(sid)
+            if device is not None and device.on_fault is not None:
+                device.on_fault(fault)
+            elif fault.last and self.pages is not None:
+                self.pages.respond(sid, fault, PageResponse.INVALID)
 
 
 def _widest(have: Capabilities, modes: dict[M, str], none: M) -> M:

@@ -48,6 +48,7 @@ class RiscvDevice:
         self.features = DeviceFeatures(
             dirty_tracking=bool(driver.capabilities.AMO_HWAD),
             nesting=bool(driver.first_mode and driver.second_mode),
+            page_faults=driver.routes.asks_for_pages(function.sids[0]),
             ats=driver.routes.uses_ats(function.sids[0]),
             max_pasids=1 << bits if bits else 0,
         )
@@ -123,7 +124,9 @@ class RiscvDevice:
             self._riscv.routes.route(sid, pasid, None)
 
     def page_response(self, faults: Sequence[PageFault], code: PageResponse) -> None:
-        """Never asked: the device reports no faults."""
+        """Answer the group that the last of these faults closed."""
+        if self._riscv.pages is not None:
+            self._riscv.pages.respond(self.function.sids[0], faults[-1], code)
 
 
 _: type[Device] = RiscvDevice

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 _ENTRIES = PAGE // FAULT_BYTES
 _VECTOR = 1
-#: Where the vector's message goes: to the first hart's interrupt file.
-_ADDRESS, _DATA = 0x28000000, 0x21
+#: Where the vectors' messages go: to the first hart's interrupt file, as these numbers.
+_ADDRESS, _FIRST = 0x28000000, 0x20
 
 _ACCESS = {
     Ttyp.UNTRANSLATED_EXECUTE: "execute",
@@ -47,13 +47,9 @@ class FaultLog:
     def __init__(self, memory: PhysicalMemory, bus: Bus, guest_hears: Callable[[Sequence[int]], bool]) -> None:
         self._memory, self._bus, self._guest_hears = memory, bus, guest_hears
         self._base = memory.alloc(PAGE)
-        wired = Capabilities(bus.read(Registers.CAPABILITIES.offset, 8)).IGS == Igs.WSI
-        bus.write(Registers.FCTL.offset, 4, Fctl.of(WSI=int(wired)))
+        bus.write(Registers.FCTL.offset, 4, Fctl.of(WSI=int(_is_wired(bus))))
         bus.write(Registers.ICVEC.offset, 8, Icvec.of(FIV=_VECTOR))
-        if not wired:
-            bus.write(Registers.MSI_ADDR.at(_VECTOR), 8, MsiAddress.of(ADDR=_ADDRESS >> 2))
-            bus.write(Registers.MSI_DATA.at(_VECTOR), 4, _DATA)
-            bus.write(Registers.MSI_VEC_CTL.at(_VECTOR), 4, 0)
+        send_messages(bus, _VECTOR)
         base = QueueBase.of(PPN=self._base >> 12, LOG2SZ_1=_ENTRIES.bit_length() - 2)
         bus.write(Registers.FQCSR.offset, 4, RecordCsr(0))
         bus.write(Registers.FQB.offset, 8, base)
@@ -75,6 +71,19 @@ class FaultLog:
             head = (head + 1) % _ENTRIES
         self._bus.write(Registers.FQH.offset, 4, head)
         return found
+
+
+def send_messages(bus: Bus, vector: int) -> None:
+    """Where interrupts are messages, those of a vector go to a hart."""
+    if _is_wired(bus):
+        return
+    bus.write(Registers.MSI_ADDR.at(vector), 8, MsiAddress.of(ADDR=_ADDRESS >> 2))
+    bus.write(Registers.MSI_DATA.at(vector), 4, _FIRST + vector)
+    bus.write(Registers.MSI_VEC_CTL.at(vector), 4, 0)
+
+
+def _is_wired(bus: Bus) -> bool:
+    return Capabilities(bus.read(Registers.CAPABILITIES.offset, 8)).IGS == Igs.WSI
 
 
 def _blocked(record: list[int]) -> Blocked:

@@ -89,7 +89,9 @@ class RiscvNested:
         if not tc.V:
             return [0] * 4
         guests = {name: getattr(tc, name) for name in ("DTF", "PDTV", "SADE", "DPE")}
-        mixed = host.replace(EN_ATS=host.EN_ATS & tc.EN_ATS, **guests)
+        # Whoever may not ask for translations asks for no pages.
+        asks = {name: getattr(host, name) & tc.EN_ATS for name in ("EN_ATS", "EN_PRI", "PRPR")}
+        mixed = host.replace(**asks, **guests)
         return [mixed, self.slice.iohgatp, DeviceTa(ta), fsc]
 
     def hears(self, sid: int, record: Sequence[int]) -> bool:

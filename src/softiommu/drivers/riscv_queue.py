@@ -26,6 +26,8 @@ class CommandQueue:
         self._memory, self._bus = memory, bus
         self._base, self._status = memory.alloc(PAGE), memory.alloc(PAGE)
         self._tail = self._tickets = 0
+        self._busy = False
+        self._posted: list[tuple[int, int]] = []
         base = QueueBase.of(PPN=self._base >> 12, LOG2SZ_1=_ENTRIES.bit_length() - 2)
         bus.write(Registers.CQCSR.offset, 4, Cqcsr(0))  # whoever was here before may have left it on
         bus.write(Registers.CQB.offset, 8, base)
@@ -38,10 +40,23 @@ class CommandQueue:
         """Put commands in the queue, and return when the hardware has carried them out; False: a device TLB did not
         answer."""
         rest = iter(commands)
-        answered = True
-        while batch := list(islice(rest, _BATCH)):
-            answered = self._submit(batch) and answered
+        answered = self._busy = True
+        try:
+            while batch := list(islice(rest, _BATCH)) or self._take_posted():
+                answered = self._submit(batch) and answered
+        finally:
+            self._busy = False
         return answered
+
+    def post(self, command: tuple[int, int]) -> None:
+        """A command that nobody waits for: now, or behind those that are waited for, if what they do led here."""
+        self._posted.append(command)
+        if not self._busy:
+            self.submit()
+
+    def _take_posted(self) -> list[tuple[int, int]]:
+        taken, self._posted = self._posted[:_BATCH], self._posted[_BATCH:]
+        return taken
 
     def _submit(self, batch: Iterable[tuple[int, int]]) -> bool:
         for command in batch:

@@ -66,6 +66,7 @@ class Routes:
         self._streams: dict[int, Stream] = {}
         self._has_ats = bool(capabilities.ATS)
         self._ats: set[int] = set()
+        self._pri: set[int] = set()
         #: What lets the function of a stream ask for translations, or not.
         self._set_ats: dict[int, Callable[[bool], None]] = {}
 
@@ -81,12 +82,18 @@ class Routes:
                 self._streams[sid] = Stream(self._directory(function.pasid_bits) if function.pasid_bits else None)
         if function.ats and self._has_ats:
             self._ats.add(function.sids[0])
+            if function.pri:
+                self._pri.add(function.sids[0])
             if function.set_ats is not None:
                 self._set_ats[function.sids[0]] = function.set_ats
 
     def uses_ats(self, sid: int) -> bool:
         """Whether a stream has a device TLB that is used."""
         return sid in self._ats
+
+    def asks_for_pages(self, sid: int) -> bool:
+        """Whether a stream makes page requests."""
+        return sid in self._pri
 
     def _may_ask(self, sid: int, stream: Stream) -> bool:
         """Whether a stream's function may ask for translations now."""
@@ -210,7 +217,8 @@ class Routes:
         domain, pdt = stream.domains.get(None), stream.pdt
         if not stream.domains:
             return [0] * (self._dc_bytes // 8)
-        tc = self._tc.replace(EN_ATS=int(self.uses_ats(sid)))
+        asks = int(self.asks_for_pages(sid))
+        tc = self._tc.replace(EN_ATS=int(self.uses_ats(sid)), EN_PRI=asks, PRPR=asks)
         if pdt is not None and (domain is None or domain.first):
             words: list[int] = [tc.replace(PDTV=1, DPE=1), 0, 0, pdt]
         else:

@@ -52,6 +52,7 @@ def build(features: object, site: Site) -> Built:
     def tell(*_: int) -> None:
         for blocked in driver.faults.take():
             site.report(str(blocked))
+        driver.service()
 
     unit = RiscvIommu(
         site.memory, features.capabilities, interrupt=tell, wire=lambda vector, level: tell(), levels=features.levels

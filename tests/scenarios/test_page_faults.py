@@ -1,0 +1,198 @@
+"""Page faults reach the program, which maps the page and answers: the transfer goes on.
+
+The device asks for a page that it finds missing (PCIe PRI), the IOMMU queues the request, and whoever owns the address
+space answers for a group at a time. What still waits when a device leaves its address space is answered for it.
+"""
+
+import mmap
+import os
+from contextlib import contextmanager
+
+import pytest
+
+import softiommu
+from softiommu.abi.iommufd import HwptAllocFlags, PgfaultPerm
+
+#: An IOMMU of each make, with a device that makes page requests and has PASIDs.
+MACHINES = ("vtd-nested", "amd", "riscv")
+IOVA, PAGE = 0x40000, 4096
+ALLOC_PASID = HwptAllocFlags.ALLOC_PASID
+
+
+class Transfers:
+    """A device that copies a page to or from a buffer of its own, and asks for pages that are missing."""
+
+    def __init__(self, device):
+        self.device = device
+        device.enable()
+
+    def _start(self, iova, command, pasid):
+        self.device.write(0, 0x10, 4, 0 if pasid is None else 1 << 31 | pasid)
+        self.device.write(0, 0, 8, iova)
+        self.device.write(0, 8, 4, command)
+
+    def read(self, iova=IOVA, pasid=None):
+        """From memory into the buffer."""
+        self._start(iova, 3, pasid)
+
+    def write(self, iova=IOVA, pasid=None):
+        """From the buffer to memory."""
+        self._start(iova, 1, pasid)
+
+    @property
+    def waits(self):
+        """Whether the transfer is not over."""
+        return bool(self.device.read(0, 8, 4) & 1)
+
+
+def able_name(host):
+    """The device that makes page requests."""
+    return next(device.name for device in host.backend.machine.description.devices if device.model == "pcitest")
+
+
+def page(content=b""):
+    """A page of this process."""
+    there = mmap.mmap(-1, PAGE)
+    there[: len(content)] = content
+    return there
+
+
+@pytest.fixture(params=MACHINES)
+def host(request):
+    with softiommu.open(request.param) as iommufd:
+        yield iommufd
+
+
+@contextmanager
+def attached(host, device, space, faults, *pasids):
+    """HWPTs of an address space with a fault queue, attached to the device or to PASIDs of it."""
+    flags = ALLOC_PASID if pasids else HwptAllocFlags(0)
+    base, table = device.hwpt(space, flags), device.hwpt(space, flags, faults=faults)
+    if pasids:
+        device.attach(base)
+    for pasid in pasids or (None,):
+        device.attach(table, pasid)
+    yield table
+    for pasid in (*pasids, None):
+        device.detach(pasid)
+    table.destroy()
+    base.destroy()
+
+
+@pytest.mark.parametrize("pasid", [None, 7])
+def test_a_transfer_waits_for_its_page_and_goes_on(host, pasid):
+    content = os.urandom(PAGE)
+    with host.ioas() as space, host.fault_queue() as faults, host.device(able_name(host)) as device:
+        transfers = Transfers(device)
+        with attached(host, device, space, faults, *(() if pasid is None else (pasid,))):
+            transfers.read(pasid=pasid)
+            assert transfers.waits and faults.ready
+            (fault,) = faults.read()
+            assert (fault.device_id, fault.pasid, fault.addr, fault.last) == (device.id, pasid, IOVA, True)
+            assert fault.perm & (PgfaultPerm.READ | PgfaultPerm.WRITE) == PgfaultPerm.READ
+            with space.map(page(content), iova=IOVA):
+                assert transfers.waits
+                faults.respond(fault.cookie)
+                assert not transfers.waits and not faults.ready
+            transfers.write(pasid=pasid)
+            (fault,) = faults.read()
+            assert fault.perm & PgfaultPerm.WRITE
+            target = page()
+            with space.map(target, iova=IOVA):
+                faults.respond(fault.cookie)
+                assert target[:] == content
+
+
+def test_an_answer_before_the_page_is_there_makes_the_device_ask_again(host):
+    with host.ioas() as space, host.fault_queue() as faults, host.device(able_name(host)) as device:
+        transfers = Transfers(device)
+        with attached(host, device, space, faults):
+            transfers.read()
+            (first,) = faults.read()
+            faults.respond(first.cookie)
+            (again,) = faults.read()
+            assert transfers.waits and (again.addr, again.group) != (first.addr, first.group)
+            faults.respond(again.cookie, success=False)
+            assert not transfers.waits
+
+
+def test_a_page_that_is_refused_ends_the_transfer(host):
+    with host.ioas() as space, host.fault_queue() as faults, host.device(able_name(host)) as device:
+        transfers = Transfers(device)
+        with attached(host, device, space, faults):
+            transfers.write()
+            (fault,) = faults.read()
+            faults.respond(fault.cookie, success=False)
+            assert not transfers.waits and not faults.ready
+            untouched = page(b"kept")
+            with space.map(untouched, iova=IOVA):
+                assert untouched[:4] == b"kept"
+
+
+@pytest.mark.parametrize("seen", [False, True])
+@pytest.mark.parametrize("pasid", [None, 7])
+def test_what_waits_when_the_device_leaves_is_refused(host, pasid, seen):
+    """Whether the program has read the fault or not. Its answer then comes too late."""
+    with host.ioas() as space, host.fault_queue() as faults, host.device(able_name(host)) as device:
+        transfers = Transfers(device)
+        with attached(host, device, space, faults, *(() if pasid is None else (pasid,))):
+            transfers.read(pasid=pasid)
+            cookies = [fault.cookie for fault in faults.read()] if seen else []
+            device.detach(pasid)
+            assert not transfers.waits and not faults.ready
+            for cookie in cookies:
+                with pytest.raises(OSError, match="cookie"):
+                    faults.respond(cookie)
+
+
+def test_what_waits_when_the_device_moves_is_refused_and_later_faults_go_to_the_new_queue(host):
+    with (
+        host.ioas() as space,
+        host.fault_queue() as old,
+        host.fault_queue() as new,
+        host.device(able_name(host)) as device,
+    ):
+        transfers = Transfers(device)
+        with attached(host, device, space, old):
+            second = device.hwpt(space, faults=new)
+            transfers.read()
+            assert old.ready
+            device.attach(second)
+            assert not transfers.waits and not old.ready
+            transfers.read()
+            (fault,) = new.read()
+            assert not old.ready
+            with space.map(page(b"here"), iova=IOVA):
+                new.respond(fault.cookie)
+                assert not transfers.waits
+            device.detach()
+            second.destroy()
+
+
+def test_each_pasid_asks_for_itself(host):
+    with host.ioas() as space, host.fault_queue() as faults, host.device(able_name(host)) as device:
+        transfers = Transfers(device)
+        with attached(host, device, space, faults, 3, 0x1FFE):
+            for pasid in (3, 0x1FFE):
+                transfers.read(pasid=pasid)
+                (fault,) = faults.read()
+                assert fault.pasid == pasid
+                faults.respond(fault.cookie, success=False)
+            transfers.read(pasid=4)  # nobody's
+            assert not transfers.waits and not faults.ready
+
+
+def test_without_a_fault_queue_what_is_missing_is_refused_at_once(host):
+    with host.ioas() as space, host.device(able_name(host)) as device:
+        transfers = Transfers(device)
+        device.attach(space)
+        for _ in range(600):  # more than a page of requests
+            transfers.read()
+            assert not transfers.waits
+        with space.map(page(b"more"), iova=IOVA):
+            transfers.read()
+        target = page()
+        with space.map(target, iova=IOVA):
+            transfers.write()
+            assert target[:4] == b"more"
+        device.detach()
