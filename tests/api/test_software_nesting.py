@@ -54,11 +54,11 @@ def machine(iommu="vtd", nesting="software"):
 class Vm:
     """A guest's memory, its table, and a VMM that nests them."""
 
-    def __init__(self, iommufd, ioas, device, data_type=BOUND):
+    def __init__(self, iommufd, ioas, device, data_type=BOUND, parent_flags=0):
         self.iommufd, self.ioas, self.device = iommufd, ioas, device
         self.ram = mmap.mmap(-1, RAM)
         self._tables = ROOT + PAGE
-        self.parent = device.hwpt(ioas, NEST_PARENT)
+        self.parent = device.hwpt(ioas, NEST_PARENT | parent_flags)
         self.low = ioas.map(self.ram, iova=0)
         bound = HwptBound(BoundFlags.CACHING_MODE, ROOT, 48)
         data = bound if data_type == BOUND else abi.HwptVtdS1(0, ROOT, 48)
@@ -109,9 +109,9 @@ class Vm:
 
 
 @contextmanager
-def vm(made, data_type=BOUND):
+def vm(made, data_type=BOUND, parent_flags=0):
     with softiommu.open(made) as iommufd, iommufd.device("edu0") as device:
-        guest = Vm(iommufd, iommufd.ioas(), device, data_type)
+        guest = Vm(iommufd, iommufd.ioas(), device, data_type, parent_flags)
         guest.map(0x7000, 0x80000)
         guest.invalidate(0x7000, 1)
         yield guest
@@ -204,6 +204,22 @@ def test_the_description_of_a_machine_names_what_nests():
         parse(TEXT.format(iommu=IOMMUS["vtd"], nesting="softwear"), "x")
     with pytest.raises(softiommu.ConfigError, match="the mock IOMMU has no tables"):
         parse('name = "m"\n[[iommu]]\nname = "mock0"\nmodel = "mock"\nnesting = "software"', "x")
+
+
+def test_a_parents_dirty_bitmap_has_what_was_written_through_the_guests_table():
+    with vm(machine("smmuv3"), parent_flags=int(abi.HwptAllocFlags.ALLOC_DIRTY_TRACKING)) as guest:
+        guest.map(0x10000, DATA)
+        guest.map(0x11000, DATA + PAGE)
+        guest.invalidate(0x10000, 2)
+        guest.parent.track_dirty()
+        assert guest.parent.dirty(DATA, 4 * PAGE) == []
+        guest.write(0x11000, b"live")
+        assert guest.parent.dirty(DATA, 4 * PAGE) == [DATA + PAGE]
+        guest.write(0x10000, b"move")
+        guest.store(guest.entry(0x10000), 0)
+        guest.invalidate(0x10000, 1)
+        assert guest.parent.dirty(DATA, 4 * PAGE) == [DATA]
+        assert guest.parent.dirty(DATA, 4 * PAGE) == []
 
 
 # A child that the program maps

@@ -9,7 +9,7 @@ from softiommu.abi import iommufd as abi
 from softiommu.abi.generic_invalidation import InvalidateV1, InvalidateV2, Scope, Target
 from softiommu.abi.software_nesting import HwptBound, TableFormat
 from softiommu.drivers import shadow_domain, shadow_walk
-from softiommu.drivers.driver import DomainFlags, Prot
+from softiommu.drivers.driver import DomainFlags, Prot, Range
 from softiommu.drivers.function import Function
 from softiommu.errors import UapiError
 from softiommu.hardware.iommu import PageRequest, ResponseCode
@@ -17,6 +17,7 @@ from softiommu.pagetable.formats.x86_64 import Pte
 from softiommu.pagetable.kinds import READ, WRITE
 
 PAGE, LARGE = 4096, 2 << 20
+DATA = 0x100000
 VTD_S1 = abi.HwptDataType.VTD_S1
 
 
@@ -289,11 +290,9 @@ def test_unknown_data_flags_and_parents_are_refused():
     plain = rig.device.alloc_paging(DomainFlags.NONE, None)
     assert refused(lambda: rig.device.alloc_nested(plain, 0, rig.data(good)))[0] == EINVAL
     assert refused(lambda: rig.device.alloc_mapped(plain, DomainFlags.NONE))[0] == EINVAL
-    tracked = DomainFlags.NEST_PARENT | DomainFlags.DIRTY_TRACKING
-    assert refused(lambda: rig.device.alloc_paging(tracked, None)) == (
-        EOPNOTSUPP,
-        "a nesting parent tracks no writes: those through shadows are not seen in its table",
-    )
+    both = DomainFlags.NEST_PARENT | DomainFlags.DIRTY_TRACKING
+    assert refused(lambda: rig.device.alloc_paging(both, None))[0] == EOPNOTSUPP
+    assert refused(lambda: rig.device.alloc_mapped(rig.parent, both))[0] == EOPNOTSUPP
     bad = abi.HwptVtdS1(8, 0x1000, 48)
     assert refused(lambda: rig.device.alloc_nested(rig.parent, 0, rig.data(bad, VTD_S1)))[0] == EOPNOTSUPP
 
@@ -523,6 +522,87 @@ def test_a_parents_cut_leaf_leaves_the_rest_in_the_shadows():
         5 * PAGE,
         8 * PAGE,
     ]
+
+
+# Writes
+
+
+class Pages:
+    """A report: pages of the guest's memory."""
+
+    def __init__(self):
+        self.seen = set()
+
+    def record(self, iova, length):
+        self.seen |= set(range(iova & -PAGE, iova + length, PAGE))
+
+
+def written(rig, first=DATA, last=GUEST_RAM - 1, clear=True):
+    """Pages that were written, and are read: those of data."""
+    report = Pages()
+    rig.parent.read_dirty(Range(first, last), report, clear)
+    return sorted(page for page in report.seen if first <= page <= last)
+
+
+def tracked(iommu):
+    rig = Rig(iommu, whole=False)
+    rig.parent = rig.device.alloc_paging(DomainFlags.NEST_PARENT | DomainFlags.DIRTY_TRACKING, None)
+    for page in range(0, GUEST_RAM, PAGE):
+        rig.parent.map(page, HOST + page, PAGE, RW)
+    return rig
+
+
+@pytest.mark.parametrize("iommu", [IOMMUS["smmuv3"], IOMMUS["amd"], IOMMUS["riscv"], 'model = "vtd"\nunit = "full"'])
+def test_a_parent_sees_what_was_written_through_its_shadows(iommu):
+    rig = tracked(iommu)
+    early, late = rig.table(), rig.table()
+    early.map(0x10000, DATA, 4 * PAGE, READ | WRITE)
+    late.map(0x10000, DATA + 8 * PAGE, PAGE, READ | WRITE)
+    first = rig.bind(early)
+    rig.device.attach(first, None)
+    # As the manager does it: from a clean state.
+    rig.parent.read_dirty(Range(0, ALL), None, True)
+    rig.parent.set_dirty_tracking(True)
+    second = rig.bind(late)
+    middle = rig.device.alloc_mapped(rig.parent, DomainFlags.NEST_PARENT)
+    inner = rig.device.alloc_mapped(middle, DomainFlags.NONE)
+    middle.map(0x50000, DATA + 12 * PAGE, 2 * PAGE, RW)
+    inner.map(0x90000, 0x50000, 2 * PAGE, RW)
+    assert written(rig) == []
+    rig.reach(0x11000, WRITE)
+    rig.reach(0x12000)
+    assert written(rig, clear=False) == [DATA + PAGE]
+    assert written(rig, DATA, DATA + PAGE - 1) == []
+    assert written(rig) == [DATA + PAGE]
+    assert written(rig) == []
+    rig.reach(0x11000, WRITE)
+    rig.reach(0x13000, WRITE)
+    # What the guest unmaps was written nevertheless; what the host takes away, is nobody's any more.
+    early.unmap(0x11000, PAGE)
+    rig.invalidate(first, (0x11000, 1, 0, 0))
+    rig.parent.unmap(DATA + 3 * PAGE, PAGE)
+    rig.parent.flush()
+    assert written(rig, clear=False) == [DATA + PAGE]
+    rig.device.attach(second, None)
+    rig.reach(0x10000, WRITE)
+    rig.device.attach(inner, None)
+    rig.reach(0x91000, WRITE)
+    assert written(rig) == [DATA + PAGE, DATA + 8 * PAGE, DATA + 13 * PAGE]
+    rig.parent.set_dirty_tracking(False)
+    rig.device.detach(None)
+    for gone in (first, second, inner, middle, rig.parent):
+        gone.free()
+
+
+def test_flags_that_are_set_in_a_guests_table_are_writes():
+    rig = tracked('model = "vtd"\nunit = "full"')
+    table = rig.table()
+    table.map(0x10000, DATA, PAGE, READ | WRITE)
+    at = table.translate(0x10000).at
+    rig.guest.write_u64(at, rig.guest.read_u64(at) & ~Pte.D.mask)
+    rig.parent.set_dirty_tracking(True)
+    rig.device.attach(rig.bind(table), None)
+    assert written(rig, 0) == [at & -PAGE]
 
 
 # Recoverable faults, and both kinds of nesting in one tree

@@ -39,6 +39,8 @@ from softiommu.errors import UapiError
 from softiommu.memory.physical import PhysicalMemory
 
 _HWPT_PASID = 8
+#: What a shadow must be able to do when its parent can.
+_INHERITED = DomainFlags.DIRTY_TRACKING
 _KEPT = frozenset((ReservedKind.RESERVED, ReservedKind.MSI, ReservedKind.SW_MSI))
 
 
@@ -91,14 +93,12 @@ class ShadowDevice:
     # Domains
 
     def alloc_paging(self, flags: DomainFlags, data: UserData | None) -> PagingDomain:
-        """An ordinary domain, or one for NEST_PARENT. EOPNOTSUPP: it tracks no writes; or as the vendor's driver."""
+        """An ordinary domain, or one for NEST_PARENT. Errors as the vendor's driver has them."""
         if DomainFlags.NEST_PARENT not in flags:
             return self.inner.alloc_paging(flags, data)
         return self._parent(flags, data)
 
     def _parent(self, flags: DomainFlags, data: UserData | None = None) -> ParentDomain:
-        if DomainFlags.DIRTY_TRACKING in flags:
-            raise unsupported("a nesting parent tracks no writes: those through shadows are not seen in its table")
         wanted = flags if self._shadows.mixed else flags & ~DomainFlags.NEST_PARENT
         return ParentDomain(self.inner.alloc_paging(wanted, data), flags, self._shadows.memory, self._shadows.work)
 
@@ -111,17 +111,18 @@ class ShadowDevice:
             raise unsupported(f"no nested domain is made with flags {flags:#x}")
         config = binding(data)
         reserved = [Range(region.first, region.last) for region in self.reserved_regions() if region.kind in _KEPT]
-        return BoundDomain(below, self._shadow(below, flags & _HWPT_PASID != 0), config, reserved)
+        shadow = self._shadow(below, DomainFlags.PASID if flags else DomainFlags.NONE)
+        return BoundDomain(below, shadow, config, reserved)
 
     def alloc_mapped(self, parent: PagingDomain, flags: DomainFlags) -> PagingDomain:
         """A table over `parent` that the program fills; with NEST_PARENT others can be nested on it in turn.
-        EOPNOTSUPP: it tracks no writes; ENOMEM."""
+        EOPNOTSUPP: other flags; ENOMEM."""
         below = self._nested_on(parent)
+        if flags & ~(DomainFlags.NEST_PARENT | DomainFlags.PASID):
+            raise unsupported("a child tracks no writes: its parent does")
         if DomainFlags.NEST_PARENT in flags:
-            return MappedDomain(below, _as_coherent(self._parent(flags), below), flags)
-        if DomainFlags.DIRTY_TRACKING in flags:
-            raise unsupported("a shadow tracks no writes")
-        return MappedDomain(below, self._shadow(below, DomainFlags.PASID in flags), flags)
+            return MappedDomain(below, _as_coherent(self._parent(flags | below.flags & _INHERITED), below), flags)
+        return MappedDomain(below, self._shadow(below, flags), flags)
 
     def _nested_on(self, parent: PagingDomain) -> ParentDomain:
         found = parent.out if isinstance(parent, MappedDomain) else parent
@@ -129,9 +130,9 @@ class ShadowDevice:
             raise UapiError(EINVAL, f"the parent is no nesting parent of the IOMMU of {self.name}")
         return found
 
-    def _shadow(self, parent: ParentDomain, pasid: bool) -> PagingDomain:
-        """An empty domain of the vendor's."""
-        return _as_coherent(self.inner.alloc_paging(DomainFlags.PASID if pasid else DomainFlags.NONE, None), parent)
+    def _shadow(self, parent: ParentDomain, flags: DomainFlags) -> PagingDomain:
+        """An empty domain of the vendor's, which tracks writes where the parent can."""
+        return _as_coherent(self.inner.alloc_paging(flags | parent.flags & _INHERITED, None), parent)
 
     def viommu_types(self) -> Sequence[int]:
         """The vendor's where it nests itself."""

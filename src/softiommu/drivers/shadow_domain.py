@@ -60,6 +60,9 @@ class Link:
     def flush(self) -> None:
         """That is complete."""
 
+    def read_dirty(self, window: Range, report: DirtyReport | None, clear: bool) -> None:
+        """Its flags are set when it is read, and recorded then."""
+
 
 class BoundDomain:
     """A guest's table over a parent, shadowed in `out`. While no device is attached it is empty."""
@@ -279,12 +282,12 @@ class MappedDomain:
         return self.out.enforce_cache_coherency()
 
     def set_dirty_tracking(self, enable: bool) -> None:
-        """Never asked: none is made with it."""
-        raise unsupported("a shadow tracks no writes")
+        """Never asked: none is made with it. Its parent tracks what is written through it."""
+        raise unsupported("a child tracks no writes: its parent does")
 
     def read_dirty(self, window: Range, report: DirtyReport | None, clear: bool) -> None:
         """Never asked: none is made with it."""
-        raise unsupported("a shadow tracks no writes")
+        raise unsupported("a child tracks no writes: its parent does")
 
     def free(self) -> None:
         """Give the shadow back."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from sortedcontainers import SortedDict
 
-from softiommu.drivers.driver import PagingDomain
+from softiommu.drivers.driver import DirtyReport, PagingDomain, Range
 from softiommu.drivers.shadow_parent import Gone, ParentDomain, Run
 from softiommu.drivers.shadow_walk import Leaf
 from softiommu.errors import UapiError
@@ -38,6 +38,27 @@ class Entry:
         """Complete that."""
         self._merge.out.flush()
 
+    def read_dirty(self, window: Range, report: DirtyReport | None, clear: bool) -> None:
+        """What was written through it."""
+        leaf = self.leaf
+        first, last = _shared(leaf, window)
+        through = None if report is None else Through(leaf, report)
+        self._merge.out.read_dirty(Range(first, last), through, clear)
+
+
+class Through:
+    """Reports what was written at addresses of a leaf as written where it leads to."""
+
+    def __init__(self, leaf: Leaf, report: DirtyReport) -> None:
+        self._leaf, self._report = leaf, report
+
+    def record(self, iova: int, length: int) -> None:
+        """The shadow's page may be larger than the leaf."""
+        leaf = self._leaf
+        first, last = max(iova, leaf.first), min(iova + length - 1, leaf.last)
+        if first <= last:
+            self._report.record(leaf.gpa + first - leaf.first, last - first + 1)
+
 
 class Merge:
     """The leaves of one child over `parent`, shown in `out`. None overlaps another."""
@@ -45,6 +66,7 @@ class Merge:
     def __init__(self, parent: ParentDomain, out: PagingDomain) -> None:
         self.parent, self.out = parent, out
         self._entries: SortedDict[int, Entry] = SortedDict()
+        parent.add_child(self)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -88,7 +110,13 @@ class Merge:
         """Take a leaf out; `out.flush` completes it."""
         self._forget(self._entries.pop(leaf.first))
         self.parent.work.dropped += 1
-        self.out.unmap(leaf.first, leaf.last - leaf.first + 1)
+        self._unmap(leaf, leaf.first, leaf.last)
+
+    def _unmap(self, leaf: Leaf, first: int, last: int) -> None:
+        """Unmap addresses of a leaf. The parent keeps what was written through them."""
+        if self.parent.tracks:
+            self.out.read_dirty(Range(first, last), Through(leaf, self.parent), False)
+        self.out.unmap(first, last - first + 1)
 
     def drop_all(self, first: int, last: int) -> None:
         """Take out every leaf that meets the range, and complete it."""
@@ -121,13 +149,16 @@ class Merge:
         prot = leaf.prot & run.prot
         if prot.value:
             self.out.map(first, run.pa + leaf.gpa + first - leaf.first - run.first, last - first + 1, prot)
+            if self.parent.tracks:
+                # Some drivers' new leaves count as written.
+                self.out.read_dirty(Range(first, last), None, True)
 
     def hide(self, leaf: Leaf, gone: Gone) -> None:
         """Unmap what of a leaf led to what the parent lost. A run that was cut goes whole; its rest is shown again."""
         rest = [run for run in gone.rest if _meets(leaf, run)]
         parts = [_shared(leaf, gone), *(_shared(leaf, run) for run in rest)]
         first, last = min(part[0] for part in parts), max(part[1] for part in parts)
-        self.out.unmap(first, last - first + 1)
+        self._unmap(leaf, first, last)
         if rest:
             self.out.flush()
             for run in rest:
@@ -138,6 +169,7 @@ class Merge:
         for entry in self._entries.values():
             self._forget(entry)
         self._entries.clear()
+        self.parent.remove_child(self)
         self.out.free()
 
     def _forget(self, entry: Entry) -> None:
@@ -150,7 +182,7 @@ def _meets(leaf: Leaf, run: Run) -> bool:
     return run.first <= leaf.gpa + leaf.last - leaf.first and leaf.gpa <= run.last
 
 
-def _shared(leaf: Leaf, run: Run | Gone) -> tuple[int, int]:
+def _shared(leaf: Leaf, run: Run | Gone | Range) -> tuple[int, int]:
     """The addresses of a leaf that lead to a run."""
     last = leaf.gpa + leaf.last - leaf.first
     return (

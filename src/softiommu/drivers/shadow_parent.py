@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 from sortedcontainers import SortedDict
 
-from softiommu.drivers.driver import DirtyReport, DomainFlags, PagingDomain, Prot, Range, unsupported
+from softiommu.drivers.driver import DirtyReport, DomainFlags, PagingDomain, Prot, Range
 from softiommu.drivers.shadow_index import ReverseIndex
 from softiommu.errors import UapiError
 from softiommu.memory.physical import BadAddressError, PhysicalMemory
@@ -69,6 +69,19 @@ class Dependent(Protocol):
         """The parent's flush: complete what `hidden` began."""
         ...
 
+    def read_dirty(self, window: Range, report: DirtyReport | None, clear: bool) -> None:
+        """Report (and clear) what was written through it, in the parent's addresses."""
+        ...
+
+
+class Child(Protocol):
+    """What is nested on a parent."""
+
+    @property
+    def out(self) -> PagingDomain:
+        """Its shadow."""
+        ...
+
 
 class ParentDomain:
     """A domain that others are nested on. `inner` is what the devices' IOMMU walks for it."""
@@ -80,6 +93,10 @@ class ParentDomain:
         self.index: ReverseIndex[Dependent] = ReverseIndex()
         self._runs: SortedDict[int, Run] = SortedDict()
         self._pending: dict[Dependent, None] = {}
+        self._children: list[Child] = []
+        self._tracks = False
+        #: Pages that were written through leaves which are in no shadow any more.
+        self._written: set[int] = set()
 
     @property
     def aperture(self) -> Range:
@@ -127,6 +144,7 @@ class ParentDomain:
                 for who in self._reached(gone):
                     who.hidden(gone)
                     self._pending[who] = None
+                self._forget_written(gone.first, gone.last)
         return done
 
     def _lost(self, run: Run, first: int, last: int) -> Gone | None:
@@ -185,6 +203,7 @@ class ParentDomain:
                     self.memory.write_u64(run.pa + address - run.first, value)
                 except BadAddressError:
                     return False
+                self.record(address, 8)
                 return True
         return False
 
@@ -195,13 +214,50 @@ class ParentDomain:
         are."""
         return self.cache_coherent or (not self.index and self.inner.enforce_cache_coherency())
 
+    # Writes
+
+    @property
+    def tracks(self) -> bool:
+        """Whether it records writes."""
+        return self._tracks
+
+    def add_child(self, child: Child) -> None:
+        """A child comes; its shadow records writes if the parent does."""
+        self._children.append(child)
+        if self._tracks:
+            child.out.set_dirty_tracking(True)
+
+    def remove_child(self, child: Child) -> None:
+        """It goes."""
+        self._children.remove(child)
+
     def set_dirty_tracking(self, enable: bool) -> None:
-        """Never asked: no parent is made with it."""
-        raise unsupported("writes through a shadow are not seen in its parent")
+        """Record writes through the domain and through every shadow, or stop. EOPNOTSUPP: it was made without."""
+        self.inner.set_dirty_tracking(enable)
+        self._tracks = enable
+        for child in self._children:
+            child.out.set_dirty_tracking(enable)
 
     def read_dirty(self, window: Range, report: DirtyReport | None, clear: bool) -> None:
-        """Never asked: no parent is made with it."""
-        raise unsupported("writes through a shadow are not seen in its parent")
+        """Report (and clear) what was written: through the domain, through shadows, and through what these had."""
+        self.inner.read_dirty(window, report, clear)
+        for who in self.index.meeting(*window):
+            who.read_dirty(window, report, clear)
+        pages = [page for page in self._written if window.first <= page <= window.last] if self._written else []
+        for page in pages:
+            if report is not None:
+                report.record(page, _PAGE)
+        if clear:
+            self._written.difference_update(pages)
+
+    def record(self, iova: int, length: int) -> None:
+        """Written by way of a child, and not to be seen in its shadow."""
+        if self._tracks:
+            self._written.update(range(iova & -_PAGE, iova + length, _PAGE))
+
+    def _forget_written(self, first: int, last: int) -> None:
+        if self._written:
+            self._written -= {page for page in self._written if first <= page <= last}
 
     def free(self) -> None:
         """Give the domain back. No child is left."""
