@@ -17,6 +17,7 @@ from softiommu.vmm.capabilities import probe
 from softiommu.vmm.offers import smmuv3_offer
 from softiommu.vmm.ram import GuestRam
 from softiommu.vmm.smmuv3 import VirtualSmmu
+from softiommu.vmm.smmuv3_viommu import OnViommu
 
 RAM = 0x4000_0000
 #: The device's name in the guest.
@@ -113,7 +114,7 @@ def main() -> None:
     ioas = iommufd.ioas()
     ram.show(ioas)
     parent = device.hwpt(ioas, HwptAllocFlags.ALLOC_NEST_PARENT)
-    unit = VirtualSmmu(ram, device.viommu(ViommuType.ARM_SMMUV3, parent), offer)
+    unit = VirtualSmmu(ram, OnViommu(device.viommu(ViommuType.ARM_SMMUV3, parent)), offer)
     unit.plug(SID, device)
     device.enable()
 

@@ -22,6 +22,7 @@ from softiommu.pagetable.engine import PageTable
 from softiommu.vmm.capabilities import probe
 from softiommu.vmm.offers import smmuv3_offer
 from softiommu.vmm.smmuv3 import VirtualSmmu
+from softiommu.vmm.smmuv3_viommu import OnViommu
 from vmm.rig import Edu, PciTest, Ram, assert_nothing_left
 
 RW = (Prot.READ | Prot.WRITE).value
@@ -142,28 +143,30 @@ def forget_stream(sid, leaf=1):
 class Vm:
     """A machine, a VMM, and a guest with both devices."""
 
+    test_name = "pcitest0"
+
     def __init__(self, machine="smmuv3"):
         self.iommufd = softiommu.open(machine)
         self.ram, self.notes, self.messages = Ram(), [], []
         self.ioas = self.iommufd.ioas()
         self.ram.show(self.ioas)
-        self.test_device, self.edu_device = self.iommufd.device("pcitest0"), self.iommufd.device("edu0")
-        seen = probe(self.iommufd, self.test_device)
-        self.parent = self.test_device.hwpt(self.ioas, HwptAllocFlags.ALLOC_NEST_PARENT)
-        self.viommu = self.test_device.viommu(ViommuType.ARM_SMMUV3, self.parent)
-        self.smmu = VirtualSmmu(
-            self.ram,
-            self.viommu,
-            smmuv3_offer(seen),
-            lambda address, data: self.messages.append((address, data)),
-            depth=16,
-            note=self.notes.append,
-        )
+        self.test_device, self.edu_device = self.iommufd.device(self.test_name), self.iommufd.device("edu0")
+        self.smmu = self.make_unit()
         self.guest = Guest(self.ram, self.smmu)
         for sid, device in ((TEST, self.test_device), (EDU, self.edu_device)):
             self.smmu.plug(sid, device)
         self.test, self.edu = PciTest(self.test_device), Edu(self.edu_device)
         self.blank, self.result = self.ram.page(), self.ram.page()
+
+    def make_unit(self):
+        seen = probe(self.iommufd, self.test_device)
+        self.parent = self.test_device.hwpt(self.ioas, HwptAllocFlags.ALLOC_NEST_PARENT)
+        self.viommu = self.test_device.viommu(ViommuType.ARM_SMMUV3, self.parent)
+        self.backing = OnViommu(self.viommu, 16, self.notes.append)
+        return VirtualSmmu(self.ram, self.backing, smmuv3_offer(seen), self.heard)
+
+    def heard(self, address, data):
+        self.messages.append((address, data))
 
     def table(self):
         """A table with the two pages of every one."""

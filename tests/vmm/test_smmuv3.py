@@ -143,7 +143,7 @@ def test_faults_of_the_device_are_events_of_the_guest(vm):
     a_guest(vm, EATS=Eats.OFF)
     vm.guest.boot()
     vm.read_by_test(IOVA + 8192)
-    assert vm.smmu.events.ready
+    assert vm.backing.queue.ready
     vm.smmu.service()
     assert vm.messages == [(MSI, 7)]
     (record,) = vm.guest.records()

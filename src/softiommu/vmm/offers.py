@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from softiommu.errors import ConfigError
 from softiommu.hardware.smmuv3.presets import Identity
-from softiommu.hardware.smmuv3.registers import Aidr, Idr0, Idr1, Idr3, Idr5, Iidr
+from softiommu.hardware.smmuv3.registers import SIZES, Aidr, Idr0, Idr1, Idr3, Idr5, Iidr
 from softiommu.hardware.vtd.presets import Preset, check
 from softiommu.hardware.vtd.registers import Cap, Ecap
 from softiommu.vmm.capabilities import negotiate
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 #: Of the virtual SMMUv3: log2 of the entries of its queues.
 _QUEUE_LG2 = 16
+#: Of one that is kept in software: the VMM reads so many context descriptors of a stream.
+_SUBSTREAMS_LG2 = 10
 
 
 def _offer(seen: Seen, register: str, what: str) -> Offer:
@@ -72,6 +74,20 @@ def smmuv3_offer(seen: Seen) -> Identity:
         Idr5(words["IDR5"]),
         Iidr(words["IIDR"]),
         Aidr(words["AIDR"]),
+    )
+    identity.check()
+    return identity
+
+
+def smmuv3_in_software(pasid_bits: int = 0) -> Identity:
+    """The ID registers of a virtual SMMUv3 over any IOMMU that nests in software: stage 1 of 48 bits, and substreams
+    where the host attaches PASIDs. Device TLBs are the host's business."""
+    features = ("S1P", "COHACC", "ASID16", "MSI", "SEV", "CD2L", "STALL_MODEL", "ST_LEVEL")
+    identity = Identity(
+        Idr0.of(TTF=2, TTENDIAN=2, **dict.fromkeys(features, 1)),
+        Idr1.of(SIDSIZE=16, SSIDSIZE=min(pasid_bits, _SUBSTREAMS_LG2), CMDQS=_QUEUE_LG2, EVENTQS=_QUEUE_LG2),
+        Idr3.of(RIL=1),
+        Idr5.of(OAS=SIZES.index(48), GRAN4K=1, GRAN16K=1, GRAN64K=1),
     )
     identity.check()
     return identity
