@@ -3,12 +3,14 @@
 import errno
 
 import pytest
+from hypothesis import given, settings, strategies as st
 
 from drivers.smmuv3_guest import (
     RAM,
     RAM_SIZE,
     Guest,
     atc_inv,
+    context,
 )
 from drivers.smmuv3_nest_rig import (
     HOST_RAM,
@@ -26,11 +28,13 @@ from softiommu.drivers import smmuv3_entries, smmuv3_routes
 from softiommu.drivers.driver import DomainFlags
 from softiommu.drivers.function import Function
 from softiommu.drivers.smmuv3 import LINUX_6_12, SmmuDriver
+from softiommu.drivers.smmuv3_nested import GuestSte0, GuestSte1
 from softiommu.hardware.smmuv3.events import Event
 from softiommu.hardware.smmuv3.model import Smmu
 from softiommu.hardware.smmuv3.presets import FULL, QEMU
 from softiommu.hardware.smmuv3.tables import Config, Eats, Ste0, Ste1, Ste2, Ste3
 from softiommu.memory.physical import PhysicalMemory
+from softiommu.pagetable.kinds import WRITE
 
 # Entries
 
@@ -262,3 +266,29 @@ def test_without_ats_nothing_is_said_of_it():
     assert rig.invalidate(atc_inv(VSID, 0)) == (errno.EIO, 0)
     rig.parent.unmap(RAM, RAM_SIZE)
     rig.parent.flush()
+
+
+@settings(max_examples=60)
+@given(
+    ste=st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1)),
+    words=st.lists(st.integers(0, 2**64 - 1), min_size=8, max_size=8),
+    valid=st.booleans(),
+    requests=st.lists(st.tuples(st.integers(0, 2**64 - 1), st.sampled_from([None, 0, 1, 3])), max_size=8),
+)
+def test_whatever_a_guest_writes_its_device_is_translated_or_blocked(ste, words, valid, requests):
+    rig = Rig(function=Function("edu", (SID,), pasid_bits=8))
+    memory = rig.guest.memory
+    for ssid in range(4):
+        pages = rig.mapped(ssid, ssid)
+        good = [int(word) for word in context(pages, ssid)]
+        rig.guest.set_context(ssid, [good[n] ^ words[n] & (0xFF << 8 * n) if valid else words[n] for n in range(8)])
+        memory.write(pages.root, b"".join(word.to_bytes(8, "little") for word in words) * 64)
+    ours = rig.guest.ste()
+    low = ste[0] & ~GuestSte0.RESERVED if not valid else ours.ste0
+    high = ste[1] & ~GuestSte1.RESERVED & ~GuestSte1.EATS.mask if not valid else ours.ste1
+    low = low & ~GuestSte0.CONFIG.mask | Config.S1 << GuestSte0.CONFIG.low
+    rig.device.attach(rig.nested(HwptArmSmmuv3(low, high)), None)
+    for iova, pasid in requests:
+        found = rig.reach(iova, WRITE, pasid)
+        assert isinstance(found, Event) or found >> FULL.oas == 0
+    rig.device.detach(None)
