@@ -8,7 +8,7 @@ from softiommu.vmm.vtd import VirtualVtd
 from softiommu.vmm.vtd_forms import Nesting
 from vmm import vtd_vm
 
-_MACHINE = """
+MACHINE = """
 name = "any"
 
 [[iommu]]
@@ -34,7 +34,7 @@ class Vm(vtd_vm.Vm):
     """A VMM on such a machine. It offers PASIDs where the host has them."""
 
     def __init__(self, model):
-        super().__init__(Machine(parse(_MACHINE.format(model=model), model)))
+        super().__init__(Machine(parse(MACHINE.format(model=model), model)))
 
     def make_unit(self):
         bits = self.test_device.hw_info().pasid_bits

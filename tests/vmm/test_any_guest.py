@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from drivers.smmuv3_guest import atc_inv, cfgi_cd, tlbi_all, tlbi_asid, tlbi_va
+from drivers.smmuv3_guest import cfgi_cd, tlbi_all, tlbi_asid, tlbi_va
 from softiommu.hardware.smmuv3.commands import COMMAND_BYTES, Op
 from softiommu.hardware.smmuv3.registers import CmdqProd, Cr0, Gerror, Registers as SmmuRegisters, Ring
 from softiommu.hardware.smmuv3.tables import Eats
@@ -64,8 +64,11 @@ class SmmuGuest(AnyGuest):
 
     sid = smmuv3_vm.TEST
 
+    def make_vm(self):
+        return smmuv3_vm.Vm()
+
     def make(self):
-        vm = smmuv3_vm.Vm()
+        vm = self.make_vm()
         vm.guest.stream(self.sid, EATS=Eats.OFF)
         vm.guest.boot()
         return vm
@@ -83,7 +86,7 @@ class SmmuGuest(AnyGuest):
         self.tell(cfgi_cd(self.sid, pasid or 0))
 
     def tell_page(self, pasid, iova):
-        self.tell(tlbi_va(iova, self.asid(pasid)), atc_inv(self.sid, iova, pasid))
+        self.tell(tlbi_va(iova, self.asid(pasid)))
 
     def tell_pages(self, pasid):
         self.tell(tlbi_asid(self.asid(pasid)))

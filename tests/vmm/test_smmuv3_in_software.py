@@ -1,0 +1,152 @@
+"""A virtual SMMUv3 over a VT-d whose nesting is done in software: for devices that ask again for what was not there."""
+
+import pytest
+from hypothesis import settings
+
+from drivers.smmuv3_guest import cfgi_cd, tlbi_all, tlbi_asid, tlbi_range, tlbi_va
+from softiommu.abi.iommufd import HwptAllocFlags
+from softiommu.hardware.smmuv3.commands import Address1, Op, Va0
+from softiommu.hardware.smmuv3.events import Event, Event0, Event1
+from softiommu.hardware.smmuv3.registers import CommandError, Cr0, Registers
+from softiommu.hardware.smmuv3.tables import Config
+from softiommu.machine.assemble import Machine
+from softiommu.machine.description import parse
+from softiommu.vmm.offers import smmuv3_in_software
+from softiommu.vmm.smmuv3 import VirtualSmmu
+from softiommu.vmm.smmuv3_software import InSoftware
+from vmm import smmuv3_vm
+from vmm.smmuv3_vm import EDU, IOVA, RW, TEST, forget_stream
+from vmm.software_vm import MACHINE
+from vmm.test_any_guest import SmmuGuest
+
+BLOCKED, UNTOUCHED = bytes(8), b"untouchd"
+
+
+class Vm(smmuv3_vm.Vm):
+    """A VMM on a machine of Intel's, with a guest that knows nothing of that."""
+
+    test_name = "test0"
+
+    def __init__(self):
+        super().__init__(Machine(parse(MACHINE.format(model='vtd"\nunit = "full'), "vtd")))
+
+    def make_unit(self):
+        bits = self.test_device.hw_info().pasid_bits
+        flags = HwptAllocFlags.ALLOC_NEST_PARENT | HwptAllocFlags.ALLOC_PASID
+        self.parent, faults = self.test_device.hwpt(self.ioas, flags), self.iommufd.fault_queue()
+        self.backing = InSoftware(self.parent, faults, self.notes.append)
+        return VirtualSmmu(self.ram, self.backing, smmuv3_in_software(bits), self.heard)
+
+    def read_by_test(self, iova, pasid=None):
+        """The same; what the device asks for meanwhile is refused."""
+        self.ram.write(self.result, UNTOUCHED)
+        for at, command in ((smmuv3_vm.BLANK, 3), (iova, 3), (smmuv3_vm.RESULT, 1)):
+            self.test.run(at, command, pasid)
+            self.smmu.service()
+            assert not self.test.busy
+        return self.ram.read(self.result, 8)
+
+
+@pytest.fixture
+def vm():
+    made = Vm()
+    yield made
+    made.close()
+
+
+def a_guest(vm, ssid=0, asid=5, **fields):
+    pages, old, new = vm.table(), vm.ram.page(b"old page"), vm.ram.page(b"new page")
+    pages.map(IOVA, old, 4096, RW)
+    if TEST not in vm.guest.contexts:
+        vm.guest.stream(TEST, EATS=0, **fields)
+    vm.guest.use(TEST, pages, asid, ssid)
+    return pages, old, new
+
+
+def move(pages, new):
+    pages.unmap(IOVA, 4096)
+    pages.map(IOVA, new, 4096, RW)
+
+
+@pytest.mark.parametrize("right", [tlbi_va(IOVA, 5), tlbi_range(IOVA - 4096, 2, 5), tlbi_asid(5), tlbi_all()], ids=str)
+def test_a_missing_invalidation_shows_the_old_page_and_a_right_one_the_new(vm, right):
+    pages, _, new = a_guest(vm)
+    vm.guest.boot()
+    assert vm.read_by_test(IOVA) == b"old page"
+    move(pages, new)
+    assert vm.guest.submit(tlbi_va(IOVA + 4096, 5), tlbi_asid(6)) == 0
+    assert vm.read_by_test(IOVA) == b"old page"
+    assert vm.guest.submit(right) == 0
+    assert vm.read_by_test(IOVA) == b"new page"
+    assert vm.notes == []
+
+
+def test_what_is_mapped_is_found_without_an_invalidation(vm):
+    pages, old, _ = a_guest(vm)
+    vm.guest.boot()
+    assert vm.read_by_test(IOVA + 4096) == BLOCKED
+    pages.map(IOVA + 4096, old, 4096, RW)
+    assert vm.read_by_test(IOVA + 4096) == b"old page"
+
+
+def test_what_is_not_mapped_is_an_event(vm):
+    a_guest(vm), a_guest(vm, 3, 7)
+    vm.guest.boot()
+    for pasid in (None, 3):
+        assert vm.read_by_test(IOVA + 8192, pasid) == BLOCKED
+        record = vm.guest.records()[0]
+        first = Event0(record[0])
+        assert (first.TYPE, first.SID, record[2]) == (Event.F_TRANSLATION, TEST, IOVA + 8192)
+        assert (first.SSV, first.SSID) == (int(pasid is not None), pasid or 0)
+        assert Event1(record[1]).RNW
+
+
+def test_each_pasid_has_its_context(vm):
+    a_guest(vm), a_guest(vm, ssid=2, asid=7)
+    vm.guest.boot()
+    assert vm.read_by_test(IOVA, 2) == b"old page"
+    assert vm.read_by_test(IOVA, 3) == UNTOUCHED
+    vm.guest.use(TEST, None, 0, 2)
+    assert vm.guest.submit(cfgi_cd(TEST, 2)) == 0
+    assert (vm.read_by_test(IOVA), vm.read_by_test(IOVA, 2)) == (b"old page", UNTOUCHED)
+
+
+def test_bypass_and_abort(vm):
+    _, old, _ = a_guest(vm, CONFIG=Config.BYPASS)
+    vm.guest.boot()
+    vm.test.run(old, 3)
+    vm.test.run(vm.result, 1)
+    assert vm.ram.read(vm.result, 8) == b"old page"
+    vm.guest.stream(TEST, CONFIG=Config.ABORT)
+    assert vm.guest.submit(forget_stream(TEST)) == 0
+    vm.ram.write(vm.result, UNTOUCHED)
+    vm.test.run(vm.result, 1)
+    assert vm.ram.read(vm.result, 8) == UNTOUCHED
+    vm.guest.write(Registers.CR0, Cr0.of(CMDQEN=1))
+    vm.test.run(vm.result, 1)
+    assert vm.ram.read(vm.result, 8) == b"old page"
+
+
+def test_a_device_that_does_not_ask_again_is_refused(vm):
+    vm.guest.stream(EDU, EATS=0)
+    vm.guest.use(EDU, vm.table(), 5)
+    vm.guest.boot()
+    (note,) = vm.notes
+    assert "stream 0x8 is blocked" in note
+
+
+def test_a_range_without_a_granule_is_illegal(vm):
+    vm.guest.boot()
+    wrong = Va0.of(OPCODE=Op.TLBI_NH_VA, NUM=1), Address1.of(ADDR=IOVA >> 12)
+    start = vm.guest.prod
+    assert vm.guest.submit(tlbi_all(), wrong) == CommandError.ILL
+    assert vm.guest.read(Registers.CMDQ_CONS).RD == start + 1
+
+
+class OverVtd(SmmuGuest):
+    def make_vm(self):
+        return Vm()
+
+
+TestOverVtd = OverVtd.TestCase
+TestOverVtd.settings = settings(max_examples=8, stateful_step_count=30, deadline=None)
