@@ -92,6 +92,11 @@ def test_what_is_left_out_has_a_default():
         (HEAD + AMD + "efr = { PASmax = 20 }", "x.toml:5: efr.PASmax 20: PASIDs have 1 to 20 bits"),
         (HEAD + SMMU + "idr0 = { S1P = 0 }", "x.toml:2: IDR0."),
         (HEAD + SMMU + "idr5 = { GRAN4K = 0, GRAN16K = 0 }", "x.toml:2: IDR5.DS needs granules of 4 or 16 KiB"),
+        (HEAD + SMMU + "cmdqv = { NUM_VINTF_LOG2 = 1 }", "x.toml:5: unknown key 'cmdqv' in [[iommu]]"),
+        (
+            HEAD + SMMU + 'unit = "tegra241"\ncmdqv = { NUM_VCMDQ_LOG2 = 5 }',
+            "x.toml:2: PARAM.NUM_VCMDQ_LOG2: every interface has a queue",
+        ),
         (HEAD + BRIDGE * 2, "x.toml:7: name 'b' is taken"),
     ],
 )
