@@ -13,7 +13,7 @@ import softiommu
 from softiommu.abi import iommufd as abi
 from softiommu.abi.software_nesting import BOUND, BoundFlags, HwptBound
 from softiommu.machine.assemble import Machine
-from softiommu.machine.description import load, parse
+from softiommu.machine.description import load
 
 PAGE, LARGE = 4096, 2 << 20
 RAM = 4 * LARGE
@@ -21,18 +21,6 @@ RAM = 4 * LARGE
 MOVED = RAM
 OUTPUT = 0x80000
 INNER, SOURCE, TARGET, COUNT, COMMAND = 0x40000, 0x80, 0x88, 0x90, 0x98
-ONE_STAGE = """
-name = "one-stage"
-[[iommu]]
-name = "dmar0"
-model = "vtd"
-nesting = "software"
-[[device]]
-name = "edu0"
-address = "0000:00:04.0"
-model = "edu"
-dma_bits = 64
-"""
 
 
 class Guest:
@@ -140,7 +128,7 @@ def play(machine: Machine, software: bool) -> list[str]:
 
 def main() -> int:
     """Play it on both, and compare."""
-    hardware, software = Machine(load("vtd-nested")), Machine(parse(ONE_STAGE, "one-stage"))
+    hardware, software = Machine(load("vtd-nested")), Machine(load("vtd-shadow"))
     by_hardware, by_software = play(hardware, False), play(software, True)
     for one, other in zip(by_hardware, by_software, strict=True):
         print(one if one == other else f"DIFFERENT: by hardware {one}; by software {other}")

@@ -222,6 +222,34 @@ def test_a_parents_dirty_bitmap_has_what_was_written_through_the_guests_table():
         assert guest.parent.dirty(DATA, 4 * PAGE) == []
 
 
+SUPERVISED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import softiommu
+from api.test_software_nesting import DATA, Vm
+with softiommu.open_kernel() as iommufd, iommufd.device("0000:00:04.0") as device:
+    guest = Vm(iommufd, iommufd.ioas(), device)
+    guest.map(0x7000, 0x80000)
+    guest.ram[DATA : DATA + 4] = b"data"
+    guest.map(0x10000, DATA)
+    guest.invalidate(0x7000, 1)
+    print(guest.read(0x10000))
+    guest.invalidate(0x10000, 1)
+    print(guest.read(0x10000))
+    guest.write(0x10000, b"DMA!")
+    print(bytes(guest.ram[DATA : DATA + 4]))
+"""
+
+
+def test_it_nests_for_a_program_under_supervision():
+    command = [sys.executable, "-c", SUPERVISED, str(Path(__file__).parents[1])]
+    argv = [sys.executable, "-m", "softiommu", "run", "--machine", "vtd-shadow", "--", *command]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == [str(bytes(4)), "b'data'", "b'DMA!'"], done.stderr
+    (fault,) = done.stderr.splitlines()
+    assert "DMA read by 00:04.0 at iova 0x10000 is blocked" in fault
+
+
 # A child that the program maps
 
 
