@@ -14,7 +14,7 @@ import softiommu
 from softiommu.abi.iommufd import HwptAllocFlags, PgfaultPerm
 
 #: An IOMMU of each make, with a device that makes page requests and has PASIDs.
-MACHINES = ("vtd-nested", "amd", "riscv")
+MACHINES = ("vtd-nested", "amd", "riscv", "smmuv3")
 IOVA, PAGE = 0x40000, 4096
 ALLOC_PASID = HwptAllocFlags.ALLOC_PASID
 
@@ -86,14 +86,16 @@ def test_a_transfer_waits_for_its_page_and_goes_on(host, pasid):
         transfers = Transfers(device)
         with attached(host, device, space, faults, *(() if pasid is None else (pasid,))):
             transfers.read(pasid=pasid)
-            assert transfers.waits and faults.ready
+            assert transfers.waits
+            assert faults.ready
             (fault,) = faults.read()
             assert (fault.device_id, fault.pasid, fault.addr, fault.last) == (device.id, pasid, IOVA, True)
             assert fault.perm & (PgfaultPerm.READ | PgfaultPerm.WRITE) == PgfaultPerm.READ
             with space.map(page(content), iova=IOVA):
                 assert transfers.waits
                 faults.respond(fault.cookie)
-                assert not transfers.waits and not faults.ready
+                assert not transfers.waits
+                assert not faults.ready
             transfers.write(pasid=pasid)
             (fault,) = faults.read()
             assert fault.perm & PgfaultPerm.WRITE
@@ -111,7 +113,8 @@ def test_an_answer_before_the_page_is_there_makes_the_device_ask_again(host):
             (first,) = faults.read()
             faults.respond(first.cookie)
             (again,) = faults.read()
-            assert transfers.waits and (again.addr, again.group) != (first.addr, first.group)
+            assert transfers.waits
+            assert (again.addr, again.group) != (first.addr, first.group)
             faults.respond(again.cookie, success=False)
             assert not transfers.waits
 
@@ -123,7 +126,8 @@ def test_a_page_that_is_refused_ends_the_transfer(host):
             transfers.write()
             (fault,) = faults.read()
             faults.respond(fault.cookie, success=False)
-            assert not transfers.waits and not faults.ready
+            assert not transfers.waits
+            assert not faults.ready
             untouched = page(b"kept")
             with space.map(untouched, iova=IOVA):
                 assert untouched[:4] == b"kept"
@@ -139,7 +143,8 @@ def test_what_waits_when_the_device_leaves_is_refused(host, pasid, seen):
             transfers.read(pasid=pasid)
             cookies = [fault.cookie for fault in faults.read()] if seen else []
             device.detach(pasid)
-            assert not transfers.waits and not faults.ready
+            assert not transfers.waits
+            assert not faults.ready
             for cookie in cookies:
                 with pytest.raises(OSError, match="cookie"):
                     faults.respond(cookie)
@@ -158,7 +163,8 @@ def test_what_waits_when_the_device_moves_is_refused_and_later_faults_go_to_the_
             transfers.read()
             assert old.ready
             device.attach(second)
-            assert not transfers.waits and not old.ready
+            assert not transfers.waits
+            assert not old.ready
             transfers.read()
             (fault,) = new.read()
             assert not old.ready
@@ -179,7 +185,8 @@ def test_each_pasid_asks_for_itself(host):
                 assert fault.pasid == pasid
                 faults.respond(fault.cookie, success=False)
             transfers.read(pasid=4)  # nobody's
-            assert not transfers.waits and not faults.ready
+            assert not transfers.waits
+            assert not faults.ready
 
 
 def test_without_a_fault_queue_what_is_missing_is_refused_at_once(host):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from softiommu.drivers import smmuv3_pages
+from softiommu.drivers.driver import PageResponse
 from softiommu.drivers.function import Bus, Function
 from softiommu.drivers.ids import Ids
 from softiommu.drivers.smmuv3_cmdqv import Cmdqv
@@ -17,6 +18,7 @@ from softiommu.drivers.smmuv3_device import SmmuDevice
 from softiommu.drivers.smmuv3_domain import Route
 from softiommu.drivers.smmuv3_faults import EventLog
 from softiommu.drivers.smmuv3_queue import CommandQueue
+from softiommu.drivers.smmuv3_requests import PageRequestQueue
 from softiommu.drivers.smmuv3_routes import Routes, Target
 from softiommu.drivers.smmuv3_viommu import Guest
 from softiommu.errors import ModelError
@@ -68,6 +70,8 @@ class SmmuDriver:
         self._enable(Cr0(0))
         self.queue = CommandQueue(memory, bus, idr1.CMDQS)
         self.faults = EventLog(memory, bus, self.queue, idr1.EVENTQS, self._guest_hears)
+        self.requests = PageRequestQueue(memory, bus, self.queue, idr1.PRIQS) if self.idr0.PRI else None
+        self._devices: dict[int, SmmuDevice] = {}
         strw = Strw.EL2 if self.is_host else Strw.NS_EL1
         self.routes = Routes(memory, self.queue, self.idr0, idr1, strw)
         self._attached: dict[Route, Target] = {}
@@ -102,7 +106,7 @@ class SmmuDriver:
         enables = enables.replace(EVENTQEN=1, ATSCHK=self.idr0.ATS)
         self._enable(enables)
         self.faults.enable()
-        self._enable(enables.replace(SMMUEN=1))
+        self._enable(enables.replace(SMMUEN=1, PRIQEN=self.idr0.PRI))
 
     def attach(self, route: Route, domain: Target | None) -> None:
         """Route a stream or a substream through a domain in place of the one it had, or block it."""
@@ -126,4 +130,15 @@ class SmmuDriver:
     def device(self, function: Function) -> SmmuDevice:
         """A function behind this SMMU. ENODEV: the stream table has no place for it; ENOMEM."""
         self.routes.prepare(function)
-        return SmmuDevice(self, function)
+        device = SmmuDevice(self, function)
+        self._devices[function.sids[0]] = device
+        return device
+
+    def service(self) -> None:
+        """The hardware's interrupt came: hand page requests to their devices. Those that nobody hears are invalid."""
+        for sid, fault in self.requests.take() if self.requests is not None else ():
+            device = self._devices.get(sid)
+            if device is not None and device.on_fault is not None:
+                device.on_fault(fault)
+            elif fault.last and self.requests is not None:
+                self.requests.respond(sid, fault, PageResponse.INVALID)

@@ -61,6 +61,7 @@ class SmmuDevice:
             dirty_tracking=bool(idr0.HTTU == 2 and idr0.COHACC and idr0.S1P),
             nesting=driver.nests,
             nested_domains=False,
+            page_faults=driver.routes.asks_for_pages(function.sids[0]),
             ats=driver.routes.uses_ats(function.sids[0]),
             max_pasids=1 << bits if bits else 0,
         )
@@ -159,7 +160,9 @@ class SmmuDevice:
             self._tell(None)
 
     def page_response(self, faults: Sequence[PageFault], code: PageResponse) -> None:
-        """Never asked: the device reports no faults."""
+        """Answer the group that the last of these faults closed."""
+        if self._smmu.requests is not None:
+            self._smmu.requests.respond(self.function.sids[0], faults[-1], code)
 
 
 _: type[Device] = SmmuDevice

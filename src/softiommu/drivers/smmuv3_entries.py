@@ -59,10 +59,10 @@ def _mask(word: type[Word], *names: str) -> int:
 
 _S1 = (
     _mask(Ste0, "S1FMT", "S1CONTEXTPTR", "S1CDMAX"),
-    _mask(Ste1, "S1DSS", "S1CIR", "S1COR", "S1CSH", "S1STALLD", "STRW", "EATS", "MEV"),
+    _mask(Ste1, "S1DSS", "S1CIR", "S1COR", "S1CSH", "S1STALLD", "STRW", "EATS", "MEV", "PPAR"),
     _mask(Ste2, "S2VMID"),
 )
-_S2 = (_mask(Ste1, "S2FWB", "EATS", "MEV"), Ste2(0).RESERVED ^ _ALL, _mask(Ste3, "S2TTB", "S2SL0_2", "S2DS"))
+_S2 = (_mask(Ste1, "S2FWB", "EATS", "MEV", "PPAR"), Ste2(0).RESERVED ^ _ALL, _mask(Ste3, "S2TTB", "S2SL0_2", "S2DS"))
 
 
 def used_of_ste(words: Sequence[int]) -> list[int]:

@@ -13,7 +13,7 @@ from softiommu.memory.physical import PAGE
 
 if TYPE_CHECKING:
     from softiommu.drivers.function import Bus
-    from softiommu.drivers.smmuv3_queue import CommandQueue
+    from softiommu.drivers.smmuv3_queue import Command, CommandQueue
     from softiommu.memory.physical import PhysicalMemory
 
 #: One page of records, where the hardware has so many.
@@ -38,17 +38,18 @@ class EventLog:
         bus.write(Registers.EVENTQ_CONS.offset, 4, 0)
 
     def enable(self) -> None:
-        """Let interrupts of events and of global errors out."""
+        """Let interrupts of events, of page requests and of global errors out."""
         for register in (Registers.GERROR_IRQ_CFG0, Registers.EVENTQ_IRQ_CFG0):
             self._bus.write(register.offset, 8, 0)
-        self._bus.write(Registers.IRQ_CTRL.offset, 4, IrqCtrl.of(GERROR=1, EVENTQ=1))
+        self._bus.write(Registers.IRQ_CTRL.offset, 4, IrqCtrl.of(GERROR=1, EVENTQ=1, PRIQ=1))
 
     def take(self) -> list[Blocked]:
         """Every event that is recorded and no guest's, oldest first; there is room for more then. Nobody serves
         transactions that stalled: they are aborted."""
         prod = Prod(self._bus.read(Registers.EVENTQ_PROD.offset, 4))
         cons = Cons(self._bus.read(Registers.EVENTQ_CONS.offset, 4)).RD
-        found, stalled = [], []
+        found: list[Blocked] = []
+        stalled: list[Command] = []
         while not self._ring.empty(prod.WR, cons):
             at = self._base + EVENT_BYTES * self._ring.slot(cons)
             record = [self._memory.read_u64(at + 8 * number) for number in range(4)]
@@ -61,8 +62,8 @@ class EventLog:
             cons = self._ring.next(cons)
         self._bus.write(Registers.EVENTQ_CONS.offset, 4, Cons.of(RD=cons, OVACKFLG=prod.OVFLG))
         self._acknowledge_errors()
-        if stalled:
-            self._queue.submit(*stalled)
+        for command in stalled:
+            self._queue.post(command)
         return found
 
     def _acknowledge_errors(self) -> None:

@@ -34,6 +34,8 @@ class CommandQueue:
         self._base = memory.alloc(PAGE)
         self._prod = self._cons = 0
         self._error = CmdqCons(0)
+        self._busy = False
+        self._posted: list[Command] = []
         #: How often device TLBs did not answer.
         self.timeouts = 0
         base = QueueBase.of(LOG2SIZE=self._ring.lg2, ADDR=self._base >> 5, HINT=1)
@@ -49,6 +51,24 @@ class CommandQueue:
 
     def attempt(self, commands: Sequence[Command]) -> int:
         """The same for commands that the hardware may find illegal: how many it carried out before such a one."""
+        self._busy = True
+        try:
+            done = self._attempt(commands)
+        finally:
+            self._busy = False
+        if self._posted:
+            posted, self._posted = self._posted, []
+            self.submit(*posted)
+        return done
+
+    def post(self, command: Command) -> None:
+        """A command that nobody waits for: now, or behind those that are waited for, if what they do led here."""
+        if self._busy:
+            self._posted.append(command)
+        else:
+            self.submit(command)
+
+    def _attempt(self, commands: Sequence[Command]) -> int:
         room = max(1, (1 << self._ring.lg2) - 1)
         for start in range(0, max(len(commands), 1), room):
             first = self._prod

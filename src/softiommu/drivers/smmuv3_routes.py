@@ -84,12 +84,17 @@ class Stream:
     def __init__(self, at: int) -> None:
         self.at = at
         self.bits = 0
-        self.ats = False
+        self.ats = self.pri = False
         #: Lets the device ask for translations, or not.
         self.set_ats: Callable[[bool], None] = lambda enable: None
         self.table: ContextTable | None = None
         self.domain: Target | None = None
         self.pasids: dict[int, Target] = {}
+
+    @property
+    def asks_for_pages(self) -> bool:
+        """Whether it makes page requests."""
+        return self.pri and self.uses_ats
 
     @property
     def uses_ats(self) -> bool:
@@ -128,6 +133,7 @@ class Routes:
             stream = self._streams[sid]
             stream.bits = max(stream.bits, self.pasid_bits(function.pasid_bits))
             stream.ats = stream.ats or bool(not number and function.ats and self._idr0.ATS)
+            stream.pri = stream.pri or bool(not number and function.pri and self._idr0.PRI)
             if not number and function.set_ats is not None:
                 stream.set_ats = function.set_ats
 
@@ -150,6 +156,10 @@ class Routes:
     def uses_ats(self, sid: int) -> bool:
         """Whether a stream has a device TLB that is used."""
         return self._streams[sid].uses_ats
+
+    def asks_for_pages(self, sid: int) -> bool:
+        """Whether a stream makes page requests."""
+        return self._streams[sid].asks_for_pages
 
     def reserve(self, sid: int, pasid: int | None, domain: Target) -> None:
         """Make what a route will need, and see that it can be. EBUSY, EINVAL: stage 2 beside PASIDs; ENOMEM."""
@@ -196,7 +206,8 @@ class Routes:
         """The STE of a stream."""
         domain, table = stream.domain, stream.table
         if domain is not None and not domain.first:
-            return domain.entry(stream.uses_ats)
+            how, attributes, *rest = domain.entry(stream.uses_ats)
+            return how, int(attributes) | _ppar(stream), *rest
         if table is None or (domain is None and not stream.pasids):
             return ABORT
         how = Ste0.of(V=1, CONFIG=Config.S1, S1FMT=table.fmt, S1CONTEXTPTR=table.base >> 6, S1CDMAX=table.bits)
@@ -210,7 +221,12 @@ class Routes:
             STRW=self._strw,
             SHCFG=_INCOMING,
         )
-        return how, attributes, 0, 0, 0, 0, 0, 0
+        return how, attributes | _ppar(stream), 0, 0, 0, 0, 0, 0
+
+
+def _ppar(stream: Stream) -> int:
+    """What an STE says of automatic answers: they bear a request's PASID, as the driver's do."""
+    return Ste1.PPAR.mask if stream.asks_for_pages else 0
 
 
 def new_table(memory: PhysicalMemory, size: int, what: str) -> int:

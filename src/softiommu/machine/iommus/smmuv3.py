@@ -64,6 +64,7 @@ def build(features: object, site: Site) -> Built:
     def hear(*_: int) -> None:
         for blocked in driver.faults.take():
             site.report(str(blocked))
+        driver.service()
 
     def fail() -> None:
         if driver.cmdqv is not None:
