@@ -13,6 +13,8 @@ from softiommu.drivers.driver import DomainFlags, Prot, Range
 from softiommu.drivers.function import Function
 from softiommu.errors import UapiError
 from softiommu.hardware.iommu import PageRequest, ResponseCode
+from softiommu.pagetable.engine import PageTable
+from softiommu.pagetable.formats import VARIANTS
 from softiommu.pagetable.formats.x86_64 import Pte
 from softiommu.pagetable.kinds import READ, WRITE
 
@@ -267,7 +269,7 @@ def test_an_iommu_with_fewer_addresses_or_larger_pages_than_the_guest_is_refused
         (HwptBound(1, 0x1000, 12), EINVAL, "no table of format X86_64 has addresses of 12 bits"),
         (HwptBound(1, 0x1000, ALL >> 32), EINVAL, "no table of format X86_64"),
         (
-            HwptBound(1, 0x1000, 40, TableFormat.ARM64_4K),
+            HwptBound(1, 0x1000, 24, TableFormat.ARM64_4K),
             EINVAL,
             "no table of format ARM64_4K has",
         ),
@@ -360,6 +362,27 @@ def test_tables_of_every_make_are_shadowed_on_an_iommu_of_another(variant, width
     table.unmap(0x10000, 0x20000)
     rig.invalidate(domain, (0x10000, 0x20, 0, 0))
     assert [rig.reach(at) for at in (0x10000, 0x2F000, 0x200000)] == [None, None, 0]
+
+
+@pytest.mark.parametrize(
+    ("format", "variant"),
+    [
+        (TableFormat.ARM64_4K, "arm64-4k-39-s1"),
+        (TableFormat.ARM64_4K, "arm64-4k-48-s1"),
+        (TableFormat.ARM64_16K, "arm64-16k-47-s1"),
+        (TableFormat.ARM64_16K, "arm64-16k-48-s1"),
+    ],
+)
+def test_an_arm_table_of_any_width_is_the_variant_of_that_width(format, variant):
+    rig = Rig()
+    config = HwptBound(1, 0, VARIANTS[variant].input_bits, format)
+    assert rig.device.alloc_nested(rig.parent, 0, rig.data(config)).binding.table == VARIANTS[variant]
+    narrow = rig.device.alloc_nested(rig.parent, 0, rig.data(HwptBound(1, 0, 30, format))).binding
+    assert (narrow.table.input_bits, narrow.window.last) == (30, (1 << 30) - 1)
+    table = PageTable(rig.guest, narrow.table)
+    table.map(1 << 29, 0x80000, 16 * PAGE, READ)
+    rig.device.attach(rig.bind(table, width=30, format=format), None)
+    assert [rig.reach((1 << 29) + at) for at in (0, 15 * PAGE, 16 * PAGE)] == [0x80000, 0x80000 + 15 * PAGE, None]
 
 
 def test_what_the_iommu_keeps_for_itself_is_cut_out_of_a_leaf():

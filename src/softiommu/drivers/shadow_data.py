@@ -18,11 +18,13 @@ _TABLES: dict[int, dict[int, str]] = {
     TableFormat.X86_64: {48: "x86-64-4level", 57: "x86-64-5level"},
     TableFormat.VTD_SECOND_STAGE: {39: "vtdss-39", 48: "vtdss-48", 57: "vtdss-57"},
     TableFormat.AMD_V1: {30: "amdv1-2level", 39: "amdv1-3level", 48: "amdv1-4level", 57: "amdv1-5level"},
-    TableFormat.ARM64_4K: {39: "arm64-4k-39-s1", 48: "arm64-4k-48-s1"},
-    TableFormat.ARM64_16K: {47: "arm64-16k-47-s1", 48: "arm64-16k-48-s1"},
+    TableFormat.ARM64_4K: {48: "arm64-4k-48-s1"},
+    TableFormat.ARM64_16K: {48: "arm64-16k-48-s1"},
     TableFormat.ARM64_64K: {48: "arm64-64k-48-s1"},
     TableFormat.RISCV: {39: "riscv-sv39", 48: "riscv-sv48", 57: "riscv-sv57"},
 }
+#: Formats that have tables of every width from this on.
+_LEAST_WIDTH = {TableFormat.ARM64_4K: 25, TableFormat.ARM64_16K: 25, TableFormat.ARM64_64K: 25}
 #: Formats whose upper half is far away, beyond a gap.
 _SPLIT = frozenset((TableFormat.X86_64, TableFormat.RISCV))
 
@@ -69,13 +71,22 @@ def _bound(format: int, width: int, root: int, caching_mode: bool) -> Binding:
     if variants is None:
         raise UapiError(EINVAL, f"there is no table format {format}")
     split = format in _SPLIT
-    fitting = [size for size in variants if size == width or (split and _PAGE_LG2 < width < size)]
+    least = _PAGE_LG2 + 1 if split else _LEAST_WIDTH.get(TableFormat(format))
+    fitting = [size for size in variants if size == width or (least is not None and least <= width < size)]
     if not fitting:
         raise UapiError(EINVAL, f"no table of format {TableFormat(format).name} has addresses of {width} bits")
     size = min(fitting)
     table = VARIANTS[variants[size]]
-    align = max(8 << table.top_bits, 64)
-    if root & align - 1 or root >> table.output_bits:
+    if not split and width < size:
+        table = _narrowed(table, width)
+    if root & max(8 << table.top_bits, 64) - 1 or root >> table.output_bits:
         raise UapiError(EINVAL, f"no table of {8 << table.top_bits:#x} bytes begins at {root:#x}")
     top = width - 1 if split and width == size else width
     return Binding(table, root, Range(0, (1 << top) - 1), caching_mode)
+
+
+def _narrowed(t: Table, width: int) -> Table:
+    """A table that translates fewer bits: its root is smaller, or that of a lower level (TnSZ, Arm ARM D8.2)."""
+    index = width - t.granule_lg2
+    top = -(-index // t.bits) - 1
+    return t._replace(top=top, top_bits=index - top * t.bits, leaf_top=min(t.leaf_top, top), input_bits=width)
