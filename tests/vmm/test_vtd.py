@@ -4,7 +4,8 @@ import pytest
 
 from softiommu.hardware.vtd.commands import PageGroupResponse0, PageGroupResponse1, Type, Wait0, Wait1
 from softiommu.hardware.vtd.events import PageRequest0, PageRequest1
-from softiommu.hardware.vtd.registers import Fsts, Iqer, PagePointer, Prs, QueueErrorInfo, Registers
+from softiommu.hardware.vtd.registers import Fsts, Iqer, Irta, PagePointer, Prs, QueueErrorInfo, Registers, Ttm
+from softiommu.hardware.vtd.tables import Irte0, MessageData, RemappableAddress, TranslationType
 from softiommu.pagetable.kinds import READ
 from vmm.vtd_vm import (
     EDU,
@@ -150,6 +151,29 @@ def test_pass_through_uses_physical_addresses(vm):
     vm.guest.boot()
     vm.edu.copy(old, vm.result)
     assert vm.ram.read(vm.result, 8) == b"old page"
+
+
+def test_legacy_mode_passes_through_and_has_no_second_stage(vm):
+    at = vm.ram.page(b"physical")
+    table = vm.table("vtdss-48")
+    table.map(IOVA, at, 4096, RW)
+    for kind, blocked in ((TranslationType.PASS_THROUGH, False), (TranslationType.UNTRANSLATED, True)):
+        vm.guest.legacy(EDU, table, 1, 2, TT=kind)
+        vm.guest.boot(Ttm.LEGACY)
+        vm.ram.write(vm.result, UNTOUCHED)
+        vm.edu.copy(vm.blank, vm.result)
+        assert (vm.ram.read(vm.result, 8) == UNTOUCHED) == blocked
+        assert vm.read_by_edu(IOVA) == UNTOUCHED
+
+
+def test_the_guests_interrupts_are_remapped(vm):
+    table = vm.ram.page()
+    vm.ram.write_u64(table + 16 * 3, Irte0.of(P=1, V=0x41))
+    vm.guest.write(Registers.IRTA, Irta.of(S=7, IRTA=table >> 12))
+    vm.guest.command(SIRTP=1)
+    vm.guest.command(IRE=1)
+    asked = RemappableAddress.of(FEE=0xFEE, FORMAT=1, HANDLE_LOW=3)
+    assert MessageData(vm.unit.remap(TEST, int(asked), 0).data).VECTOR == 0x41
 
 
 def test_what_the_vmm_emulates_is_translated_by_the_same_unit(vm):

@@ -117,12 +117,12 @@ class Guest:
         self.ram.write_u64(at + 8, Pasid1.of(DID=did))
         self.ram.write_u64(at, Pasid0.of(P=1, PGTT=Pgtt.SECOND, AW=aw, SSPTPTR=pages.root >> 12))
 
-    def legacy(self, sid, pages, did, aw):
+    def legacy(self, sid, pages, did, aw, **fields):
         """A context entry of legacy mode, in a table of its own."""
         table = self.ram.alloc(4096)
         self.ram.write_u64(self.root, RootEntry.of(P=1, CTP=table >> 12))
         self.ram.write_u64(table + 16 * sid + 8, ContextHigh.of(AW=aw, DID=did))
-        self.ram.write_u64(table + 16 * sid, ContextLow.of(P=1, SSPTPTR=pages.root >> 12))
+        self.ram.write_u64(table + 16 * sid, ContextLow.of(P=1, SSPTPTR=pages.root >> 12, **fields))
 
     def table(self, variant="x86-64-4level"):
         return PageTable(self.ram, VARIANTS[variant])

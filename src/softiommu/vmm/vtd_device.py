@@ -55,8 +55,8 @@ class VtdPassed:
     # Routes
 
     def use(self, pasid: int | None, route: GuestRoute | None) -> None:
-        """Attach a route as the guest wants it; None: block it."""
-        if route is None:
+        """Attach a route as the guest wants it; None: block it, as is done with what the unit does not offer."""
+        if route is None or not route.root_is_of(self._form.stages):
             self.passed.detach(pasid)
         else:
             self.passed.attach(pasid, route, partial(self._make, route))

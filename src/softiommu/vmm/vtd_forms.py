@@ -57,12 +57,18 @@ class GuestRoute(NamedTuple):
             flags |= flag if int(route.stage1) & field.mask else 0
         return cls(route.did, route.pgtt, stage.root, stage.table.input_bits, flags, page_requests)
 
+    def root_is_of(self, stages: frozenset[Pgtt]) -> bool:
+        """Whether its table, if it has one, is of one of these stages."""
+        return self.root is None or self.pgtt in stages
+
 
 class Form(Protocol):
     """How the host is told."""
 
     #: The data_type of HWPT_INVALIDATE.
     entry_type: int
+    #: Whose tables it has words for.
+    stages: frozenset[Pgtt]
 
     def data(self, route: GuestRoute) -> tuple[int, UserStruct]:
         """The data of HWPT_ALLOC for a table, with its type."""
@@ -77,9 +83,10 @@ class _Vtd:
     """Linux's types for VT-d."""
 
     entry_type = int(InvalidateDataType.HWPT_INVALIDATE_DATA_VTD_S1)
+    stages = frozenset({Pgtt.FIRST})
 
     def data(self, route: GuestRoute) -> tuple[int, UserStruct]:
-        """A first stage; the unit offers no other."""
+        """A first stage."""
         return HwptDataType.VTD_S1, HwptVtdS1(int(route.flags), route.root or 0, route.width)
 
     def entry(self, window: Window | None, leaves_only: bool) -> UserStruct:
@@ -95,6 +102,7 @@ class _Generic:
     """softiommu's types: the guest is in caching mode, so that a shadow of its table can be kept."""
 
     entry_type = GENERIC
+    stages = frozenset({Pgtt.FIRST, Pgtt.SECOND})
 
     def data(self, route: GuestRoute) -> tuple[int, UserStruct]:
         """A table of either stage."""
