@@ -95,6 +95,20 @@ class Host:
         except TranslationFaultError:
             return False
 
+    def commands(self, call, *args, **keys):
+        """What a call has the driver put in its queue."""
+        queue, told = self.wired.device.driver.queue, []
+        submit = queue.submit
+
+        def watched(*commands):
+            told.extend(commands)
+            return submit(*commands)
+
+        queue.submit = watched
+        call(*args, **keys)
+        del queue.submit
+        return told
+
     def close(self):
         self.iommufd.close()
         os.close(self.memory.fd)

@@ -13,6 +13,7 @@ from softiommu.abi import iommufd as abi
 from softiommu.abi.amd_extension import VEVENTQ, VIOMMU, AmdEvent
 from softiommu.abi.generic_invalidation import GENERIC, InvalidateV2, Scope, Target
 from softiommu.abi.iommufd import HwptAmdGuest, HwptDataType
+from softiommu.drivers.amd_queue import EVERYWHERE, entry_of, pages_of
 from softiommu.drivers.driver import Prot
 from softiommu.hardware.amd.events import Code, DeviceEvent
 from softiommu.hardware.amd.tables import DTE_SIZE, Dte, Dte0, Dte1
@@ -25,15 +26,18 @@ AMD_GUEST = HwptDataType.AMD_GUEST
 PASID_FLAG, DIRTY = int(abi.HwptAllocFlags.ALLOC_PASID), int(abi.HwptAllocFlags.ALLOC_DIRTY_TRACKING)
 
 
-def machine(model="edu", efr2=1, **efr):
+def machine(model="edu", efr2=1, devices=1, **efr):
     """The amd machine with another device, or other features."""
     changed = ", ".join(f"{name} = {value}" for name, value in efr.items())
     return Machine(
         parse(
             'name = "lab"\n[[iommu]]\nname = "amd0"\nmodel = "amd"\n'
             f"efr = {{ {changed} }}\nefr2 = {{ GCR3TRPModeSup = {efr2} }}\n"
-            f'[[device]]\nname = "dev0"\naddress = "0000:00:04.0"\nmodel = "{model}"\n'
-            + ("dma_bits = 64\n" if model == "edu" else ""),
+            + "".join(
+                f'[[device]]\nname = "dev{number}"\naddress = "0000:00:0{4 + number}.0"\nmodel = "{model}"\n'
+                + ("dma_bits = 64\n" if model == "edu" else "")
+                for number in range(devices)
+            ),
             "lab.toml",
         )
     )
@@ -392,6 +396,44 @@ def test_what_is_not_invalidated_stays_and_what_is_goes(guest, entry, after, who
     _, nested = changed(guest)
     assert generic(guest.viommu if whole else nested, **entry, targets=targets) == 1
     assert reached(guest) == after
+
+
+def test_what_the_hardware_is_told(guest):
+    _, nested = processes(guest)
+    did, sid = host_entry(guest).q1.DomainID, guest.wired.function.port.sid
+    assert guest.commands(generic, nested, scope=Scope.PASID, pasid=1, targets=Target.LEAF) == [
+        pages_of(did, 1, *EVERYWHERE, upper=False)
+    ]
+    assert guest.commands(generic, nested, scope=Scope.RANGE, pasid=1, **RANGE, targets=Target.TABLES) == [
+        pages_of(did, 1, IOVA, IOVA + PAGE - 1)
+    ]
+    assert guest.commands(generic, nested, scope=Scope.NO_PASID, targets=Target.CONFIG) == [
+        entry_of(sid),
+        pages_of(did, 0, *EVERYWHERE),
+    ]
+    assert guest.commands(generic, nested, scope=Scope.DOMAIN, targets=7) == [
+        entry_of(sid),
+        pages_of(did, None, *EVERYWHERE),
+    ]
+    assert guest.commands(generic, nested, scope=Scope.DOMAIN, targets=Target.DEVICE_TLB) == []
+
+
+def test_one_device_may_be_named():
+    guest = Guest(machine(devices=2))
+    tables, _ = changed(guest)
+    other, port = guest.iommufd.device("dev1"), guest.machine.hardware.devices[1].function.port
+    other.enable()
+    guest.viommu.vdevice(other, NAME + 1)
+    other.attach(guest.nest(guest.entry(domain=9)))
+    assert port.read(IOVA, 1) == b"\x0a"
+    tables[0].unmap(IOVA, PAGE)
+    everything = {"scope": Scope.DOMAIN, "targets": 7, "valid": 2}
+    assert generic(guest.viommu, **everything, device=NAME) == 1
+    assert (guest.reach(IOVA), port.read(IOVA, 1)) == (None, b"\x0a")
+    assert generic(guest.viommu, **everything, device=NAME + 1) == 1
+    with pytest.raises(DmaError):
+        port.read(IOVA, 1)
+    guest.close()
 
 
 @pytest.mark.parametrize("scope", [{"scope": Scope.PASID, "pasid": 1}, {"scope": Scope.DOMAIN}])

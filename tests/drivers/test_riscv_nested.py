@@ -595,6 +595,16 @@ def test_generic_ranges_with_and_without_the_hardwares_help(lacks, count, hints,
     guest.close()
 
 
+@pytest.mark.parametrize("targets", [Target.LEAF, Target.TABLES, Target.LEAF | Target.TABLES])
+def test_links_to_tables_are_named_only_where_they_are_meant(guest, targets):
+    _, nested = mapped(guest)
+    here = {"scope": Scope.RANGE_NO_PASID, "granule_lg2": 12, "addr": IOVA, "count": 1}
+    ((low, high),) = guest.commands(generic, nested, **here, targets=targets)
+    asked = Iotinval0(low)
+    assert (asked.COMMAND, asked.GV, asked.AV, asked.PSCV, asked.PSCID) == (Command.IOTINVAL_VMA, 1, 1, 1, 1)
+    assert (asked.NL, Iotinval1(high).PAGE) == (int(bool(targets & Target.TABLES)), IOVA >> 12)
+
+
 # Device TLBs
 
 

@@ -58,12 +58,11 @@ class AmdViommu:
         return did
 
     def give_did(self, name: int) -> None:
-        """A user of a domain id is gone; with the last one the hardware forgets it."""
+        """A user of a domain id is gone. What was cached under it went when devices left."""
         did, users = self.dids.pop(name)
         if users > 1:
             self.dids[name] = did, users - 1
             return
-        self.owner.queue.submit(pages_of(did, None, *EVERYWHERE))
         self.owner.give_did(did)
 
     def add_vdevice(self, device: Device, virt_id: int) -> None:

@@ -106,12 +106,10 @@ class RiscvNested:
         self.slice.invalidate(entries, handled, self)
 
     def free(self) -> None:
-        """Nothing is attached any more: forget what is left."""
+        """Nothing is attached any more. What was cached of the guest's tables went when devices left."""
         self.slice.nested.remove(self)
         if self._private:
             self.slice.free()
-        else:
-            self.slice.forget_all()
 
 
 def read_context(driver: RiscvDriver, flags: int, data: UserData) -> GuestContext:

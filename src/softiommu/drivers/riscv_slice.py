@@ -78,9 +78,8 @@ class RiscvSlice:
         self.owner.queue.submit((self._space, 0))
 
     def free(self) -> None:
-        """Forget both stages, and give the id back."""
-        whole = Iotinval0.of(COMMAND=Command.IOTINVAL_GVMA, GV=1, GSCID=self.id)
-        self.owner.queue.submit((self._space, 0), (whole, 0))
+        """Forget the second stage (the first went when devices left), and give the id back."""
+        self.owner.queue.submit((Iotinval0.of(COMMAND=Command.IOTINVAL_GVMA, GV=1, GSCID=self.id), 0))
         self.parent.slices.remove(self)
         self.owner.gscids.give(self.id)
 
