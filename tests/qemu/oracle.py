@@ -173,7 +173,7 @@ class Oracle:
                 found.append(Probe((iova | (4 * random.randrange(16) if want == READ else 0)) & (1 << 64) - 1, want))
         found += (Probe(random.getrandbits(random.randrange(12, 65)) & -64, READ) for _ in range(8))
         random.shuffle(found)
-        return [probe for probe in found if not (probe.iova >> scenario.limit or probe.iova & self.rig.without)]
+        return [probe for probe in found if self.rig.tries(probe.iova, scenario)]
 
     def _predict(self, probe: Probe) -> Answer:
         try:

@@ -168,6 +168,10 @@ class Rig(ABC):
     def step(self, probes: list[Probe]) -> list[Record | None]:
         """Let QEMU's card make the accesses that are prepared; what each left in the record."""
 
+    def tries(self, iova: int, scenario: Scenario) -> bool:
+        """Whether QEMU treats an address as any other."""
+        return not iova >> scenario.limit and not iova & self.without
+
     def target(self, word: int) -> int:
         """The address that a word of a structure has."""
         return word & (1 << 52) - (1 << 12)

@@ -150,6 +150,10 @@ class VtdRig(Rig):
         self.memory.write_u64(context + 16 * _SID + 8, ContextHigh.of(AW=aw, DID=_DID))
         return scenario._replace(about=WIDTHS[aw])
 
+    def tries(self, iova: int, scenario: Scenario) -> bool:
+        """QEMU has a device of its own where interrupts are sent to."""
+        return iova not in _INTERRUPTS and super().tries(iova, scenario)
+
     def data_address(self, random: Random) -> int:
         """Now and then where interrupts are sent to, which nothing may be translated to."""
         return random.choice(_INTERRUPTS) & -4096 if random.random() < 0.02 else super().data_address(random)
