@@ -4,11 +4,16 @@ The oracle is a set of translations for each page: those that were true at some 
 What the parent does counts at once. It walks the guest's table by hand, through a dict of the parent's pages.
 """
 
+from errno import E2BIG, EINVAL, EOPNOTSUPP, EOVERFLOW
+
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from drivers.shadow_rig import ALL, GUEST_RAM, HOST, IOMMUS, RW, SID, Rig
+from softiommu.abi.generic_invalidation import GENERIC
+from softiommu.abi.software_nesting import HwptBound
 from softiommu.drivers.driver import DomainFlags, Prot
+from softiommu.errors import UapiError
 from softiommu.hardware.iommu import TranslationFaultError
 from softiommu.pagetable.formats.x86_64 import Pte
 from softiommu.pagetable.kinds import READ, WRITE
@@ -208,6 +213,39 @@ def test_garbage_in_a_guests_table_reaches_nothing_but_the_guests_memory(words, 
         except TranslationFaultError:
             continue
         assert HOST <= pa < HOST + GUEST_RAM
+    rig.device.detach(None)
+    assert not rig.parent.index
+
+
+WORDS = st.one_of(st.integers(0, 8), st.integers(0, ALL), st.sampled_from((0x1000, 0x10000, ALL & -PAGE)))
+ENTRIES = st.lists(st.tuples(WORDS, WORDS, st.integers(0, 3), st.integers(0, 1)), min_size=1, max_size=4)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    flags=st.one_of(st.integers(0, 3), WORDS),
+    root=WORDS,
+    width=st.one_of(st.integers(20, 60), st.integers(0, ALL >> 32)),
+    format=st.one_of(st.integers(0, 7), st.integers(0, ALL >> 32)),
+    entries=ENTRIES,
+    raw=st.binary(min_size=40, max_size=80),
+)
+def test_any_data_and_any_entries_give_an_errno(flags, root, width, format, entries, raw):
+    rig, refused = Rig(IOMMUS["virtio"]), 0
+    try:
+        domain = rig.device.alloc_nested(rig.parent, 0, rig.data(HwptBound(flags, root, width, format)))
+        rig.device.attach(domain, None)
+    except UapiError as error:
+        refused = error.errno
+        table = rig.table()
+        table.map(0x10000, DATA, PAGE, READ)
+        domain = rig.bind(table)
+        rig.device.attach(domain, None)
+    assert refused in (0, EINVAL, EOPNOTSUPP)
+    errno, handled = rig.invalidate(domain, *entries)
+    assert errno in (0, EINVAL, EOPNOTSUPP)
+    assert handled == len(entries) if not errno else handled < len(entries)
+    assert rig.ask(domain, GENERIC, raw, 1)[0] in (0, EINVAL, EOPNOTSUPP, EOVERFLOW, E2BIG)
     rig.device.detach(None)
     assert not rig.parent.index
 
