@@ -32,3 +32,5 @@ class Function(NamedTuple):
     pri: bool = False
     #: Lets the function ask for translations, or not (pci_enable_ats). None: only what turned it on can.
     set_ats: Callable[[bool], None] | None = None
+    #: Its requests may be held until software has looked at them (dma-can-stall).
+    stalls: bool = False

@@ -20,6 +20,7 @@ from softiommu.drivers.smmuv3_faults import EventLog
 from softiommu.drivers.smmuv3_queue import CommandQueue
 from softiommu.drivers.smmuv3_requests import PageRequestQueue
 from softiommu.drivers.smmuv3_routes import Routes, Target
+from softiommu.drivers.smmuv3_stalls import Stalls
 from softiommu.drivers.smmuv3_viommu import Guest
 from softiommu.errors import ModelError
 from softiommu.hardware.smmuv3.commands import Bare, Op, Range1, Stream0
@@ -69,9 +70,10 @@ class SmmuDriver:
         self.cmdqv = Cmdqv(extension, idr1.CMDQS) if extension is not None and self.nests else None
         self._enable(Cr0(0))
         self.queue = CommandQueue(memory, bus, idr1.CMDQS)
-        self.faults = EventLog(memory, bus, self.queue, idr1.EVENTQS, self._guest_hears)
-        self.requests = PageRequestQueue(memory, bus, self.queue, idr1.PRIQS) if self.idr0.PRI else None
         self._devices: dict[int, SmmuDevice] = {}
+        self.stalls = Stalls(self.queue, self._devices)
+        self.faults = EventLog(memory, bus, self.stalls, idr1.EVENTQS, self._guest_hears)
+        self.requests = PageRequestQueue(memory, bus, self.queue, idr1.PRIQS) if self.idr0.PRI else None
         strw = Strw.EL2 if self.is_host else Strw.NS_EL1
         self.routes = Routes(memory, self.queue, self.idr0, idr1, strw)
         self._attached: dict[Route, Target] = {}

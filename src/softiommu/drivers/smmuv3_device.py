@@ -55,13 +55,15 @@ class SmmuDevice:
         self.driver: object = driver
         self.iommu: object = driver
         self.group: object = self if function.group is None else function.group
+        #: Its transactions stall where a page is missing.
+        self.stalls = driver.routes.stalls(function.sids[0])
         idr0, bits = driver.idr0, driver.routes.pasid_bits(function.pasid_bits)
         self.features = DeviceFeatures(
             cache_coherent=bool(idr0.COHACC),
             dirty_tracking=bool(idr0.HTTU == 2 and idr0.COHACC and idr0.S1P),
             nesting=driver.nests,
             nested_domains=False,
-            page_faults=driver.routes.asks_for_pages(function.sids[0]),
+            page_faults=driver.routes.asks_for_pages(function.sids[0]) or self.stalls,
             ats=driver.routes.uses_ats(function.sids[0]),
             max_pasids=1 << bits if bits else 0,
         )
@@ -161,8 +163,9 @@ class SmmuDevice:
 
     def page_response(self, faults: Sequence[PageFault], code: PageResponse) -> None:
         """Answer the group that the last of these faults closed."""
-        if self._smmu.requests is not None:
-            self._smmu.requests.respond(self.function.sids[0], faults[-1], code)
+        server = self._smmu.stalls if self.stalls else self._smmu.requests
+        if server is not None:
+            server.respond(self.function.sids[0], faults[-1], code)
 
 
 _: type[Device] = SmmuDevice

@@ -6,14 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from softiommu.drivers.faults import Blocked, words
-from softiommu.hardware.smmuv3.commands import Op, Resume0, Resume1
 from softiommu.hardware.smmuv3.events import EVENT_BYTES, RECORDS, Event, Event0, Event1, Event3
 from softiommu.hardware.smmuv3.registers import Cons, Gerror, IrqCtrl, Prod, QueueBase, Registers, Ring
 from softiommu.memory.physical import PAGE
 
 if TYPE_CHECKING:
     from softiommu.drivers.function import Bus
-    from softiommu.drivers.smmuv3_queue import Command, CommandQueue
+    from softiommu.drivers.smmuv3_stalls import Stalls
     from softiommu.memory.physical import PhysicalMemory
 
 #: One page of records, where the hardware has so many.
@@ -27,9 +26,9 @@ class EventLog:
     """One page of event records; its interrupt is wired. `enable` follows when the queue itself is enabled."""
 
     def __init__(
-        self, memory: PhysicalMemory, bus: Bus, queue: CommandQueue, most_lg2: int, guest_hears: GuestHears
+        self, memory: PhysicalMemory, bus: Bus, stalls: Stalls, most_lg2: int, guest_hears: GuestHears
     ) -> None:
-        self._memory, self._bus, self._queue, self._guest_hears = memory, bus, queue, guest_hears
+        self._memory, self._bus, self._stalls, self._guest_hears = memory, bus, stalls, guest_hears
         self._ring = Ring(min(_LG2, most_lg2))
         self._base = memory.alloc(PAGE)
         base = QueueBase.of(LOG2SIZE=self._ring.lg2, ADDR=self._base >> 5, HINT=1)
@@ -44,26 +43,23 @@ class EventLog:
         self._bus.write(Registers.IRQ_CTRL.offset, 4, IrqCtrl.of(GERROR=1, EVENTQ=1, PRIQ=1))
 
     def take(self) -> list[Blocked]:
-        """Every event that is recorded and no guest's, oldest first; there is room for more then. Nobody serves
-        transactions that stalled: they are aborted."""
-        prod = Prod(self._bus.read(Registers.EVENTQ_PROD.offset, 4))
-        cons = Cons(self._bus.read(Registers.EVENTQ_CONS.offset, 4)).RD
+        """Every event that is recorded, oldest first, but for those of transactions that wait for an answer, and those
+        that a guest hears of."""
         found: list[Blocked] = []
-        stalled: list[Command] = []
-        while not self._ring.empty(prod.WR, cons):
-            at = self._base + EVENT_BYTES * self._ring.slot(cons)
+        while True:
+            prod = Prod(self._bus.read(Registers.EVENTQ_PROD.offset, 4))
+            cons = Cons(self._bus.read(Registers.EVENTQ_CONS.offset, 4))
+            if self._ring.empty(prod.WR, cons.RD):
+                break
+            at = self._base + EVENT_BYTES * self._ring.slot(cons.RD)
             record = [self._memory.read_u64(at + 8 * number) for number in range(4)]
-            if not self._guest_hears(record):
+            # What is told of it may lead to the next event.
+            free = Cons.of(RD=self._ring.next(cons.RD), OVACKFLG=prod.OVFLG)
+            self._bus.write(Registers.EVENTQ_CONS.offset, 4, free)
+            waits = bool(Event1(record[1]).STALL) and self._stalls.offer(record)
+            if not waits and not self._guest_hears(record):
                 found.append(_blocked(record))
-            how = Event1(record[1])
-            if how.STALL:
-                low = Resume0.of(OPCODE=Op.RESUME, AB=1, SID=Event0(record[0]).SID)
-                stalled.append((low, Resume1.of(STAG=how.STAG)))
-            cons = self._ring.next(cons)
-        self._bus.write(Registers.EVENTQ_CONS.offset, 4, Cons.of(RD=cons, OVACKFLG=prod.OVFLG))
         self._acknowledge_errors()
-        for command in stalled:
-            self._queue.post(command)
         return found
 
     def _acknowledge_errors(self) -> None:

@@ -18,6 +18,7 @@ from softiommu.hardware.smmuv3.tables import (
     CD_BYTES,
     LEAF_LG2,
     STE_BYTES,
+    Cd0,
     Config,
     Eats,
     L1Cd,
@@ -85,6 +86,8 @@ class Stream:
         self.at = at
         self.bits = 0
         self.ats = self.pri = False
+        #: Its transactions stall where a page is missing.
+        self.stalls = False
         #: Lets the device ask for translations, or not.
         self.set_ats: Callable[[bool], None] = lambda enable: None
         self.table: ContextTable | None = None
@@ -134,8 +137,18 @@ class Routes:
             stream.bits = max(stream.bits, self.pasid_bits(function.pasid_bits))
             stream.ats = stream.ats or bool(not number and function.ats and self._idr0.ATS)
             stream.pri = stream.pri or bool(not number and function.pri and self._idr0.PRI)
+            stream.stalls = stream.stalls or bool(not number and self._may_stall(function))
             if not number and function.set_ats is not None:
                 stream.set_ats = function.set_ats
+
+    def _may_stall(self, function: Function) -> bool:
+        """Whether a function waits for pages without asking for them."""
+        asks = function.pri and function.ats and self._idr0.PRI and self._idr0.ATS
+        return not asks and (self._idr0.STALL_MODEL == 2 or (self._idr0.STALL_MODEL == 0 and function.stalls))
+
+    def stalls(self, sid: int) -> bool:
+        """Whether transactions of a stream stall where a page is missing."""
+        return self._streams[sid].stalls
 
     def pasid_bits(self, wanted: int) -> int:
         """How wide the substream ids are that a function can use."""
@@ -186,7 +199,8 @@ class Routes:
         context = domain.context if isinstance(domain, SmmuDomain) and domain.first else None
         # A context is there before the stream uses it, and goes when it does not.
         if context is not None and stream.table is not None:
-            stream.table.write(pasid or 0, context)
+            word, *rest = context
+            stream.table.write(pasid or 0, (int(word) | Cd0.S.mask * int(stream.stalls), *rest))
         elif pasid is not None and stream.table is not None:
             stream.table.clear(pasid)
         if had and not stream.uses_ats:
@@ -194,6 +208,8 @@ class Routes:
         write_entry(self._memory, stream.at, self._words(stream), used_of_ste, lambda: self._forget(sid))
         if pasid is None and context is None and stream.table is not None:
             stream.table.clear(0)
+        if stream.stalls and stream.domain is None and not stream.pasids:
+            self._queue.submit((Stream0.of(OPCODE=Op.STALL_TERM, SID=sid), 0))
         if had:
             self._queue.submit(*(every_atc(sid) if leaves_guest else (atc_inv(sid, pasid),)))
         elif stream.uses_ats:
@@ -216,7 +232,7 @@ class Routes:
             S1CIR=_WRITE_BACK,
             S1COR=_WRITE_BACK,
             S1CSH=_INNER,
-            S1STALLD=int(self._idr0.STALL_MODEL == 0),
+            S1STALLD=int(self._idr0.STALL_MODEL == 0 and not stream.stalls),
             EATS=Eats.FULL if stream.uses_ats else Eats.OFF,
             STRW=self._strw,
             SHCFG=_INCOMING,

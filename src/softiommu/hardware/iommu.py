@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -35,6 +36,11 @@ class TranslationFaultError(Exception):
     def __init__(self, reason: IntEnum, request: Request) -> None:
         super().__init__(f"{reason.name} ({int(reason):#x}) for iova {request.iova:#x} of stream {request.sid:#x}")
         self.reason, self.request = reason, request
+
+    @property
+    def waits(self) -> bool:
+        """The request is not over: who sent it will hear how it goes on (`StallingIommu`)."""
+        return False
 
 
 class PageRequest(NamedTuple):
@@ -85,6 +91,16 @@ class Iommu(Protocol):
     ) -> Translation:
         """Where an untranslated request goes. TranslationFaultError: it is blocked, and recorded as the hardware
         records it."""
+        ...
+
+
+@runtime_checkable
+class StallingIommu(Iommu, Protocol):
+    """An IOMMU that holds requests until software has looked at them."""
+
+    def listen(self, sid: int, heard: Callable[[bool], None]) -> None:
+        """From now on this function hears of each of its requests that waited: whether to send it again. That may
+        be before the request itself is answered."""
         ...
 
 

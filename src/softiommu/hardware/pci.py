@@ -107,6 +107,8 @@ class Features(NamedTuple):
     #: Page requests that may be open at a time; 0: no PRI.
     pri: int = 0
     pasid_bits: int = 0
+    #: Its requests may be held until software has looked at them: firmware says so, no capability does.
+    stalls: bool = False
 
 
 class Function:

@@ -78,7 +78,16 @@ class Hardware:
         function = models.device(device.model).build(device.options, port, express=place.sid == place.sids[0])
         able = function.features
         shown = driver.device(
-            Function(device.name, place.sids, group, able.pasid_bits, able.ats, bool(able.pri), function.let_translate)
+            Function(
+                device.name,
+                place.sids,
+                group,
+                able.pasid_bits,
+                able.ats,
+                bool(able.pri),
+                function.let_translate,
+                able.stalls,
+            )
         )
         identity = replace(device, **function.identity._asdict())
         return Wired(identity, place, function, shown)

@@ -1,14 +1,14 @@
 """The ATS/PRI test device 1234:11e9: it copies one buffer of 4 KiB to or from memory, and asks for pages that miss.
 
 ADDRESS, COMMAND and the buffer are as its test programs know them. With a PASID capability there is one more
-register, PASID, which tags the requests.
+register, PASID, which tags the requests. One that may be stalled has neither ATS nor PRI: the IOMMU holds its requests.
 """
 
 from __future__ import annotations
 
 from softiommu.hardware.ats import DeviceTlb, Refusal
 from softiommu.hardware.bus import DmaError, Port
-from softiommu.hardware.iommu import AtsIommu, ResponseCode, TranslationFaultError
+from softiommu.hardware.iommu import AtsIommu, ResponseCode, StallingIommu, TranslationFaultError
 from softiommu.hardware.pci import Bar, Features, Function, Identity
 from softiommu.pagetable.kinds import READ, WRITE
 from softiommu.registers import RegisterFile, reg, rw
@@ -53,19 +53,28 @@ class Registers(RegisterFile):
 
 
 class PciTest:
-    """The device. `ats` is the IOMMU in front of it, if that serves ATS."""
+    """The device. `ats` is the IOMMU in front of it, if that serves ATS; or `stalls`, if that holds its requests."""
 
-    def __init__(self, port: Port, ats: AtsIommu | None = None, pasid_bits: int = 0) -> None:
+    def __init__(
+        self, port: Port, ats: AtsIommu | None = None, pasid_bits: int = 0, stalls: StallingIommu | None = None
+    ) -> None:
         self._port = port
         self.registers = Registers(self)
         self.buffer = bytearray(BUFFER_SIZE)
         self._attempts = 0
         self._answer: ResponseCode | None = None
         self._waiting = False
-        features = Features(ats=ats is not None, pri=PAGE_REQUESTS if ats else 0, pasid_bits=pasid_bits)
+        features = Features(
+            ats=ats is not None,
+            pri=PAGE_REQUESTS if ats else 0,
+            pasid_bits=pasid_bits,
+            stalls=stalls is not None,
+        )
         bars = {0: Bar(BAR_SIZE, self.registers, is_64=True)}
         self.function = Function(port, IDENTITY, bars, features, self.reset)
         self.tlb = DeviceTlb(self.function, ats, self._answered) if ats is not None else None
+        if stalls is not None:
+            stalls.listen(port.sid, self._resumed)
 
     def reset(self) -> None:
         """Registers and buffer as after power-on; a transfer that waits is forgotten."""
@@ -88,18 +97,22 @@ class PciTest:
             self._waiting = False
             self._go_on()
 
+    def _resumed(self, again: bool) -> None:
+        """A request that the IOMMU held is to be sent again, or is aborted."""
+        self._answered(ResponseCode.SUCCESS if again else ResponseCode.INVALID)
+
     def _go_on(self) -> None:
         """Repeat while the answer is that the page is there now."""
         while self._answer == ResponseCode.SUCCESS:
             self._answer = None
-            missing = self._transfer()
-            if missing is not None and self._ask(missing) and self._answer is None:
+            error = self._transfer()
+            if error is not None and self._may_wait(error) and self._answer is None:
                 self._waiting = True
                 return
         self.registers.COMMAND = self.registers.COMMAND.replace(RUN=0)
 
-    def _transfer(self) -> int | None:
-        """Move the buffer; the address of a page that is not there, or None: it is moved, or refused."""
+    def _transfer(self) -> DmaError | None:
+        """Move the buffer; None: it is moved."""
         iova = int(self.registers.ADDRESS)
         try:
             if self.registers.COMMAND.TO_DEVICE:
@@ -107,10 +120,15 @@ class PciTest:
             else:
                 self._port.write(iova, bytes(self.buffer), self._pasid)
         except DmaError as error:
-            cause = error.__cause__
-            if isinstance(cause, TranslationFaultError) and cause.reason is Refusal.NOTHING_THERE:
-                return error.iova
+            return error
         return None
+
+    def _may_wait(self, error: DmaError) -> bool:
+        """Whether there will be an answer: the request is held, or the page is not there and was asked for."""
+        cause = error.__cause__
+        if not isinstance(cause, TranslationFaultError):
+            return False
+        return cause.waits or (cause.reason is Refusal.NOTHING_THERE and self._ask(error.iova))
 
     def _ask(self, iova: int) -> bool:
         """Ask for the page of an address; False: that is not possible, or of no use."""

@@ -59,6 +59,11 @@ class SmmuFaultError(TranslationFaultError):
             elif policy.raz_wi:
                 self.response = Response.RAZ_WI
 
+    @property
+    def waits(self) -> bool:
+        """It is stalled, and has a name."""
+        return self.stag is not None
+
     def record(self) -> tuple[int, int, int, int]:
         """The event record (7.3)."""
         request, fields, where = self.request, RECORDS[self.event], self.where

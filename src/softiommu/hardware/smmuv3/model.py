@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from softiommu.hardware.cache import Shape
-from softiommu.hardware.iommu import ALL, AtsIommu, Endpoint, PageRequest, Request, Translation
+from softiommu.hardware.iommu import ALL, AtsIommu, Endpoint, PageRequest, Request, StallingIommu, Translation
 from softiommu.hardware.smmuv3 import walker
 from softiommu.hardware.smmuv3.ats import Ats
 from softiommu.hardware.smmuv3.configuration import Configuration
@@ -138,6 +138,10 @@ class Smmu(RegisterRules):
         found = walker.first_stage(self._memory, stream, context, half, request, how)
         return Translation(found.ipa, found.lg2, found.allowed)
 
+    def listen(self, sid: int, heard: Callable[[bool], None]) -> None:
+        """From now on this function hears how its stalled transactions go on."""
+        self.stalls.listeners[sid] = heard
+
     # ATS
 
     def connect(self, sid: int, endpoint: Endpoint) -> None:
@@ -204,3 +208,4 @@ class Smmu(RegisterRules):
 
 
 _: type[AtsIommu] = Smmu
+_stalling: type[StallingIommu] = Smmu

@@ -33,6 +33,8 @@ class Stalls:
         self._queue, self._most, self._resumed = queue, most, resumed
         #: Stalled transactions by STAG.
         self.waiting: dict[int, Request] = {}
+        #: Who hears how the transactions of a stream go on.
+        self.listeners: dict[int, Callable[[bool], None]] = {}
         #: Records of stalled transactions for which there was no room yet, by STAG.
         self._unwritten: dict[int, tuple[int, ...]] = {}
 
@@ -71,6 +73,8 @@ class Stalls:
         self._unwritten.pop(stag, None)
         if self._resumed is not None:
             self._resumed(stag, request, outcome)
+        if sid in self.listeners:
+            self.listeners[sid](outcome is Outcome.RETRY)
 
     def terminate(self, sid: int | None) -> None:
         """STALL_TERM, or all when translation is turned off (None)."""
