@@ -281,9 +281,9 @@ def test_children_on_children_are_the_composition_of_their_maps(iommu, steps):
                 asked = pages.keys() & {at + n for n in range(count)}
                 for page in asked:
                     domain.unmap(page * PAGE, PAGE)
-                # A virtio-iommu removes mappings whole, or not at all: which, is tested elsewhere.
+                # A leaf that is cut goes whole; AMD has them of 8 KiB. A virtio-iommu may remove nothing of a mapping.
                 gone = [page for page in pages if domain.iova_to_pa(page * PAGE) is None]
-                assert iommu == "virtio" or set(gone) == asked
+                assert iommu == "virtio" or asked <= set(gone)
                 for page in gone:
                     del pages[page]
                 domain.flush()
