@@ -1,19 +1,23 @@
 """Random guests of both front ends, and guests that write garbage wherever they can."""
 
+from functools import partial
+
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from drivers.smmuv3_guest import cfgi_cd, tlbi_all, tlbi_asid, tlbi_va
-from softiommu.hardware.smmuv3.commands import COMMAND_BYTES, Op
+from softiommu.hardware.smmuv3.commands import COMMAND_BYTES, LAYOUTS as COMMANDS, Op
 from softiommu.hardware.smmuv3.registers import CmdqProd, Cr0, Gerror, Registers as SmmuRegisters, Ring
 from softiommu.hardware.smmuv3.tables import Eats
-from softiommu.hardware.vtd.commands import Type
+from softiommu.hardware.vtd.commands import LAYOUTS, Type
 from softiommu.hardware.vtd.registers import Fsts, Gcmd, QueuePointer, Registers as VtdRegisters
+from softiommu.words import Word
 from vmm import smmuv3_vm, vtd_vm
 from vmm.any_guest import PASIDS, AnyGuest
 from vmm.rig import BASE, SIZE
+from vmm.software_vm import SmmuVm, VtdVm
 
-ANY = settings(max_examples=20, stateful_step_count=30, deadline=None)
+ANY = settings(max_examples=12, stateful_step_count=30, deadline=None)
 
 
 class VtdGuest(AnyGuest):
@@ -135,14 +139,15 @@ def operations(doorbell):
     return st.lists(st.tuples(kinds, st.integers(0, 1 << 16), words), max_size=30).map(lambda ops: [*ops, doorbell])
 
 
+@pytest.mark.parametrize("make", [vtd_vm.Vm, partial(VtdVm, "smmuv3")], ids=["hardware", "software"])
 @given(
     ops=operations(("memory", 0, 0)),
     descriptors=st.lists(st.tuples(st.sampled_from(Type), words, words), min_size=1, max_size=8),
     exact=st.booleans(),
 )
-@settings(max_examples=30, deadline=None)
-def test_garbage_in_a_virtual_vtd_is_an_error_of_the_architecture(ops, descriptors, exact):
-    vm = vtd_vm.Vm()
+@settings(max_examples=15, deadline=None)
+def test_garbage_in_a_virtual_vtd_is_an_error_of_the_architecture(make, ops, descriptors, exact):
+    vm = make()
     guest = vm.guest
     guest.context(vtd_vm.TEST, DTE=1, PRE=1)
     guest.first(vtd_vm.TEST, vm.table(), 1)
@@ -159,24 +164,28 @@ def test_garbage_in_a_virtual_vtd_is_an_error_of_the_architecture(ops, descripto
     guest.write(VtdRegisters.FSTS, (1 << 32) - 1)
     guest.tail = 0
     for kind, low, high in descriptors:
-        low = low & ~0xE0F if exact else low
-        guest.submit((low & ~0xE0F | kind, high))
-    vm.test.run(0x10000, 3)
-    vm.test.run(0x10000, 3, 1)
-    vm.unit.service()
+        layout = LAYOUTS[kind]
+        if exact:  # its fields are anything, and its reserved bits right
+            low, high = low & ~layout.low.RESERVED, high & ~(layout.high or Word).RESERVED
+        guest.submit((low & ~0xE0F | kind, high if layout.high or not exact else 0))
+    for pasid in (None, 1):
+        vm.test.run(0x10000, 3, pasid)
+        vm.unit.service()
     head, tail = (QueuePointer(guest.read(one)).OFFSET for one in (VtdRegisters.IQH, VtdRegisters.IQT))
     stopped = guest.read(VtdRegisters.FSTS) & (Fsts.IQE.mask | Fsts.ITE.mask)
     assert head == tail or stopped
     vm.close()
 
 
+@pytest.mark.parametrize("make", [smmuv3_vm.Vm, SmmuVm], ids=["hardware", "software"])
 @given(
     ops=operations(("memory", 0, 0)),
     commands=st.lists(st.tuples(st.sampled_from(Op), words, words), min_size=1, max_size=8),
+    exact=st.booleans(),
 )
-@settings(max_examples=30, deadline=None)
-def test_garbage_in_a_virtual_smmuv3_is_an_error_of_the_architecture(ops, commands):
-    vm = smmuv3_vm.Vm()
+@settings(max_examples=15, deadline=None)
+def test_garbage_in_a_virtual_smmuv3_is_an_error_of_the_architecture(make, ops, commands, exact):
+    vm = make()
     guest = vm.guest
     guest.stream(smmuv3_vm.TEST)
     guest.use(smmuv3_vm.TEST, vm.table(), 5)
@@ -189,14 +198,16 @@ def test_garbage_in_a_virtual_smmuv3_is_an_error_of_the_architecture(ops, comman
     start, prod = base.ADDR << 5, guest.read(SmmuRegisters.CMDQ_PROD).WR
     for op, low, high in commands:
         at = start + COMMAND_BYTES * ring.slot(prod)
+        if exact:
+            low, high = low & ~COMMANDS[op].low.RESERVED, high & ~COMMANDS[op].high.RESERVED
         if BASE <= at < BASE + SIZE - COMMAND_BYTES:
             vm.ram.write_u64(at, low & ~0xFF | op)
             vm.ram.write_u64(at + 8, high)
         prod = ring.next(prod)
         guest.write(SmmuRegisters.CMDQ_PROD, CmdqProd.of(WR=prod))
-    vm.test.run(0x10000, 3)
-    vm.test.run(0x10000, 3, 1)
-    vm.smmu.service()
+    for pasid in (None, 1):
+        vm.test.run(0x10000, 3, pasid)
+        vm.smmu.service()
     done = ring.empty(guest.read(SmmuRegisters.CMDQ_PROD).WR, guest.read(SmmuRegisters.CMDQ_CONS).RD)
     stopped = (guest.read(SmmuRegisters.GERROR) ^ guest.read(SmmuRegisters.GERRORN)) & Gerror.CMDQ_ERR.mask
     assert done or stopped or not guest.read(SmmuRegisters.CR0ACK).CMDQEN

@@ -3,9 +3,10 @@
 import pytest
 
 from drivers.smmuv3_guest import atc_inv, cfgi_cd, tlbi_all, tlbi_asid, tlbi_va
-from softiommu.hardware.smmuv3.commands import Bare, Op, Resume0, Resume1, Stream0, Vmid0
+from softiommu.hardware.smmuv3.commands import Bare, Op, Resume0, Resume1, Signal, Stream0, Sync0, Vmid0
 from softiommu.hardware.smmuv3.events import Event, Event0, Event1
 from softiommu.hardware.smmuv3.registers import CommandError, Cr0, Gbpa, Registers
+from softiommu.hardware.smmuv3.signals import Signals
 from softiommu.hardware.smmuv3.tables import Config, Eats
 from vmm.smmuv3_vm import EDU, IOVA, MSI, RW, TEST, Vm, forget_stream, forget_streams
 
@@ -218,6 +219,18 @@ def test_a_queue_without_memory_aborts(vm):
     vm.guest.write(Registers.CR0, Cr0.of(CMDQEN=1))
     vm.guest.write(Registers.CMDQ_PROD, 1)
     assert vm.guest.read(Registers.CMDQ_CONS).ERR == CommandError.ABT
+
+
+def test_who_is_told_of_a_sync_may_turn_the_queue_off(vm):
+    vm.guest.boot()
+    vm.smmu.signals = Signals(
+        vm.ram, vm.smmu.registers, None, lambda wire: vm.guest.write(Registers.CR0, Cr0.of(EVENTQEN=1))
+    )
+    start = vm.guest.prod
+    sync = Sync0.of(OPCODE=Op.SYNC, CS=Signal.IRQ), 0
+    with pytest.raises(AssertionError):
+        vm.guest.submit(tlbi_all(), sync, tlbi_all())
+    assert vm.guest.read(Registers.CMDQ_CONS).RD == start + 2
 
 
 def test_commands_for_streams_without_a_device_do_nothing(vm):

@@ -4,52 +4,20 @@ import pytest
 from hypothesis import settings
 
 from drivers.smmuv3_guest import cfgi_cd, tlbi_all, tlbi_asid, tlbi_range, tlbi_va
-from softiommu.abi.iommufd import HwptAllocFlags
 from softiommu.hardware.smmuv3.commands import Address1, Op, Va0
 from softiommu.hardware.smmuv3.events import Event, Event0, Event1
 from softiommu.hardware.smmuv3.registers import CommandError, Cr0, Registers
 from softiommu.hardware.smmuv3.tables import Config
-from softiommu.machine.assemble import Machine
-from softiommu.machine.description import parse
-from softiommu.vmm.offers import smmuv3_in_software
-from softiommu.vmm.smmuv3 import VirtualSmmu
-from softiommu.vmm.smmuv3_software import InSoftware
-from vmm import smmuv3_vm
 from vmm.smmuv3_vm import EDU, IOVA, RW, TEST, forget_stream
-from vmm.software_vm import MACHINE
+from vmm.software_vm import SmmuVm
 from vmm.test_any_guest import SmmuGuest
 
 BLOCKED, UNTOUCHED = bytes(8), b"untouchd"
 
 
-class Vm(smmuv3_vm.Vm):
-    """A VMM on a machine of Intel's, with a guest that knows nothing of that."""
-
-    test_name = "test0"
-
-    def __init__(self):
-        super().__init__(Machine(parse(MACHINE.format(model='vtd"\nunit = "full'), "vtd")))
-
-    def make_unit(self):
-        bits = self.test_device.hw_info().pasid_bits
-        flags = HwptAllocFlags.ALLOC_NEST_PARENT | HwptAllocFlags.ALLOC_PASID
-        self.parent, faults = self.test_device.hwpt(self.ioas, flags), self.iommufd.fault_queue()
-        self.backing = InSoftware(self.parent, faults, self.notes.append)
-        return VirtualSmmu(self.ram, self.backing, smmuv3_in_software(bits), self.heard)
-
-    def read_by_test(self, iova, pasid=None):
-        """The same; what the device asks for meanwhile is refused."""
-        self.ram.write(self.result, UNTOUCHED)
-        for at, command in ((smmuv3_vm.BLANK, 3), (iova, 3), (smmuv3_vm.RESULT, 1)):
-            self.test.run(at, command, pasid)
-            self.smmu.service()
-            assert not self.test.busy
-        return self.ram.read(self.result, 8)
-
-
 @pytest.fixture
 def vm():
-    made = Vm()
+    made = SmmuVm()
     yield made
     made.close()
 
@@ -145,7 +113,7 @@ def test_a_range_without_a_granule_is_illegal(vm):
 
 class OverVtd(SmmuGuest):
     def make_vm(self):
-        return Vm()
+        return SmmuVm()
 
 
 TestOverVtd = OverVtd.TestCase

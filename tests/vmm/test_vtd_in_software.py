@@ -5,7 +5,7 @@ from hypothesis import settings
 
 from softiommu.hardware.vtd.registers import Ttm
 from softiommu.hardware.vtd.tables import WIDTHS
-from vmm.software_vm import Vm
+from vmm.software_vm import VtdVm
 from vmm.test_any_guest import VtdGuest
 from vmm.vtd_vm import EDU, IOVA, RW, TEST, forget_context, forget_domain, forget_pages, forget_pasid
 
@@ -15,7 +15,7 @@ MODELS = ["smmuv3", "amd", "riscv", "vtd"]
 
 @pytest.fixture(params=MODELS)
 def vm(request):
-    made = Vm(request.param)
+    made = VtdVm(request.param)
     yield made
     assert made.notes == []
     made.close()
@@ -69,12 +69,12 @@ def test_a_second_stage(vm, aw, mode):
 
 class OverSmmu(VtdGuest):
     def make_vm(self):
-        return Vm("smmuv3")
+        return VtdVm("smmuv3")
 
 
 class OverAmd(VtdGuest):
     def make_vm(self):
-        return Vm("amd")
+        return VtdVm("amd")
 
 
 TestOverSmmu, TestOverAmd = OverSmmu.TestCase, OverAmd.TestCase

@@ -110,7 +110,8 @@ class Commands:
         start = (base.ADDR << 5) & ~(max(32, COMMAND_BYTES << ring.lg2) - 1)
         # Pointers beyond the queue count round it: the guest's doing.
         cons &= (2 << ring.lg2) - 1
-        while not ring.empty(prod, cons):
+        # Who is told of a SYNC may turn the queue off.
+        while registers.CR0ACK.CMDQEN and not ring.empty(prod, cons):
             self._carry_out(cons, start + COMMAND_BYTES * ring.slot(cons))
             cons = ring.next(cons)
             if not self._waiting or len(self._waiting) >= _BATCH:

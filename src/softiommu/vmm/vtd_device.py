@@ -83,7 +83,9 @@ class VtdPassed:
         """Hand what waits to the host, in one call for each route. What it cannot forget so is attached anew."""
         waiting, self._waiting = self._waiting, {}
         for pasid, entries in waiting.items():
-            held = self.passed.held[pasid]
+            held = self.passed.held.get(pasid)
+            if held is None:
+                continue
             try:
                 held.hwpt.invalidate(self._form.entry_type, entries)
             except OSError as error:
