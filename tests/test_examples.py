@@ -39,15 +39,29 @@ def test_the_first_dma_uses_nothing_but_what_a_program_on_hardware_has():
     assert imports == {"ctypes", "fcntl", "mmap", "os", "pathlib", "struct", "sys", "time"}
 
 
+@pytest.mark.parametrize("nodes", [False, True], ids=["in process", "on device nodes"])
 @pytest.mark.parametrize(
-    ("example", "fault"),
+    ("example", "machine", "address", "fault"),
     [
-        ("guest_vtd.py", "the guest's page request queue: device 0x20 wants 0x700000000000; it is mapped again"),
-        ("guest_smmuv3.py", "the guest's event queue: F_TRANSLATION at 0x700000001000 of stream 0x20"),
+        (
+            "guest_vtd.py",
+            "vtd-nested",
+            "0000:00:05.0",
+            "the guest's page request queue: device 0x20 wants 0x700000000000; it is mapped again",
+        ),
+        (
+            "guest_smmuv3.py",
+            "smmuv3",
+            "0000:00:08.0",
+            "the guest's event queue: F_TRANSLATION at 0x700000001000 of stream 0x20",
+        ),
     ],
 )
-def test_a_guest_maps_unmaps_and_hears_of_faults(example, fault):
-    ended = start(sys.executable, str(EXAMPLES / example))
+def test_a_guest_maps_unmaps_and_hears_of_faults(example, machine, address, fault, nodes):
+    command = [sys.executable, str(EXAMPLES / example)]
+    if nodes:
+        command = [sys.executable, "-m", "softiommu", "run", "--machine", machine, "--", *command, address]
+    ended = start(*command)
     assert (ended.returncode, ended.stderr) == (0, "")
     said = ended.stdout.splitlines()
     assert said[1] == "the device read at 0x700000000000 and wrote b'hello, guest' one page behind it"
