@@ -1,9 +1,12 @@
 """A walk by cached links is a walk, in every format; and what a link led to when it was cached it leads to later."""
 
+import random
+
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from softiommu.hardware.cache import Cache, Shape
+from softiommu.hardware import links
+from softiommu.hardware.cache import Cache, PageCache, Shape
 from softiommu.hardware.links import LinkedWalker
 from softiommu.memory.physical import PhysicalMemory
 from softiommu.pagetable.engine import PageTable
@@ -58,3 +61,37 @@ def test_links_are_counted(ways):
     for _ in range(2):
         walker.walk(TAGS, Stage(pages.table, pages.root), 0x5000, READ)
     assert (walker.links.counters.fills, walker.links.counters.hits) == ((3, 1) if ways else (0, 0))
+
+
+@pytest.mark.parametrize("ways", [1, 4])
+@pytest.mark.parametrize("variant", [*SOME, "riscv-sv48"])
+def test_walks_by_known_links_and_entries_are_those_of_the_kernel(variant, ways, monkeypatch):
+    """Tables change at will, and nothing or anything is forgotten: both find, keep and count the same."""
+    chance, ask = random.Random(variant), links.known_entries
+    memory = PhysicalMemory(8 << 20)
+    pages = PageTable(memory, VARIANTS[variant])
+    stage, quick = Stage(pages.table, pages.root), 0
+    spots = [base + (n << 12) for base in (0, 1 << 21, 5 << 21, 1 << 30, 3 << 38) for n in (0, 1, 9)]
+    spots = [spot for spot in spots if spot >> pages.table.input_bits == 0]
+    for spot in spots:
+        pages.map(spot, spot & 0x3FFFFFFF, 4096, READ | WRITE)
+    walkers = [LinkedWalker(memory, PageCache(Shape(2, ways))) for _ in range(2)]
+    used = [pa for pa in range(0, 0x20000, 8) if memory.read_u64(pa)]
+    for number in range(600):
+        if number > 200 and chance.random() < 0.1:
+            pa = chance.choice(used)
+            memory.write_u64(pa, memory.read_u64(pa) ^ 1 << chance.randrange(64))
+        if chance.random() < 0.02:
+            size = chance.choice((21, 30))
+            for walker in walkers:
+                walker.links.drop(lambda page, link, size=size: page.lg2 == size)
+        iova, want = chance.choice(spots) + 8, chance.choice((READ, READ, READ, WRITE, 0))
+        before, found = memory.read(0, 0x20000), []
+        for walker, known in zip(walkers, (ask, lambda *_: None), strict=True):
+            monkeypatch.setattr(links, "known_entries", known)
+            memory.write(0, before)
+            found.append((walker.walk((7,), stage, iova, want), memory.read(0, 0x20000), walker.links.items()))
+            found.append(vars(walker.links.counters).copy())
+        assert found[:2] == found[2:]
+        quick += found[0][0].status == OK
+    assert quick > 200

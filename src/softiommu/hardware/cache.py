@@ -54,6 +54,10 @@ class Cache(Generic[K, V]):
             found.move_to_end(key)
         return value
 
+    def peek(self, key: K) -> V | None:
+        """The value of a key, neither used nor counted."""
+        return self._sets[hash(key) % self._count].get(key)
+
     def put(self, key: K, value: V) -> None:
         """Fill an entry."""
         ways = self._ways

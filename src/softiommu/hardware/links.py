@@ -56,8 +56,15 @@ class LinkedWalker:
             last = self._last(tags, stage.table, iova, place)
             if last is not None:
                 return self._last_step(stage.table, last, iova, want)
+            quick = self._known(tags, stage, iova, want, place)
+            if quick is not None:
+                return quick
         path = _Path(self.links, tags, stage, place, refuse)
-        found = path.walk(self._memory.space, signed(iova), want)
+        space = self._memory.space
+        found = path.walk(space, signed(iova), want)
+        known = known_entries(stage.table, want, space) if found[0] == OK and refuse is None else None
+        if known is not None:
+            known.learn(space.words, known.place(stage.root), iova)
         if found[0] == ASK:
             found = path.walk(self._memory.anywhere, signed(iova), want)
         return Walk(*found[:6], found[6] & MASK)
@@ -72,6 +79,38 @@ class LinkedWalker:
             return None
         self.links.counters.hits += 1
         return link[1]
+
+    def _known(self, tags: tuple[int, ...], stage: Stage, iova: int, want: int, address: int) -> Walk | None:
+        """A walk from the root, if it meets only what is known. Until that is clear the cache is left alone."""
+        table, words, links = stage.table, self._memory.space.words, self.links
+        known = known_entries(table, want, self._memory.space)
+        if known is None or iova >> table.input_bits:
+            return None
+        place, met, fresh = known.place(stage.root), [], False
+        while place[1]:
+            span = table.granule_lg2 + table.bits * place[1]
+            page = new(Page, (tags, span, address >> span))
+            cached = links.peek(page)
+            link = known.link(words, place, iova, None if cached is None else cached[0])
+            if link is None:
+                break
+            # What is above a cached link may have changed since; or makes room for itself, and it goes.
+            if cached is not None and (cached != link or fresh):
+                return None
+            place, fresh = link[1], cached is None
+            met.append((page, link))
+        else:
+            page = None
+        # A large leaf ends the walk above the last table.
+        found = None if page is not None and links.peek(page) is not None else known.find_from(words, place, iova)
+        if found is None:
+            return None
+        for at, link in met:
+            if links.get(at) is None:
+                links.put(at, link)
+        if page is not None:
+            links.counters.misses += 1
+        return new(Walk, found)
 
     def _last_step(self, table: Table, last: Place, iova: int, want: int) -> Walk:
         space = self._memory.space

@@ -71,6 +71,25 @@ class Known:
         state = self._states.get((level, every & self._rest, some & self._rest))
         return None if state is None else self._go(words, table >> 3, state, iova)
 
+    def link(self, words: Any, place: Place, iova: int, entry: int | None = None) -> tuple[int, Place] | None:
+        """The entry of a table for an address (or what a cache has in place of it), and where it leads; None: it is no
+        link that is known."""
+        table, level, every, some = place
+        rest = self._rest
+        state = self._states.get((level, every & rest, some & rest))
+        if state is None:
+            return None
+        shift, mask, steps = state
+        at = (table >> 3) + (iova >> shift & mask)
+        if entry is None:
+            if at >= len(words):
+                return None
+            entry = words[at]
+        step = steps.get(entry & rest)
+        if step is None or step[3] is None or entry & step[0]:
+            return None
+        return entry, ((entry & self._address) << self._up, level - 1, every & entry, some | entry)
+
     def _go(self, words: Any, table: int, state: State, iova: int) -> Found | None:
         rest, address, down = self._rest, self._address, self._down
         shift, mask, steps = state
