@@ -38,6 +38,7 @@ _BATCH = 4096
 _OF_STREAMS = frozenset({Op.CFGI_CD, Op.CFGI_CD_ALL, Op.ATC_INV})
 #: Nothing of the guest's waits for these: hints, and answers to transactions that stall.
 _WITHOUT_EFFECT = frozenset({Op.PREFETCH_CONFIG, Op.PREFETCH_ADDR, Op.RESUME, Op.STALL_TERM, Op.PRI_RESP})
+_LOOKED_AT = _OF_STREAMS | _WITHOUT_EFFECT | {Op.CFGI_STE, Op.CFGI_STE_RANGE, Op.SYNC}
 
 
 class Front(Protocol):
@@ -83,6 +84,12 @@ class Commands:
         self._front, self._memory = front, memory
         self._waiting: list[_Waiting] = []
         self._running = False
+        #: Commands that only the host looks into, by opcode: their reserved bits.
+        self._plain = {
+            int(op): (layout.low.RESERVED, layout.high.RESERVED)
+            for op, layout in LAYOUTS.items()
+            if op not in _LOOKED_AT and layout.exists(front.identity.idr0)
+        }
 
     def run(self) -> None:
         """Carry commands out until the queue is empty or one is wrong. What a command sets off may ring again."""
@@ -130,6 +137,10 @@ class Commands:
             words = self._memory.read_u64(at), self._memory.read_u64(at + 8)
         except BadAddressError as error:
             raise self._stop(pointer, CommandError.ABT) from error
+        reserved = self._plain.get(words[0] & 0xFF)
+        if reserved is not None and not words[0] & reserved[0] and not words[1] & reserved[1]:
+            self._waiting.append(_Waiting(pointer, words))
+            return
         try:
             op = Op(words[0] & 0xFF)
         except ValueError as error:
@@ -148,9 +159,7 @@ class Commands:
         elif op is Op.SYNC:
             self._flush()
             self._sync(pointer, low, high)
-        elif op in _WITHOUT_EFFECT or (op in _OF_STREAMS and low.SID not in self._front.passed):
-            return  # for a stream without a device there is nothing cached
-        else:
+        elif op in _OF_STREAMS and low.SID in self._front.passed:  # else there is nothing cached
             self._waiting.append(_Waiting(pointer, (int(low), int(high))))
 
     def _streams(self, pointer: int, op: Op, low: Stream0, high: Any) -> None:
