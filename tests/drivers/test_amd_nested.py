@@ -14,7 +14,7 @@ from softiommu.abi.amd_extension import VEVENTQ, VIOMMU, AmdEvent
 from softiommu.abi.generic_invalidation import GENERIC, InvalidateV2, Scope, Target
 from softiommu.abi.iommufd import HwptAmdGuest, HwptDataType
 from softiommu.drivers.amd_queue import EVERYWHERE, entry_of, pages_of
-from softiommu.drivers.driver import Prot
+from softiommu.drivers.driver import DomainFlags, Prot
 from softiommu.hardware.amd.events import Code, DeviceEvent
 from softiommu.hardware.amd.tables import DTE_SIZE, Dte, Dte0, Dte1
 from softiommu.hardware.bus import DmaError
@@ -286,6 +286,16 @@ def test_a_device_with_a_guest_uses_no_ats():
     assert not control.ATS_CONTROL.ENABLE
     assert reached(guest) == [0, 1, 2]
     guest.close()
+
+
+def test_a_parent_of_another_iommu_is_refused(guest):
+    other = Guest()
+    parent = other.wired.device.alloc_paging(DomainFlags.NEST_PARENT, None)
+    assert refusal(guest.wired.device.alloc_viommu, VIOMMU, parent, None, None)[0] == EINVAL
+    nested = other.nest(other.entry())
+    theirs = other.iommufd.backend._context.objects.find(nested.id).domain
+    assert refusal(guest.wired.device.attach, theirs, None)[0] == EINVAL
+    other.close()
 
 
 # What the interface tells

@@ -22,12 +22,12 @@ from softiommu.abi.riscv_extension import (
     RiscvCommand,
     RiscvFault,
 )
-from softiommu.drivers.driver import Prot
+from softiommu.drivers.driver import DomainFlags, Prot
 from softiommu.hardware.bus import DmaError
 from softiommu.hardware.riscv.commands import Command, Iodir0, Iofence0, Iotinval0, Iotinval1
 from softiommu.hardware.riscv.events import Cause, Fault0
 from softiommu.hardware.riscv.presets import FULL
-from softiommu.hardware.riscv.tables import FirstMode, Iosatp, PdtMode, Pdtp
+from softiommu.hardware.riscv.tables import FirstMode, Iohgatp, Iosatp, PdtMode, Pdtp, SecondMode, Tc
 from softiommu.machine.assemble import Machine
 from softiommu.machine.description import parse
 from softiommu.pagetable.kinds import READ
@@ -183,6 +183,29 @@ def test_tables_of_garbage_never_lead_outside_of_the_parent(words, iova):
     guest.close()
 
 
+@pytest.mark.parametrize(
+    "tc", [{}, {"SADE": 1}, {"DTF": 1}, {"GADE": 1}, {"EN_ATS": 1}, {"SADE": 1, "DTF": 1, "GADE": 1}], ids=str
+)
+def test_the_context_is_the_guests_first_stage_over_the_parents_second(guest, tc):
+    table = guest.table()
+    given = guest.context(table, 77, **tc)
+    guest.device.attach(guest.nest(given))
+    driver, memory = guest.wired.device.driver, guest.machine.hardware.memory
+    at = driver.routes._context(guest.wired.function.port.sid)
+    words = [memory.read_u64(at + 8 * number) for number in range(8)]
+    how, second = Tc(words[0]), Iohgatp(words[1])
+    asked = {name: tc.get(name, 0) for name in ("SADE", "DTF")}
+    assert how == Tc.of(V=1, GADE=1, **asked)  # the device has no ATS
+    assert (second.MODE, second.PPN % 4) == (SecondMode.SV57X4, 0)
+    assert words[2:] == [given.ta, given.fsc, 0, 0, 0, 0]
+
+
+def test_a_guest_may_ask_for_silence(guest):
+    guest.device.attach(guest.nest(guest.context(guest.table(), DTF=1)))
+    assert pages(guest) == [None] * 3
+    assert guest.machine.messages == []
+
+
 # Attaching
 
 
@@ -305,6 +328,17 @@ def test_whoever_gets_an_id_next_finds_nothing_of_the_one_before(guest, named):
 def test_a_nested_hwpt_is_for_the_whole_device(guest):
     _, nested = mapped(guest)
     assert refusal(guest.device.attach, nested, 3)[0] in (EINVAL, EOPNOTSUPP)
+
+
+def test_a_parent_of_another_iommu_is_refused(guest):
+    other = Guest()
+    parent = other.wired.device.alloc_paging(DomainFlags.NEST_PARENT, None)
+    errno, _ = refusal(guest.wired.device.alloc_viommu, VIOMMU, parent, None, None)
+    assert errno == EINVAL
+    nested = other.nest(other.context(other.table()))
+    theirs = other.iommufd.backend._context.objects.find(nested.id).domain
+    assert refusal(guest.wired.device.attach, theirs, None)[0] == EINVAL
+    other.close()
 
 
 # What the interface tells
@@ -603,6 +637,23 @@ def test_links_to_tables_are_named_only_where_they_are_meant(guest, targets):
     asked = Iotinval0(low)
     assert (asked.COMMAND, asked.GV, asked.AV, asked.PSCV, asked.PSCID) == (Command.IOTINVAL_VMA, 1, 1, 1, 1)
     assert (asked.NL, Iotinval1(high).PAGE) == (int(bool(targets & Target.TABLES)), IOVA >> 12)
+
+
+@pytest.mark.parametrize(
+    ("fields", "pscid"),
+    [
+        ({"scope": Scope.NO_PASID}, 1),
+        ({"scope": Scope.NO_PASID, "hints": int(Hint.GLOBAL)}, None),
+        ({"scope": Scope.DOMAIN}, None),
+        ({"scope": Scope.RANGE_ALL_PASIDS, "granule_lg2": 12, "count": 1, "valid": 1, "arch_id": 9}, 9),
+    ],
+    ids=str,
+)
+def test_a_pscid_is_named_where_global_pages_may_stay(guest, fields, pscid):
+    _, nested = mapped(guest)
+    ((low, _),) = guest.commands(generic, nested, **fields, targets=Target.LEAF)
+    asked = Iotinval0(low)
+    assert (asked.PSCID if asked.PSCV else None) == pscid
 
 
 # Device TLBs

@@ -210,7 +210,7 @@ class RiscvSlice:
         if len(pages) == 1 or (not have.S and len(pages) <= _MOST_PAGES):
             return [(named, Iotinval1.of(PAGE=page)) for page in pages]
         first, lg2 = _block(window)
-        if not have.S or lg2 >= EVERYWHERE:
+        if not have.S:
             return [(low, 0)]
         ones = (1 << lg2 - _PAGE_LG2 - 1) - 1
         return [(named, Iotinval1.of(S=1, PAGE=first >> _PAGE_LG2 | ones))]
