@@ -166,6 +166,15 @@ def test_legacy_mode_passes_through_and_has_no_second_stage(vm):
         assert vm.read_by_edu(IOVA) == UNTOUCHED
 
 
+@pytest.mark.parametrize("mode", [Ttm.ABORT, Ttm.RESERVED])
+def test_a_root_table_of_no_mode_blocks(vm, mode):
+    vm.guest.legacy(EDU, vm.table("vtdss-48"), 1, 2, TT=TranslationType.PASS_THROUGH)
+    vm.guest.boot(mode)
+    vm.ram.write(vm.result, UNTOUCHED)
+    vm.edu.copy(vm.blank, vm.result)
+    assert vm.ram.read(vm.result, 8) == UNTOUCHED
+
+
 def test_the_guests_interrupts_are_remapped(vm):
     table = vm.ram.page()
     vm.ram.write_u64(table + 16 * 3, Irte0.of(P=1, V=0x41))

@@ -20,6 +20,7 @@ from softiommu.hardware.vtd.model import Unit
 from softiommu.hardware.vtd.queue import Queue
 from softiommu.hardware.vtd.registers import Gcmd
 from softiommu.hardware.vtd.tables import PasidDirectoryEntry, Pgtt
+from softiommu.hardware.vtd.walker import check_mode
 from softiommu.memory.physical import PAGE, BadAddressError
 from softiommu.vmm.vtd_device import Host, VtdPassed
 from softiommu.vmm.vtd_forms import GuestRoute, Nesting
@@ -154,6 +155,7 @@ class VirtualVtd(Unit):
 
     def _guest_route(self, request: Request, context: Context | None) -> GuestRoute | None:
         if not self._scalable:
+            check_mode(self._rtaddr, request)
             return GuestRoute.of(self._walker.legacy(self._rtaddr, request), False)
         if context is None:
             return None
