@@ -35,6 +35,8 @@ class Oracle:
         #: The parent: page of the guest's RAM -> page of the host's (counted from HOST), rights.
         self.parent = {page: (page, RW) for page in range(0, GUEST_RAM, PAGE)}
         self.states = {at: {self.truth(at)} for at in SEEN}
+        #: Where the guest changed its table and did not say so.
+        self.unsaid = set()
 
     def truth(self, iova):
         """Where the guest's table leads now, with its rights; None: nowhere."""
@@ -66,8 +68,9 @@ class Oracle:
         rights = rights.value & state[1]
         return (host + state[0] % PAGE, rights) if rights else (None, 0)
 
-    def guest_changed(self):
+    def guest_changed(self, first, last):
         """Everything that is true now may be seen, beside what may have been kept."""
+        self.unsaid |= {at for at in SEEN if first <= at <= last}
         for at, states in self.states.items():
             states.add(self.truth(at))
 
@@ -76,11 +79,12 @@ class Oracle:
         for at in SEEN:
             if first <= at <= last:
                 self.states[at] = {self.truth(at)}
+                self.unsaid.discard(at)
 
     def parent_changed(self):
-        """What was certain is certain again; what was not may be both."""
+        """It counts at once, but where the guest did not say how its table leads there."""
         for at, states in self.states.items():
-            self.states[at] = {self.truth(at)} if len(states) == 1 else states | {self.truth(at)}
+            self.states[at] = {self.truth(at)} | (states if at in self.unsaid else set())
 
     def check(self, rig):
         """The device sees something that is allowed, everywhere."""
@@ -107,7 +111,7 @@ class Guest:
         else:
             self.table.map(iova, to, size, prot)
             self.mapped[iova] = size
-        self.oracle.guest_changed()
+        self.oracle.guest_changed(iova, iova + size - 1)
         if invalidate:
             self.invalidate(iova, size // PAGE)
 
