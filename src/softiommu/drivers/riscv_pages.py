@@ -61,7 +61,7 @@ class PageRequestQueue:
         low = Ats0.of(COMMAND=Command.ATS_PRGR, RID=sid & 0xFFFF, DSEG=sid >> 16, DSV=int(sid >> 16 != 0))
         if fault.pasid is not None:
             low = low.replace(PV=1, PID=fault.pasid)
-        self._queue.post((low, Prgr.of(PRGI=fault.group, RESPONSE=_CODES[code])))
+        self._queue.submit((low, Prgr.of(PRGI=fault.group, RESPONSE=_CODES[code])))
 
 
 def _decoded(low: PageRequest0, high: PageRequest1) -> PageFault:

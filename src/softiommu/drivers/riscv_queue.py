@@ -38,7 +38,10 @@ class CommandQueue:
 
     def submit(self, *commands: tuple[int, int]) -> bool:
         """Put commands in the queue, and return when the hardware has carried them out; False: a device TLB did not
-        answer."""
+        answer. If what others do that are waited for led here, they are carried out behind those."""
+        if self._busy:
+            self._posted.extend(commands)
+            return True
         rest = iter(commands)
         answered = self._busy = True
         try:
@@ -47,12 +50,6 @@ class CommandQueue:
         finally:
             self._busy = False
         return answered
-
-    def post(self, command: tuple[int, int]) -> None:
-        """A command that nobody waits for: now, or behind those that are waited for, if what they do led here."""
-        self._posted.append(command)
-        if not self._busy:
-            self.submit()
 
     def _take_posted(self) -> list[tuple[int, int]]:
         taken, self._posted = self._posted[:_BATCH], self._posted[_BATCH:]

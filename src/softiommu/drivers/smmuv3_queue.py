@@ -50,7 +50,11 @@ class CommandQueue:
             raise ModelError(f"the command queue stopped at {commands[done]}: {self._error!r}")
 
     def attempt(self, commands: Sequence[Command]) -> int:
-        """The same for commands that the hardware may find illegal: how many it carried out before such a one."""
+        """The same for commands that the hardware may find illegal: how many it carried out before such a one. If what
+        others do that are waited for led here, they are carried out behind those."""
+        if self._busy:
+            self._posted.extend(commands)
+            return len(commands)
         self._busy = True
         try:
             done = self._attempt(commands)
@@ -60,13 +64,6 @@ class CommandQueue:
             posted, self._posted = self._posted, []
             self.submit(*posted)
         return done
-
-    def post(self, command: Command) -> None:
-        """A command that nobody waits for: now, or behind those that are waited for, if what they do led here."""
-        if self._busy:
-            self._posted.append(command)
-        else:
-            self.submit(command)
 
     def _attempt(self, commands: Sequence[Command]) -> int:
         room = max(1, (1 << self._ring.lg2) - 1)

@@ -62,7 +62,7 @@ class PageRequestQueue:
         low = Prefetch0.of(OPCODE=Op.PRI_RESP, SID=sid)
         if fault.pasid is not None:
             low = low.replace(SSV=1, SSID=fault.pasid)
-        self._queue.post((low, PriResp1.of(PRGINDEX=fault.group, RESP=_CODES[code])))
+        self._queue.submit((low, PriResp1.of(PRGINDEX=fault.group, RESP=_CODES[code])))
 
 
 def _decoded(low: Request0, high: Request1) -> PageFault:

@@ -46,7 +46,7 @@ class Stalls:
         if not good and self._offered == (sid, fault.group):
             self._offered = None
         low = Resume0.of(OPCODE=Op.RESUME, AC=int(good), AB=int(not good), SID=sid)
-        self._queue.post((low, Resume1.of(STAG=fault.group)))
+        self._queue.submit((low, Resume1.of(STAG=fault.group)))
 
 
 def _decoded(first: Event0, how: Event1, address: int) -> PageFault:
