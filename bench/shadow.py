@@ -12,10 +12,11 @@ from __future__ import annotations
 import json
 import statistics
 import time
+from typing import NamedTuple
 
 from softiommu.drivers.driver import DomainFlags, Prot
 from softiommu.drivers.function import Function
-from softiommu.drivers.shadow import ShadowDevice, ShadowDriver
+from softiommu.drivers.shadow import ShadowDriver
 from softiommu.drivers.shadow_parent import ParentDomain
 from softiommu.drivers.vtd import VtdDriver
 from softiommu.hardware.vtd.model import Unit
@@ -29,8 +30,16 @@ DEPENDENT, ROUNDS = 10, 200
 GUEST = 1 << 30
 
 
-def shadowed(leaves: int) -> tuple[ShadowDriver, ShadowDevice, ParentDomain, float]:
-    """A child with so many leaves of a page each, and how long it took to merge one of them."""
+class Rig(NamedTuple):
+    """A shadow, and how long it took to merge one of its leaves."""
+
+    driver: ShadowDriver
+    parent: ParentDomain
+    merge: float
+
+
+def shadowed(leaves: int) -> Rig:
+    """A child with so many leaves of a page each."""
     memory = PhysicalMemory(4 << 30)
     driver = ShadowDriver(VtdDriver(memory, Unit(memory, LEGACY.cap, LEGACY.ecap)), memory)
     device = driver.device(Function("edu", (0x20,)))
@@ -43,33 +52,35 @@ def shadowed(leaves: int) -> tuple[ShadowDriver, ShadowDevice, ParentDomain, flo
     start = time.perf_counter()
     for number in range(leaves):
         child.map(number * PAGE, 0 if number < DEPENDENT else number * PAGE, PAGE, RW)
-    return driver, device, parent, (time.perf_counter() - start) / leaves
+    return Rig(driver, parent, (time.perf_counter() - start) / leaves)
 
 
-def change(driver: ShadowDriver, parent: ParentDomain) -> tuple[float, float]:
-    """Seconds for one dependent leaf, the median of many rounds, and how many a round reached."""
-    before, times = driver.work.reached, []
-    for _ in range(ROUNDS):
-        start = time.perf_counter()
-        parent.unmap(0, PAGE)
-        parent.flush()
-        parent.map(0, 2 << 30, PAGE, RW)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times) / DEPENDENT, (driver.work.reached - before) / ROUNDS
+def change(parent: ParentDomain) -> float:
+    """Seconds of one change for one dependent leaf."""
+    start = time.perf_counter()
+    parent.unmap(0, PAGE)
+    parent.flush()
+    parent.map(0, 2 << 30, PAGE, RW)
+    return (time.perf_counter() - start) / DEPENDENT
 
 
 def main() -> None:
-    """Measure each size."""
-    found = {}
-    for leaves in SIZES:
-        driver, _, parent, merge = shadowed(leaves)
-        took, reached = change(driver, parent)
-        found[leaves] = {
-            "merge_us": round(merge * 1e6, 1),
-            "parent_change_us_per_dependent": round(took * 1e6, 1),
-            "reached": reached,
+    """Build every size, then measure all of them in turns: whatever else runs here disturbs them alike."""
+    rigs = {leaves: shadowed(leaves) for leaves in SIZES}
+    before = {leaves: rig.driver.work.reached for leaves, rig in rigs.items()}
+    times: dict[int, list[float]] = {leaves: [] for leaves in SIZES}
+    for _ in range(ROUNDS):
+        for leaves, rig in rigs.items():
+            times[leaves].append(change(rig.parent))
+    found = {
+        leaves: {
+            "merge_us": round(rig.merge * 1e6, 1),
+            "parent_change_us_per_dependent": round(statistics.median(times[leaves]) * 1e6, 1),
+            "reached": (rig.driver.work.reached - before[leaves]) / ROUNDS,
         }
-    first, last = (found[size]["parent_change_us_per_dependent"] for size in (SIZES[0], SIZES[-1]))
+        for leaves, rig in rigs.items()
+    }
+    first, last = (statistics.median(times[size]) for size in (SIZES[0], SIZES[-1]))
     print(json.dumps({"shadows": found, "growth_at_1000_times_the_shadow": round(last / first, 2)}))
 
 

@@ -48,9 +48,7 @@ class Hardware:
             self.memory.map_window(_DOORBELLS.start, Mmio(self._doorbell), 0, len(_DOORBELLS))
         site = models.Site(self.memory, kernel, report)
         self.iommus: dict[str, Built] = {
-            iommu.name: self._build(iommu, site)
-            for iommu in description.iommus
-            if iommu.model != "mock"
+            iommu.name: self._build(iommu, site) for iommu in description.iommus if iommu.model != "mock"
         }
         where = places(description.devices, description.bridges)
         groups: dict[int, object] = {place.group: object() for place in where.values()}
