@@ -1,0 +1,1 @@
+"""A VMM's front ends, and what it may tell its guest."""
