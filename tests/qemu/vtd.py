@@ -70,7 +70,7 @@ def _pasid_absent(case: Case) -> bool:
 _NO_READ, _NO_WRITE = (Reason.NO_READ, Reason.USER), (Reason.NO_WRITE, Reason.USER, Reason.SCALABLE_NO_WRITE)
 _OF_ENTRIES = (
     *(Reason.PAGING_ACCESS, Reason.PAGING_RESERVED),
-    *(Reason.FIRST_NOT_PRESENT, Reason.FIRST_RESERVED, Reason.FIRST_ACCESS),
+    *(Reason.FIRST_NOT_PRESENT, Reason.FIRST_RESERVED, Reason.FIRST_ACCESS, Reason.USER),
 )
 
 #: QEMU 10.0. The specification has no order of the first; the second it knows only for faults of the root.
