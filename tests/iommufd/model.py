@@ -285,7 +285,11 @@ class Model:
 
     def set_large_pages(self, value: int) -> None:
         """The option HUGE_PAGES."""
-        if value > 1 or (not value and self.domains and self.units):
+        if value > 1:
+            raise RefusedError(EINVAL)
+        if bool(value) == self.large_pages:
+            return
+        if not value and self.domains and self.units:
             raise RefusedError(EINVAL)
         if not value:
             self._check_alignment(PAGE)
