@@ -1,19 +1,24 @@
-"""Page requests and stalled transactions, by the drivers of RISC-V and SMMUv3: to the device, and answers back."""
+"""Page requests and stalled transactions, by each driver: to the device, and answers back."""
 
 from types import SimpleNamespace
 
 import pytest
 
+from softiommu.drivers.amd import AmdDriver
 from softiommu.drivers.driver import DomainFlags, PageFault, PageResponse, Prot
 from softiommu.drivers.function import Function
 from softiommu.drivers.riscv import RiscvDriver
 from softiommu.drivers.smmuv3 import SmmuDriver
+from softiommu.drivers.vtd import VtdDriver
+from softiommu.hardware.amd.model import AmdIommu
 from softiommu.hardware.iommu import PageRequest, ResponseCode, TranslationFaultError
 from softiommu.hardware.riscv import presets as riscv
 from softiommu.hardware.riscv.model import RiscvIommu
 from softiommu.hardware.riscv.registers import RecordCsr, Registers as RiscvRegisters
 from softiommu.hardware.smmuv3 import presets as smmuv3
 from softiommu.hardware.smmuv3.model import Smmu
+from softiommu.hardware.vtd import presets as vtd
+from softiommu.hardware.vtd.model import Unit
 from softiommu.memory.physical import PhysicalMemory
 from softiommu.pagetable.kinds import EXECUTE, READ, WRITE
 
@@ -23,10 +28,10 @@ RW = Prot.READ | Prot.WRITE
 
 
 class Endpoint:
-    """A device TLB. `asks` is called when it is told to forget."""
+    """A device TLB. `asks` is called when it is told to forget, `goes_on` when it is answered."""
 
     def __init__(self):
-        self.responses, self.asks = [], lambda: None
+        self.responses, self.asks, self.goes_on = [], lambda: None, lambda: None
 
     def invalidate(self, pasid, first, last):
         self.asks()
@@ -34,6 +39,7 @@ class Endpoint:
 
     def page_response(self, pasid, group, code):
         self.responses.append((pasid, group, code))
+        self.goes_on()
 
 
 def build(make, hear):
@@ -41,6 +47,12 @@ def build(make, hear):
     if make == "smmuv3":
         unit = Smmu(memory, smmuv3.FULL, wired=lambda wire: hear())
         return unit, SmmuDriver(memory, unit)
+    if make == "vtd":
+        unit = Unit(memory, vtd.FULL.cap, vtd.FULL.ecap, interrupt=lambda *_: hear())
+        return unit, VtdDriver(memory, unit)
+    if make == "amd":
+        unit = AmdIommu(memory, interrupt=lambda *_: hear())
+        return unit, AmdDriver(memory, unit)
     capabilities = riscv.FULL.replace(IGS=1) if make == "riscv-wired" else riscv.FULL
     unit = RiscvIommu(memory, capabilities, interrupt=lambda *_: hear(), wire=lambda vector, level: hear())
     return unit, RiscvDriver(memory, unit)
@@ -61,6 +73,9 @@ def rig(request):
     found.domain = found.device.alloc_paging(DomainFlags.PASID if request.param == "smmuv3" else DomainFlags.NONE, None)
     found.device.attach(found.domain, None)
     return found
+
+
+every_make = pytest.mark.parametrize("rig", ["vtd", "amd", "riscv", "riscv-wired", "smmuv3"], indirect=True)
 
 
 def asked(want=READ, group=3, last=True, pasid=None, **more):
@@ -108,6 +123,21 @@ def test_that_a_pasids_requests_stop_is_no_fault(rig):
     assert rig.faults == rig.endpoint.responses == []
 
 
+@every_make
+def test_a_device_that_asks_for_the_next_page_when_it_is_answered_is_answered_again(rig):
+    groups = iter(range(4, 9))
+
+    def ask():
+        for group in groups:
+            rig.unit.page_request(asked(group=group))
+            return
+
+    rig.endpoint.goes_on = ask
+    rig.unit.page_request(asked())
+    assert rig.endpoint.responses == [(None, group, INVALID) for group in range(3, 9)]
+
+
+@every_make
 def test_a_device_that_asks_while_it_forgets_is_answered(rig):
     groups = iter(range(9))
     rig.endpoint.asks = lambda: rig.unit.page_request(asked(group=next(groups)))

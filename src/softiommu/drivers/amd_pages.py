@@ -30,7 +30,7 @@ class PageRequestLog:
         bus.write(Registers.PPR_TAIL.offset, 8, 0)
 
     def take(self) -> Iterator[tuple[int, PageFault]]:
-        """Each request that waits, with its device. Its place in the log is free when the next is asked for."""
+        """Each request that waits, with its device. Its place in the log is free already."""
         status = Status(self._bus.read(Registers.STATUS.offset, 8))
         self._bus.write(Registers.STATUS.offset, 8, Status.of(PprInt=1, PprOverflow=status.PprOverflow))
         while True:
@@ -38,8 +38,9 @@ class PageRequestLog:
             if head == tail:
                 break
             at = self._base + head
-            yield _decoded(PprRecord(self._memory.read_u64(at)), self._memory.read_u64(at + 8))
+            low, address = PprRecord(self._memory.read_u64(at)), self._memory.read_u64(at + 8)
             self._bus.write(Registers.PPR_HEAD.offset, 8, (head + RECORD_SIZE) % _SIZE)
+            yield _decoded(low, address)
         if status.PprOverflow:
             control = Control(self._bus.read(Registers.CONTROL.offset, 8))
             self._bus.write(Registers.CONTROL.offset, 8, control.replace(PprLogEn=0))

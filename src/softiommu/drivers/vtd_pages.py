@@ -37,16 +37,17 @@ class PageRequestQueue:
         bus.write(Registers.PECTL.offset, 4, EventControl(0))
 
     def take(self) -> Iterator[tuple[int, PageFault]]:
-        """Each request that waits, with its stream. Its place in the queue is free when the next is asked for."""
+        """Each request that waits, with its stream. Its place in the queue is free already."""
         self._bus.write(Registers.PRS.offset, 4, Prs.of(PPR=1))
         while True:
             head, tail = (PagePointer(self._bus.read(r.offset, 8)).OFFSET for r in (Registers.PQH, Registers.PQT))
             if head == tail:
                 break
             at = self._base + (head << _ENTRY_LG2)
-            yield _decoded(PageRequest0(self._memory.read_u64(at)), PageRequest1(self._memory.read_u64(at + 8)))
+            low, high = PageRequest0(self._memory.read_u64(at)), PageRequest1(self._memory.read_u64(at + 8))
             head = (head + 1) % (self._size >> _ENTRY_LG2)
             self._bus.write(Registers.PQH.offset, 8, PagePointer.of(OFFSET=head))
+            yield _decoded(low, high)
         # There is room again: the hardware may queue what it answered by itself while there was none.
         self._bus.write(Registers.PRS.offset, 4, Prs.of(PRO=1))
 

@@ -38,16 +38,29 @@ class InvalidationQueue:
         self._step = 32 if wide else 16
         self._base, self._status = memory.alloc(PAGE), memory.alloc(PAGE)
         self._tail = self._tickets = 0
+        self._busy = False
+        self._posted: list[Descriptor] = []
         bus.write(Registers.IQA.offset, 8, Iqa.of(DW=int(wide), IQA=self._base >> 12))
         bus.write(Registers.IQT.offset, 8, 0)
 
     def submit(self, *descriptors: Descriptor) -> bool:
         """Put descriptors in the queue, and return when the hardware has carried them out; False: a device TLB did
-        not answer."""
-        rest, answered = iter(descriptors), True
-        while batch := list(islice(rest, _BATCH)):
-            answered &= self._submit(batch)
+        not answer. If what others do that are waited for led here, they are carried out behind those."""
+        if self._busy:
+            self._posted.extend(descriptors)
+            return True
+        rest = iter(descriptors)
+        answered = self._busy = True
+        try:
+            while batch := list(islice(rest, _BATCH)) or self._take_posted():
+                answered &= self._submit(batch)
+        finally:
+            self._busy = False
         return answered
+
+    def _take_posted(self) -> list[Descriptor]:
+        taken, self._posted = self._posted[:_BATCH], self._posted[_BATCH:]
+        return taken
 
     def _submit(self, batch: Iterable[Descriptor]) -> bool:
         for descriptor in batch:
