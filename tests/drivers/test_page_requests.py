@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from softiommu.drivers.amd import AmdDriver
 from softiommu.drivers.driver import DomainFlags, PageFault, PageResponse, Prot
@@ -25,6 +26,7 @@ from softiommu.pagetable.kinds import EXECUTE, READ, WRITE
 RAM, SID = 48 << 20, 0x20
 SUCCESS, INVALID, FAILURE = ResponseCode.SUCCESS, ResponseCode.INVALID, ResponseCode.FAILURE
 RW = Prot.READ | Prot.WRITE
+SIDS = st.sampled_from([SID, SID + 1, 0, 0xFFFF])
 
 
 class Endpoint:
@@ -269,3 +271,17 @@ def test_what_is_held_when_the_device_leaves_is_aborted():
     rig.driver.faults.take()
     rig.device.page_response(rig.faults, PageResponse.SUCCESS)
     assert rig.again == [False]
+
+
+@every_make
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.tuples(st.integers(0, 2**16 - 1), st.integers(0, 7), st.integers(0, 511), st.booleans()), max_size=9)
+)
+def test_whatever_is_asked_for_the_driver_goes_on(rig, requests):
+    rig.device.on_fault = rig.faults.append
+    for sid, want, group, last in requests:
+        rig.unit.page_request(PageRequest(sid, want << 40, want, group, last, 5 if group & 1 else None))
+    rig.faults.clear()
+    rig.unit.page_request(asked(group=77))
+    assert [fault.group for fault in rig.faults] == [77]
