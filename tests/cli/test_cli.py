@@ -33,7 +33,7 @@ def test_every_command_has_help(softiommu, command):
     ("arguments", "message"),
     [
         ([], "Usage: softiommu"),
-        (["machin"], "unknown command 'machin': expected one of run, machine, walk (did you mean machine?)"),
+        (["machin"], f"unknown command 'machin': expected one of {', '.join(_COMMANDS)} (did you mean machine?)"),
         (["--verion"], "No such option '--verion'"),
         (["machine", "lst"], "No such command 'lst'"),
         (["machine", "show"], "Missing argument 'NAME'"),
