@@ -22,7 +22,7 @@ class GuestMemory(PhysicalMemory):
     """A guest's RAM by the guest's addresses, which are offsets in a file. Each is given out once."""
 
     def __init__(self):
-        super().__init__(LOW)
+        super().__init__(LOW, reach=RAM_SIZE)
         self.fd = os.memfd_create("guest", os.MFD_ALLOW_SEALING)
         os.ftruncate(self.fd, RAM_SIZE)
         fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)

@@ -40,7 +40,7 @@ class GuestMemory(PhysicalMemory):
     """A guest's RAM by the guest's addresses: a file, which the host shows at RAM. Addresses are given out once."""
 
     def __init__(self):
-        super().__init__(4096)
+        super().__init__(4096, reach=RAM + RAM_SIZE)
         fd = os.memfd_create("guest", os.MFD_ALLOW_SEALING)
         os.ftruncate(fd, RAM_SIZE)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from softiommu.errors import ModelError, UapiError
-from softiommu.memory.physical import ABSENT, CHUNK, DIRECT, INDIRECT, BadAddressError, Mmio, PhysicalMemory
+from softiommu.memory.physical import ABSENT, CHUNK, DIRECT, INDIRECT, REACH, BadAddressError, Mmio, PhysicalMemory
 from softiommu.memory.shared import SharedMemory
 
 HIGH = 1 << 40
@@ -253,3 +253,15 @@ def test_the_map_of_chunks_says_what_there_is(steps):
     for chunk in range(8):
         state = memory.space.present[HIGH // CHUNK + chunk]
         assert state == (INDIRECT if {2 * chunk, 2 * chunk + 1} & there else ABSENT)
+
+
+def test_memories_that_nobody_uses_make_room_for_new_ones():
+    """Each takes 2 TiB of addresses, of which a process has 128."""
+
+    class Owner:
+        """What is in a cycle with its memory is freed by the garbage collector alone."""
+
+        def __init__(self):
+            self.memory, self.me = PhysicalMemory(4 << 20), self
+
+    assert {Owner().memory.space.limit for _ in range(150)} == {REACH}

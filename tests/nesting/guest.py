@@ -13,7 +13,7 @@ class GuestRam(PhysicalMemory):
     """`size` bytes from guest-physical address 0 on, in the memfd `fd`. The guest leaves the lowest 2 MiB alone."""
 
     def __init__(self, size=4 * CHUNK):
-        super().__init__(CHUNK)
+        super().__init__(CHUNK, reach=size)
         self.fd, self.end = os.memfd_create("guest", os.MFD_ALLOW_SEALING), size
         os.ftruncate(self.fd, size)
         fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)  # so that it can be shown directly

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import gc
 import mmap
 import os
 
@@ -30,16 +31,29 @@ _FAILED = ctypes.c_void_p(-1).value
 
 
 def reserve(size: int, reach: int) -> tuple[mmap.mmap, int]:
-    """An arena of `reach` bytes, of which the first `size` can be written; as many as we are allowed; how many."""
-    try:
-        space = mmap.mmap(-1, reach, flags=_RESERVED)
-    except OSError:  # a limit on our address space: windows are then reached through their backings
+    """An arena of `reach` bytes, of which the first `size` can be written; as many as we are allowed; how many.
+
+    A process has room for about sixty arenas of 2 TiB. Those of memories that nobody uses any more are given back by
+    the garbage collector, which does not know that addresses are short.
+    """
+    space = _reserved(reach)
+    if space is None:
+        gc.collect()
+        space = _reserved(reach)
+    if space is None:  # a limit on our address space: windows are then reached through their backings
         reach = size
         space = mmap.mmap(-1, reach, flags=_RESERVED)
     space.madvise(mmap.MADV_DONTDUMP)
     if reach > size and _libc.mprotect(_address(space) + size, reach - size, mmap.PROT_READ):
         raise OSError(ctypes.get_errno(), "the arena cannot be protected")
     return space, reach
+
+
+def _reserved(reach: int) -> mmap.mmap | None:
+    try:
+        return mmap.mmap(-1, reach, flags=_RESERVED)
+    except OSError:
+        return None
 
 
 def show(space: mmap.mmap, at: int, length: int, fd: int, offset: int) -> bool:

@@ -6,7 +6,7 @@ import fcntl
 import os
 from typing import TYPE_CHECKING
 
-from softiommu.memory.physical import PAGE, PhysicalMemory
+from softiommu.memory.physical import CHUNK, PAGE, PhysicalMemory
 from softiommu.memory.shared import SharedMemory
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ class GuestRam(PhysicalMemory):
     """
 
     def __init__(self, base: int, length: int) -> None:
-        super().__init__(PAGE)
+        super().__init__(PAGE, reach=-(-(base + length) // CHUNK) * CHUNK)
         fd = os.memfd_create("guest-ram", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
         os.ftruncate(fd, length)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
