@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from softiommu.pagetable import nested, walk
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
 
     from softiommu.memory.physical import PhysicalMemory
 
-#: Fewer translations than this are not worth loading the compiled kernels.
-PLAIN_WALKS = 4096
+#: Fewer translations than this are done sooner by plain Python: where the compiled kernels are loaded, and where not.
+PLAIN_WALKS, UNLOADED_WALKS = 4096, 32768
 
 
 def translate_many(
@@ -63,7 +64,8 @@ class _Batch:
     def __init__(self, iovas: NDArray[np.uint64]) -> None:
         import numpy as np
 
-        self.compiled = len(iovas) > PLAIN_WALKS
+        loaded = "softiommu.pagetable.jit" in sys.modules
+        self.compiled = len(iovas) > (PLAIN_WALKS if loaded else UNLOADED_WALKS)
         self.inputs = np.ascontiguousarray(iovas).view(np.int64)
         self.oas = np.full(len(iovas), UNUSUAL, np.int64)
         self.ends = np.zeros(len(iovas), np.uint8)
