@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from softiommu.machine.nodes import Entry, Node
@@ -38,6 +38,8 @@ class World:
     """One device."""
 
     entries: Mapping[str, Entry] = {"/dev/iommu": Node(10, 120, 0o600, lambda caller, flags: Echo())}
+    #: Pages that must be looked at: none.
+    pollers: Mapping[object, Callable[[], None]] = {}
 
 
 def _output(argv: Sequence[str]) -> int:
