@@ -43,7 +43,7 @@ def protection(letters):
 
 
 #: Places are given in ascending order: what is empty now must stay so, where a recording has a hole.
-_next_place = 0x100000000000
+_next_place = 0x10000000000
 
 
 def free_place(size):

@@ -1,5 +1,7 @@
 """Every open recording against this process's own iommufd."""
 
+import gc
+
 import pytest
 
 from golden.kernels import InProcess
@@ -11,6 +13,7 @@ from softiommu.machine.assemble import machine
 def test_every_answer_is_the_recorded_kernels(kernel, profile):
     records = load(kernel, profile)
     assert records
+    gc.collect()  # memories of earlier tests may lie where the recordings' buffers go
     # Each sequence has a process of its own, and in it a copy of the machine as it was made.
     made = machine(profile, kernel)
     different = [play_apart(lambda: InProcess(made), record) for record in records]
