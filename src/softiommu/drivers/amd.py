@@ -6,9 +6,6 @@ doorbell and waits for the store. It knows the hardware by its registers (`Bus`)
 
 from __future__ import annotations
 
-import heapq
-from errno import ENOMEM
-
 from softiommu.drivers.amd_device import AmdDevice
 from softiommu.drivers.amd_domain import AmdDomain
 from softiommu.drivers.amd_events import EventLog
@@ -18,7 +15,8 @@ from softiommu.drivers.amd_queue import CommandBuffer, all_of_it
 from softiommu.drivers.amd_routes import Route, Routes
 from softiommu.drivers.driver import PageResponse
 from softiommu.drivers.function import Bus, Function
-from softiommu.errors import ModelError, UapiError
+from softiommu.drivers.ids import Ids
+from softiommu.errors import ModelError
 from softiommu.hardware.amd.events import DeviceEvent
 from softiommu.hardware.amd.registers import CapabilityHeader, Control, Efr, Efr2, Registers
 from softiommu.hardware.amd.tables import HOST_TABLES
@@ -54,7 +52,7 @@ class AmdDriver:
         self.queue = CommandBuffer(memory, bus)
         self.events = EventLog(memory, bus, self._guest_hears)
         self.pages = PageRequestLog(memory, bus, self.queue) if self.efr.PPRSup else None
-        self._dids = list(range(1, _DIDS))
+        self._dids = Ids(_DIDS - 1, "domain id")
         self._attached: dict[Route, AmdDomain | AmdNested] = {}
         self._devices: dict[int, AmdDevice] = {}
         self.routes = Routes(memory, self.queue, self.efr)
@@ -93,13 +91,11 @@ class AmdDriver:
 
     def take_did(self) -> int:
         """A free domain id. ENOMEM: all are used."""
-        if not self._dids:
-            raise UapiError(ENOMEM, "every domain id is used")
-        return heapq.heappop(self._dids)
+        return self._dids.take()
 
     def give_did(self, did: int) -> None:
         """A domain is gone, and forgotten."""
-        heapq.heappush(self._dids, did)
+        self._dids.give(did)
 
     def device(self, function: Function) -> AmdDevice:
         """A function behind this IOMMU. It is blocked until a domain is attached."""

@@ -6,19 +6,18 @@ doorbell and waits for the status word. It knows the hardware by its registers a
 
 from __future__ import annotations
 
-import heapq
 from dataclasses import dataclass
-from errno import ENOMEM
 
 from softiommu.drivers.driver import PageResponse
 from softiommu.drivers.function import Bus, Function
+from softiommu.drivers.ids import Ids
 from softiommu.drivers.vtd_device import VtdDevice
 from softiommu.drivers.vtd_domain import Route, VtdDomain
 from softiommu.drivers.vtd_nested import VtdNestedDomain
 from softiommu.drivers.vtd_pages import PageRequestQueue
 from softiommu.drivers.vtd_queue import ALL_PASIDS, GLOBAL, InvalidationQueue, command
 from softiommu.drivers.vtd_routes import LegacyRoutes, Routes, ScalableRoutes
-from softiommu.errors import ModelError, UapiError
+from softiommu.errors import ModelError
 from softiommu.hardware.vtd.commands import Context, Iotlb0, PasidCache0, Type
 from softiommu.hardware.vtd.registers import Cap, Ecap, Fsts, Gcmd, Registers, Rtaddr, Ttm
 from softiommu.memory.physical import PhysicalMemory
@@ -55,7 +54,7 @@ class VtdDriver:
         self.queue = InvalidationQueue(memory, bus, wide=bool(self.ecap.SMTS))
         kind = ScalableRoutes if self.scalable else LegacyRoutes
         self.routes: Routes = kind(memory, self.queue, self.cap, self.ecap)
-        self._dids = list(range(1, 1 << 4 + 2 * self.cap.ND))
+        self._dids = Ids((1 << 4 + 2 * self.cap.ND) - 1, "domain id")
         self._attached: dict[Route, VtdDomain | VtdNestedDomain] = {}
         self._devices: dict[int, VtdDevice] = {}
         has_pages = self.scalable and self.ecap.PRS
@@ -95,13 +94,11 @@ class VtdDriver:
 
     def take_did(self) -> int:
         """A free domain id. ENOMEM: all are used."""
-        if not self._dids:
-            raise UapiError(ENOMEM, "every domain id is used")
-        return heapq.heappop(self._dids)
+        return self._dids.take()
 
     def give_did(self, did: int) -> None:
         """A domain is gone, and forgotten."""
-        heapq.heappush(self._dids, did)
+        self._dids.give(did)
 
     def device(self, function: Function) -> VtdDevice:
         """A function behind this unit. ENOMEM."""
