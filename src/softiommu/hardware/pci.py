@@ -6,8 +6,9 @@ configuration space and BARs, and hears interrupts through `on_interrupt`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping as Numbered, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import NamedTuple, Protocol
 
 from softiommu.errors import ModelError
@@ -32,7 +33,10 @@ from softiommu.hardware.pci_config import (
     Status,
 )
 
-__all__ = ["Bar", "Features", "Function", "Identity", "Interrupt", "Kind", "MsixPlace", "Registers"]
+__all__ = [
+    "Bar", "Features", "Function", "Identity", "Interrupt", "Kind", "Level", "LevelRegisters", "Mapping", "MsixPlace",
+    "Registers",
+]  # fmt: skip
 
 _BARS = 6
 _D0 = 0
@@ -47,6 +51,39 @@ class Registers(Protocol):
 
     def write(self, offset: int, width: int, value: int, /) -> None:
         """Software writes 1, 2, 4 or 8 bytes."""
+        ...
+
+
+class Mapping(Enum):
+    """How software that maps a BAR meets its registers."""
+
+    #: It cannot be mapped: software reads and writes it access by access.
+    NONE = "none"
+    #: As plain memory, which the device looks at a little later, and where it shows what it has to say: right for
+    #: registers whose last value is all that counts, and whose answer software waits for. They are `LevelRegisters`.
+    LEVEL = "level"
+    #: Each load and store is an access of its own, done when it is made: right for any registers, and slower.
+    TRAPPED = "trapped"
+
+
+class Level(NamedTuple):
+    """A register that software may have as plain memory."""
+
+    offset: int
+    width: int
+    #: Its store makes the device look at the others, so it counts after those that were made before it.
+    starts: bool = False
+
+
+class LevelRegisters(Registers, Protocol):
+    """Registers that software may also have as plain memory. What changes by itself is told by `Function.changed`."""
+
+    def levels(self) -> Sequence[Level]:
+        """All of them, in the order in which stores that are seen together count."""
+        ...
+
+    def shown(self, offset: int, width: int, /) -> int:
+        """What the memory of one of them holds until software stores another value."""
         ...
 
 
@@ -71,12 +108,17 @@ class Bar:
     is_64: bool = False
     prefetchable: bool = False
     io: bool = False
+    mapping: Mapping = Mapping.NONE
+    #: Which bytes of it can be mapped, in whole pages; all when left out.
+    mapped: range | None = None
 
     def __post_init__(self) -> None:
         if self.size & self.size - 1 or self.size < (4 if self.io else 16):
             raise ModelError(f"a BAR of {self.size:#x} bytes")
         if self.io and (self.is_64 or self.prefetchable or self.size > 256):
             raise ModelError("an I/O BAR has 32 bits, at most 256 bytes, and is not prefetchable")
+        if self.io and self.mapping is not Mapping.NONE:
+            raise ModelError("an I/O BAR cannot be mapped")
 
     @property
     def kind(self) -> int:
@@ -118,7 +160,7 @@ class Function:
         self,
         port: Port,
         identity: Identity,
-        bars: Mapping[int, Bar],
+        bars: Numbered[int, Bar],
         features: Features | None = None,
         on_reset: Callable[[], None] = lambda: None,
     ) -> None:
@@ -127,6 +169,8 @@ class Function:
         self.bars: tuple[Bar | None, ...] = tuple(bars.get(number) for number in range(_BARS))
         #: Hears every change of the INTx line and every message. None: nobody does.
         self.on_interrupt: Callable[[Interrupt], None] | None = None
+        #: Hears when registers that software has as plain memory changed by themselves.
+        self.on_change: Callable[[], None] = lambda: None
         #: Hears when software lets the function ask for translations, and when not.
         self.on_ats: Callable[[bool], None] = lambda enabled: None
         self._on_reset = on_reset
@@ -292,6 +336,10 @@ class Function:
         if self.msix is not None and self.msix.bar == index and self.msix.covers(offset):
             return self.msix
         return bar.registers
+
+    def changed(self) -> None:
+        """The device changed registers that software may have as plain memory, other than by software's access."""
+        self.on_change()
 
     # Interrupts
 
