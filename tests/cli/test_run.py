@@ -85,6 +85,50 @@ print(os.path.basename(os.path.realpath(folder)), open(folder + "/vendor").read(
     assert ended == (0, "0000:00:1e.0\n0x1234\n", "")
 
 
+LATE = """
+name = "late"
+page_fault_timeout_ms = 150
+
+[[iommu]]
+name = "dmar0"
+model = "vtd"
+unit = "full"
+
+[[device]]
+name = "test0"
+address = "0000:00:05.0"
+model = "pcitest"
+"""
+
+
+def test_a_page_fault_that_a_sleeping_program_does_not_answer_fails_in_time(softiommu, tmp_path):
+    file = tmp_path / "late.toml"
+    file.write_text(LATE)
+    code = """
+import os, select, softiommu, time
+with softiommu.open_kernel() as iommufd, iommufd.ioas() as ioas, iommufd.fault_queue() as faults:
+    device = iommufd.device("/dev/vfio/devices/vfio0")
+    device.enable()
+    table = device.hwpt(ioas, faults=faults)
+    device.attach(table)
+    device.write(0, 0, 8, 0x40000)
+    device.write(0, 8, 4, 3)
+    watch = select.poll()
+    watch.register(faults.fd, select.POLLIN)
+    print(len(watch.poll(0)))
+    for _ in range(500):  # poll is no call on a file of the machine's: nothing tells the supervisor of it
+        if not watch.poll(0):
+            break
+        time.sleep(0.02)
+    print(len(watch.poll(0)), device.read(0, 8, 4) & 1, faults.read())
+    device.close()
+    table.destroy()
+"""
+    ended = softiommu("run", "-m", str(file), "--", sys.executable, "-c", code)
+    assert ended.out == "1\n0 0 []\n", ended.err
+    assert "1 page fault of test0, group 0, the last at 0x40000: no answer in time, so FAILURE" in ended.err
+
+
 def test_the_log_has_a_line_for_each_call(softiommu, tmp_path):
     file = tmp_path / "calls"
     ended = softiommu("run", "--log", str(file), "--", *PYTHON, str(EXAMPLES / "first_mapping.py"))

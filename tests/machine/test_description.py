@@ -36,6 +36,7 @@ def test_the_example_of_the_documentation_is_a_machine():
     example = (description.__doc__ or "").split("\n\n", 1)[1]
     loaded = parse("\n".join(line.strip() for line in example.splitlines()), "example")
     assert (loaded.kernel, loaded.memory, loaded.unsafe_interrupts) == ("7.2", 1 << 30, False)
+    assert loaded.page_fault_timeout_ms == 10_000
     assert [(iommu.name, iommu.model) for iommu in loaded.iommus] == [("dmar0", "vtd")]
     assert loaded.bridges == (Bridge("bridge0", "0000:00:06.0", 2),)
     edu, card = loaded.devices
@@ -66,6 +67,7 @@ def test_what_is_left_out_has_a_default():
         (HEAD + DEVICE + DEVICE.replace("edu0", "edu1"), "x.toml:9: address '0000:00:1e.0' is taken by 'edu0'"),
         (HEAD + DEVICE + "class = 0x1000000", "x.toml:7: class is 0x1000000: expected 0x0..0xffffff"),
         (HEAD + DEVICE + "pasid = 3", "x.toml:7: unknown key 'pasid' in [[device]]: expected one of name, address"),
+        (HEAD + "page_fault_timeout_ms = -1", "x.toml:2: page_fault_timeout_ms is -0x1: expected 0x0..0x5265c00"),
         (HEAD + "memory = 0x1000", "x.toml:2: memory is 0x1000: expected a multiple of 2 MiB, and 16 MiB or more"),
         (HEAD + VTD + EDU + 'iommu = "x"', "x.toml:9: unknown iommu 'x': expected one of dmar0"),
         (HEAD + EDU, "x.toml:5: a device of model 'edu' needs an [[iommu]] in front of it"),

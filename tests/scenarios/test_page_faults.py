@@ -2,19 +2,25 @@
 
 The device asks for a page that it finds missing (PCIe PRI) and the IOMMU queues the request, or the IOMMU holds what
 the device sent (stall) and queues an event. Whoever owns the address space answers for a group at a time. What still
-waits when a device leaves its address space is answered for it.
+waits when a device leaves its address space is answered for it; and so is, on a machine that has a time-out, what waits
+for too long.
 """
 
 import mmap
 import os
 from contextlib import contextmanager
+from dataclasses import replace
+from errno import EINVAL
 
 import pytest
 
 import softiommu
 from softiommu.abi.iommufd import HwptAllocFlags, PgfaultPerm
+from softiommu.clock import MS, ManualClock
+from softiommu.hardware.iommu import PageRequest, ResponseCode, TranslationFaultError
 from softiommu.machine.assemble import Machine
-from softiommu.machine.description import parse
+from softiommu.machine.description import load, parse
+from softiommu.pagetable.kinds import READ
 
 #: An SMMUv3 with a device that does not ask: its requests are held, and answered by RESUME.
 STALLING = """
@@ -35,6 +41,7 @@ stalls = true
 MACHINES = ("vtd-nested", "amd", "riscv", "smmuv3", STALLING)
 IOVA, PAGE = 0x40000, 4096
 ALLOC_PASID = HwptAllocFlags.ALLOC_PASID
+PATIENCE_MS = 250
 
 
 class Transfers:
@@ -75,10 +82,19 @@ def page(content=b""):
     return there
 
 
+def described(name):
+    """The description of one of MACHINES."""
+    return parse(name, "test.toml") if name is STALLING else load(name)
+
+
+every_make = pytest.mark.parametrize(
+    "name", MACHINES, ids=lambda machine: machine if machine.isprintable() else "smmuv3-stalls"
+)
+
+
 @pytest.fixture(params=MACHINES, ids=lambda machine: machine if machine.isprintable() else "smmuv3-stalls")
 def host(request):
-    name = request.param
-    with softiommu.open(Machine(parse(name, "test.toml")) if name is STALLING else name) as iommufd:
+    with softiommu.open(Machine(described(request.param))) as iommufd:
         yield iommufd
 
 
@@ -222,3 +238,164 @@ def test_without_a_fault_queue_what_is_missing_is_refused_at_once(host):
             transfers.write()
             assert target[:4] == b"more"
         device.detach()
+
+
+# Many groups at once
+
+
+class Requests:
+    """Requests of the device that wants pages, any number at a time: `refused` counts those that will not be served."""
+
+    def __init__(self, host):
+        machine = host.backend.machine
+        self._wired = next(device for device in machine.hardware.devices if device.pci.model == "pcitest")
+        self._unit = machine.hardware.iommus[self._wired.pci.iommu].unit
+        self.answers, self.codes = [], []
+        if self.stalls:
+            self._unit.listen(self._wired.place.sid, lambda again: self.answers.append(bool(again)))
+        else:
+            self._unit.connect(self._wired.place.sid, self)
+
+    @property
+    def stalls(self):
+        """Each request is held by the IOMMU: there are no groups of more than one."""
+        return self._wired.function.features.stalls
+
+    def ask(self, group, *iovas, last=True, pasid=None):
+        """Ask for pages in one group."""
+        for number, iova in enumerate(iovas, 1):
+            if self.stalls:
+                with pytest.raises(TranslationFaultError):
+                    self._unit.translate(self._wired.place.sid, iova, READ, pasid)
+            else:
+                ends = last and number == len(iovas)
+                self._unit.page_request(PageRequest(self._wired.place.sid, iova, READ, group, ends, pasid))
+
+    def invalidate(self, pasid, first, last):
+        """There is nothing to forget."""
+        return True
+
+    def page_response(self, pasid, group, code):
+        """A group is answered."""
+        self.answers.append(code is ResponseCode.SUCCESS)
+        self.codes.append((pasid, group, code))
+
+
+def leave_by_detaching(device, space):
+    device.detach()
+
+
+def leave_by_moving(device, space):
+    device.attach(space)
+
+
+def leave_by_closing(device, space):
+    device.close()
+
+
+@pytest.mark.parametrize("leave", [leave_by_detaching, leave_by_moving, leave_by_closing])
+def test_every_group_that_waits_is_refused_once_when_the_device_leaves(host, leave):
+    space, faults, device = host.ioas(), host.fault_queue(), host.device(able_name(host))
+    requests, table = Requests(host), device.hwpt(space, faults=faults)
+    device.attach(table)
+    for group in range(6):
+        requests.ask(group, IOVA + group * PAGE)
+    assert len({fault.cookie for fault in faults.read(3)}) == 3
+    requests.ask(9, IOVA, last=False)  # its group never ends
+    waiting = 7 if requests.stalls else 6
+    leave(device, space)
+    assert requests.answers == [False] * waiting
+    assert not faults.ready
+    assert faults.read() == []
+    table.destroy()
+    faults.close()
+    assert len(requests.answers) == waiting
+
+
+def test_a_group_that_never_ended_is_no_part_of_a_later_one(host):
+    with host.ioas() as space, host.fault_queue() as faults, host.device(able_name(host)) as device:
+        requests = Requests(host)
+        with attached(host, device, space, faults) as table:
+            requests.ask(5, IOVA, IOVA + PAGE, last=False)
+            device.detach()
+            device.attach(table)
+            requests.ask(5, IOVA + 7 * PAGE)
+            assert [fault.addr for fault in faults.read()] == [IOVA + 7 * PAGE]
+
+
+def test_a_group_is_read_whole_and_answered_once(host):
+    with host.ioas() as space, host.fault_queue() as faults, host.device(able_name(host)) as device:
+        requests = Requests(host)
+        with attached(host, device, space, faults):
+            requests.ask(5, IOVA, IOVA + PAGE, IOVA + 2 * PAGE)
+            found = faults.read()
+            assert [fault.addr for fault in found] == [IOVA, IOVA + PAGE, IOVA + 2 * PAGE]
+            cookies = {fault.cookie for fault in found}
+            assert len(cookies) == (3 if requests.stalls else 1)
+            for cookie in cookies:
+                faults.respond(cookie)
+            assert requests.answers == [True] * len(cookies)
+
+
+# Time-outs
+
+
+@pytest.fixture
+def late(request, name):
+    """A machine where faults are to be answered in time, its clock, and its log."""
+    clock = ManualClock()
+    machine = Machine(replace(described(name), page_fault_timeout_ms=PATIENCE_MS), clock=clock)
+    with softiommu.open(machine) as iommufd:
+        yield iommufd, clock, machine.messages
+
+
+@every_make
+@pytest.mark.parametrize("seen", [False, True])
+@pytest.mark.parametrize("pasid", [None, 7])
+def test_what_nobody_answers_in_time_fails(late, pasid, seen):
+    host, clock, messages = late
+    with host.ioas() as space, host.fault_queue() as faults, host.device(able_name(host)) as device:
+        transfers = Transfers(device)
+        with attached(host, device, space, faults, *(() if pasid is None else (pasid,))):
+            transfers.read(pasid=pasid)
+            cookies = [fault.cookie for fault in faults.read()] if seen else []
+            clock.advance(PATIENCE_MS * MS - 1)
+            assert transfers.waits
+            clock.advance(1)
+            assert not transfers.waits
+            assert not faults.ready
+            assert faults.read() == []
+            assert [line for line in messages if "no answer in time" in line and f"{IOVA:#x}" in line]
+            for cookie in cookies:
+                with pytest.raises(OSError, match="its time is over") as caught:
+                    faults.respond(cookie)
+                assert caught.value.errno == EINVAL
+
+
+@every_make
+def test_an_answer_in_time_is_no_failure(late):
+    host, clock, messages = late
+    with host.ioas() as space, host.fault_queue() as faults, host.device(able_name(host)) as device:
+        requests = Requests(host)
+        with attached(host, device, space, faults):
+            requests.ask(1, IOVA)
+            clock.advance(PATIENCE_MS * MS // 2)
+            requests.ask(2, IOVA + PAGE)
+            first, second = faults.read()
+            faults.respond(first.cookie)
+            clock.advance(PATIENCE_MS * MS // 2)
+            assert not faults.ready
+            assert requests.answers == [True]
+            clock.advance(PATIENCE_MS * MS // 2)
+            assert not faults.ready
+            assert requests.answers == [True, False]
+            if not requests.stalls:
+                assert requests.codes == [(None, 1, ResponseCode.SUCCESS), (None, 2, ResponseCode.FAILURE)]
+            requests.ask(3, IOVA)
+            (third,) = faults.read()
+            assert third.cookie not in (second.cookie,), "its late answer would be taken for one of the third"
+            with pytest.raises(OSError, match="its time is over"):
+                faults.respond(second.cookie)
+            faults.respond(third.cookie)
+            assert requests.answers == [True, False, True]
+    assert len([line for line in messages if "no answer in time" in line]) == 1

@@ -14,6 +14,7 @@ from softiommu.memory.pins import Physical
 if TYPE_CHECKING:
     from softiommu.abi.iommufd import IoasCopy
     from softiommu.abi.struct import UserStruct
+    from softiommu.clock import Clock
     from softiommu.iommufd.device import Group
     from softiommu.iommufd.dispatch import Command
     from softiommu.iommufd.ioas import Ioas
@@ -32,6 +33,13 @@ class CallDone(NamedTuple):
     cmd: UserStruct | int | None
     result: int
     error: UapiError | None
+
+
+class Patience(NamedTuple):
+    """How long the kernel waits for a program that has to answer: `duration` nanoseconds of `clock`."""
+
+    clock: Clock
+    duration: int
 
 
 class Services:
@@ -55,6 +63,10 @@ class Services:
         #: Whether the kernel is built with CONFIG_VFIO_NOIOMMU.
         self.no_iommu = False
         self.contexts = 0
+        #: How long page faults wait for their answer; None: for ever, as Linux has it.
+        self.patience: Patience | None = None
+        #: Hears what the kernel would print.
+        self.report: Callable[[str], None] = lambda line: None
         #: What is to be looked at now and then (see `ViommuHost.mmap_region`), by whose it is.
         self.pollers: dict[object, Callable[[], None]] = {}
         #: Who uses a group of devices that cannot be isolated from one another: one file at a time.

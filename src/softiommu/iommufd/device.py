@@ -65,6 +65,11 @@ class DeviceObject(Object):
         self.partial_faults: dict[int, tuple[PageFault, ...]] = {}
         device.on_fault = self._on_fault
 
+    @property
+    def recovers(self) -> bool:
+        """Whether anything that it is attached to has a fault queue."""
+        return any(attachment.hwpt.fault_queue is not None for attachment in self.group.attachments.values())
+
     def _on_fault(self, fault: PageFault) -> None:
         from softiommu.iommufd import events
 
@@ -238,11 +243,12 @@ def _replace(device: DeviceObject, hwpt: Hwpt, pasid: int | None) -> None:
         if moves and new_ioas is not None:
             _unreserve_all(new_ioas, attachment.devices)
         raise
+    # What devices ask for when they are answered is for the new HWPT.
+    attachment.hwpt = hwpt
     for other in attachment.devices:
         _drop_faults(old, other, pasid)
     if moves and old_ioas is not None:
         _unreserve_all(old_ioas, attachment.devices)
-    attachment.hwpt = hwpt
     hwpt.users += len(attachment.devices)
     _put(device.ctx, old, len(attachment.devices))
 
@@ -297,8 +303,12 @@ def _unreserve_all(ioas: Ioas, devices: list[DeviceObject]) -> None:
 
 
 def _drop_faults(hwpt: Hwpt, device: DeviceObject, pasid: int | None) -> None:
-    if hwpt.fault_queue is not None:
-        hwpt.fault_queue.drop(device, pasid)
+    """Answer what waits of a route that the device has no more."""
+    if hwpt.fault_queue is None:
+        return
+    if not device.recovers:
+        device.partial_faults.clear()
+    hwpt.fault_queue.drop(device, pasid)
 
 
 def _put(ctx: Context, hwpt: Hwpt, count: int) -> None:

@@ -17,6 +17,7 @@ from softiommu.iommufd.objects import Object
 from softiommu.memory.files import POLLIN, POLLOUT, File
 
 if TYPE_CHECKING:
+    from softiommu.iommufd.context import Services
     from softiommu.iommufd.device import DeviceObject
     from softiommu.iommufd.hwpt import Hwpt
     from softiommu.iommufd.viommu import ViommuObject
@@ -49,12 +50,14 @@ class EventFile(File):
         """Whole entries only; never blocks: 0 when nothing waits. ESPIPE: not seekable, or a cut entry."""
         if offset is not None:
             raise UapiError(ESPIPE, f"a {self.kind} has no offsets")
+        self.ctx.services.poll()
         return self.queue.read(caller, va, count)
 
     def write(self, caller: Caller, va: int, count: int, offset: int | None = None) -> int:
         """Answers to page faults."""
         if offset is not None:
             raise UapiError(ESPIPE, f"a {self.kind} has no offsets")
+        self.ctx.services.poll()
         return self.queue.write(caller, va, count)
 
     def poll(self) -> int:
@@ -75,6 +78,23 @@ class FaultGroup(NamedTuple):
     #: What is attached where the faults came from: a PASID, or None for the RID.
     route: int | None
     faults: tuple[PageFault, ...]
+    #: When the machine's clock shows this, the answer is FAILURE.
+    deadline: int | None = None
+
+
+class Unanswered(NamedTuple):
+    """A group of page faults that the program did not answer in time."""
+
+    device: str
+    #: The last of them, and how many they are.
+    fault: PageFault
+    pages: int
+
+    def __str__(self) -> str:
+        """One line for the kernel's log."""
+        with_pasid = "" if self.fault.pasid is None else f" with PASID {self.fault.pasid:#x}"
+        what = f"{self.pages} page fault{'s' if self.pages > 1 else ''} of {self.device}{with_pasid}"
+        return f"{what}, group {self.fault.group}, the last at {self.fault.addr:#x}: no answer in time, so FAILURE"
 
 
 class FaultQueue(Object):
@@ -82,19 +102,48 @@ class FaultQueue(Object):
 
     kind = "fault queue"
 
-    def __init__(self) -> None:
+    def __init__(self, services: Services) -> None:
         super().__init__()
+        self._services = services
         self.file: EventFile | None = None
         self._waiting: deque[FaultGroup] = deque()
         self._answering: dict[int, FaultGroup] = {}
         self._lowest_cookie = 1
         #: No free cookie is below it.
         self._next_cookie = 1
+        #: Cookies whose time is over: nobody else has them until their late answer was refused.
+        self._late: set[int] = set()
 
     def add(self, group: FaultGroup) -> None:
         """A group of faults is complete."""
         self._waiting.append(group)
+        if group.deadline is not None:
+            self._services.pollers[self] = self.expire
         self._changed()
+
+    def expire(self) -> None:
+        """Answer FAILURE for the program where its time is over. Groups are in the order of their deadlines."""
+        patience = self._services.patience
+        if patience is None or not (self._waiting or self._answering):
+            return
+        now, late = patience.clock.now(), list[FaultGroup]()
+        while self._answering and _is_over(next(iter(self._answering.values())), now):
+            cookie = next(iter(self._answering))
+            late.append(self._answering.pop(cookie))
+            self._late.add(cookie)
+        while self._waiting and _is_over(self._waiting[0], now):
+            late.append(self._waiting.popleft())
+        if late:
+            self._settled()
+            self._changed()
+        for group in late:
+            self._services.report(str(Unanswered(group.device.device.name, group.faults[-1], len(group.faults))))
+            group.device.device.page_response(group.faults, PageResponse.FAILURE)
+
+    def _settled(self) -> None:
+        """Groups went: without any there are no deadlines."""
+        if not self._waiting and not self._answering:
+            self._services.pollers.pop(self, None)
 
     def read(self, caller: Caller, va: int, count: int) -> int:
         """Groups of 40-byte entries, each group whole and with one cookie."""
@@ -108,7 +157,7 @@ class FaultQueue(Object):
                 if done:
                     break
                 raise UapiError(EINVAL, f"the first group needs {size} bytes, {count} were given")
-            cookie = next(n for n in numbers(self._next_cookie) if n not in self._answering)
+            cookie = next(n for n in numbers(self._next_cookie) if n not in self._answering and n not in self._late)
             try:
                 caller.write(va + done, b"".join(_entry(group, fault, cookie) for fault in group.faults))
             except UapiError:
@@ -142,12 +191,16 @@ class FaultQueue(Object):
         if response.code not in (PageResponse.SUCCESS.value, PageResponse.INVALID.value):
             raise UapiError(EINVAL, f"response code {response.code} is neither SUCCESS nor INVALID")
         group = self._answering.pop(response.cookie, None)
+        was_late = response.cookie in self._late
+        self._late.discard(response.cookie)
         # The kernel's table of cookies starts at 1, but erasing number 0, which is not in it, frees that number.
         self._lowest_cookie = 0 if response.cookie == 0 else self._lowest_cookie
-        if response.cookie == 0 or group is not None:
+        if response.cookie == 0 or was_late or group is not None:
             self._next_cookie = min(self._next_cookie, response.cookie)
         if group is None:
-            raise UapiError(EINVAL, f"no fault waits for an answer with cookie {response.cookie}")
+            why = "its time is over" if was_late else "no fault waits for it"
+            raise UapiError(EINVAL, f"an answer with cookie {response.cookie}: {why}")
+        self._settled()
         group.device.device.page_response(group.faults, PageResponse(response.code))
 
     def drop(self, device: DeviceObject, route: int | None) -> None:
@@ -160,6 +213,7 @@ class FaultQueue(Object):
         self._waiting = deque(g for g in self._waiting if not leaves(g))
         self._answering = {cookie: g for cookie, g in self._answering.items() if not leaves(g)}
         self._next_cookie = self._lowest_cookie
+        self._settled()
         for group in gone:
             device.device.page_response(group.faults, PageResponse.INVALID)
         if gone:
@@ -167,6 +221,7 @@ class FaultQueue(Object):
 
     def poll(self) -> int:
         """OUT always, IN while a group waits."""
+        self.expire()
         return POLLOUT | POLLIN if self._waiting else POLLOUT
 
     def _changed(self) -> None:
@@ -175,10 +230,16 @@ class FaultQueue(Object):
 
     def destroy(self, ctx: Context) -> None:
         """Everything unanswered is answered INVALID."""
-        for group in (*self._waiting, *self._answering.values()):
-            group.device.device.page_response(group.faults, PageResponse.INVALID)
+        gone = [*self._waiting, *self._answering.values()]
         self._waiting.clear()
         self._answering.clear()
+        self._settled()
+        for group in gone:
+            group.device.device.page_response(group.faults, PageResponse.INVALID)
+
+
+def _is_over(group: FaultGroup, now: int) -> bool:
+    return group.deadline is not None and group.deadline <= now
 
 
 def _entry(group: FaultGroup, fault: PageFault, cookie: int) -> bytes:
@@ -197,21 +258,27 @@ def _entry(group: FaultGroup, fault: PageFault, cookie: int) -> bytes:
 def fault_queue_alloc(ctx: Context, cmd: abi.FaultAlloc) -> Answer:
     """IOMMU_FAULT_QUEUE_ALLOC."""
     refuse(cmd.flags, "flags")
-    queue = ctx.new(FaultQueue())
+    queue = ctx.new(FaultQueue(ctx.services))
     cmd.out_fault_id = queue.id
     return Answer(lambda: EventFile(ctx, queue))
 
 
 def deliver(device: DeviceObject, hwpt: Hwpt | None, route: int | None, fault: PageFault) -> None:
-    """A device reported a fault for what is attached (None: nothing): queue its group, or answer INVALID."""
+    """A device reported a fault for what is attached (None: nothing): queue its group, or answer INVALID.
+
+    Groups that are not complete are kept while the device has a fault queue anywhere, as in the kernel.
+    """
     faults = (*device.partial_faults.pop(fault.group, ()), fault)
     if not fault.last:
-        device.partial_faults[fault.group] = faults
+        if device.recovers:
+            device.partial_faults[fault.group] = faults
         return
     if hwpt is None or hwpt.fault_queue is None:
         device.device.page_response(faults, PageResponse.INVALID)
         return
-    hwpt.fault_queue.add(FaultGroup(device, route, faults))
+    patience = device.ctx.services.patience
+    deadline = None if patience is None else patience.clock.now() + patience.duration
+    hwpt.fault_queue.add(FaultGroup(device, route, faults, deadline))
 
 
 class Event(NamedTuple):

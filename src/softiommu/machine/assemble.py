@@ -6,7 +6,9 @@ import stat
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from softiommu.clock import MS, RealClock
 from softiommu.iommufd import kernels, table
+from softiommu.iommufd.context import Patience
 from softiommu.iommufd.file import IommufdFile
 from softiommu.machine import pci
 from softiommu.machine.description import Description, load
@@ -16,6 +18,7 @@ from softiommu.memory.frames import Frames
 from softiommu.memory.pins import Physical
 
 if TYPE_CHECKING:
+    from softiommu.clock import Clock
     from softiommu.machine.hardware import Hardware
     from softiommu.machine.vfio import Vfio
     from softiommu.memory.client import Caller
@@ -26,13 +29,15 @@ _IOMMU_DEV, _VFIO_DEV = (10, 127), (10, 196)
 
 
 class Machine:
-    """A machine in user space. Everything a front door shows comes from here. `memory` makes RAM of a size."""
+    """A machine in user space. Everything a front door shows comes from here. `memory` makes RAM of a size; time-outs
+    are of `clock`, or of the host's clock."""
 
     def __init__(
         self,
         description: Description,
         kernel: str | None = None,
         memory: Callable[[int], PhysicalMemory] | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self.description = description
         self.kernel = kernels.kernel(kernel or description.kernel or kernels.DEFAULT)
@@ -44,6 +49,9 @@ class Machine:
         self.services = table.services(self.kernel, self.physical)
         self.services.no_iommu = description.no_iommu
         self.services.unsafe_interrupts = description.unsafe_interrupts
+        self.services.report = self._report
+        if description.page_fault_timeout_ms:
+            self.services.patience = Patience(clock or RealClock(), description.page_fault_timeout_ms * MS)
         self.entries: dict[str, Entry] = {
             "/dev/iommu": Node(*_IOMMU_DEV, stat.S_IFCHR | 0o666, self.open_iommu),
             "/dev/vfio/vfio": Node(*_VFIO_DEV, stat.S_IFCHR | 0o666, self.open_container),
@@ -93,7 +101,7 @@ class Machine:
 
     @property
     def pollers(self) -> Mapping[object, Callable[[], None]]:
-        """What looks at pages that programs map."""
+        """What looks at pages that programs map, and at page faults that wait for an answer."""
         return self.services.pollers
 
     def device_nodes(self) -> dict[str, str]:

@@ -6,6 +6,7 @@ kernel = "7.2"                    # the kernel whose uAPI it presents; `--kernel
 no_iommu = false                  # whether that kernel is built with CONFIG_VFIO_NOIOMMU
 unsafe_interrupts = false         # whether iommufd.allow_unsafe_interrupts is set
 memory = 0x40000000               # bytes of RAM: the tables and queues of IOMMUs lie there
+page_fault_timeout_ms = 10000     # how long page faults wait for the program's answer; left out: for ever
 
 [[iommu]]
 name = "dmar0"
@@ -49,6 +50,8 @@ from softiommu.machine.reading import Document, Table, expected
 _BUILTIN = Path(__file__).with_name("builtin")
 _RAM = 1 << 30
 _MOST_RAM = 1 << 40
+#: A day, in milliseconds.
+_MOST_PATIENCE = 86_400_000
 _NESTING = ("hardware", "software", "mixed")
 
 
@@ -73,6 +76,8 @@ class Description:
     no_iommu: bool = False
     unsafe_interrupts: bool = False
     memory: int = _RAM
+    #: How long page faults wait for the program's answer, in milliseconds; 0: for ever.
+    page_fault_timeout_ms: int = 0
     iommus: tuple[Iommu, ...] = ()
     bridges: tuple[Bridge, ...] = ()
     devices: tuple[PciDevice, ...] = ()
@@ -96,6 +101,7 @@ def parse(text: str, source: str) -> Description:
         no_iommu=root.flag("no_iommu"),
         unsafe_interrupts=root.flag("unsafe_interrupts"),
         memory=_memory(root),
+        page_fault_timeout_ms=root.number("page_fault_timeout_ms", _MOST_PATIENCE, 0),
         iommus=iommus,
         bridges=bridges,
         devices=tuple(_devices(root, [iommu.name for iommu in iommus if iommu.model != "mock"])),

@@ -109,7 +109,8 @@ class Supervisor:
                     break
                 else:
                     for poll in list(pollers.values()):
-                        self._guarded(poll, "looking at a mapped page")
+                        self._guarded(poll, "looking at what waits")
+                    watcher.glance(bool(pollers))
         finally:
             watcher.stop()
         self._reap(wait=True)
