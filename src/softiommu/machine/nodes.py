@@ -43,5 +43,5 @@ class World(Protocol):
 
     @property
     def pollers(self) -> Mapping[object, Callable[[], None]]:
-        """What is to be called now and then, while there is any: it looks at pages that are mapped, and at time-outs."""
+        """What is to be called now and then, while there is any: it looks at mapped pages, and at time-outs."""
         ...
