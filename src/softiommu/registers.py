@@ -9,7 +9,8 @@ class Registers(RegisterFile):
 by `read(offset, size)` and `write(offset, size, value)`, in any size, so also to one half of a 64-bit register.
 
 Behaviour is a method of the file's owner with the register's name. `on_write_CR0(old, new)` runs when `new` is in
-place; `on_read_CR0()` gives the word to be read. For arrays both take the index first.
+place; `on_read_CR0()` gives the word to be read; `on_show_CR0()` the word that software finds in memory that stands
+for the register. For arrays all take the index first.
 """
 
 from __future__ import annotations
@@ -168,10 +169,21 @@ def array(first: Register[W], count: int, stride: int) -> RegisterArray[W]:
     return RegisterArray(first, count, stride)
 
 
+class Level(NamedTuple):
+    """A register that software may have as plain memory."""
+
+    offset: int
+    width: int
+    #: Its store makes the device look at others, so it counts after those that software made before it.
+    starts: bool = False
+
+
 class RegisterFile:
     """A file of registers. `owner` has the hooks; `events` hears of what a program should not have done."""
 
     SLOTS: ClassVar[tuple[Slot, ...]] = ()
+    #: Names of the registers that make the device look at the others.
+    STARTERS: ClassVar[frozenset[str]] = frozenset()
     _BY_BYTE: ClassVar[dict[int, Slot]] = {}
     _WHOLE: ClassVar[dict[tuple[int, int], Slot]] = {}
 
@@ -221,6 +233,17 @@ class RegisterFile:
                 continue
             self._write(slot, part << 8 * skip, ((1 << 8 * count) - 1) << 8 * skip)
         return None
+
+    def levels(self) -> list[Level]:
+        """The registers as plain memory, in the order in which stores that are seen together count."""
+        found = [Level(s.offset, s.register.size, s.register.name in self.STARTERS) for s in self.SLOTS]
+        return sorted(found, key=lambda level: level.starts)
+
+    def shown(self, offset: int, size: int) -> int:
+        """What memory that stands for a register holds: what `on_show_NAME` of the owner says, else what is read."""
+        slot = self._WHOLE[offset, size]
+        hook = getattr(self._owner, "on_show_" + slot.register.name, None)
+        return int(hook(*slot.index)) if hook is not None else self._read(slot)
 
     def _parts(self, offset: int, size: int) -> Iterator[tuple[Slot | None, int, int, int]]:
         """An access cut at the registers' ends: the slot, bytes skipped in it, bytes done before, bytes of it."""

@@ -32,10 +32,10 @@ from softiommu.hardware.pci_config import (
     PriControl,
     Status,
 )
+from softiommu.registers import Level
 
 __all__ = [
-    "Bar", "Features", "Function", "Identity", "Interrupt", "Kind", "Level", "LevelRegisters", "Mapping", "MsixPlace",
-    "Registers",
+    "Bar", "Features", "Function", "Identity", "Interrupt", "Kind", "LevelRegisters", "Mapping", "MsixPlace", "Registers",
 ]  # fmt: skip
 
 _BARS = 6
@@ -64,15 +64,6 @@ class Mapping(Enum):
     LEVEL = "level"
     #: Each load and store is an access of its own, done when it is made: right for any registers, and slower.
     TRAPPED = "trapped"
-
-
-class Level(NamedTuple):
-    """A register that software may have as plain memory."""
-
-    offset: int
-    width: int
-    #: Its store makes the device look at the others, so it counts after those that were made before it.
-    starts: bool = False
 
 
 class LevelRegisters(Registers, Protocol):
@@ -171,6 +162,8 @@ class Function:
         self.on_interrupt: Callable[[Interrupt], None] | None = None
         #: Hears when registers that software has as plain memory changed by themselves.
         self.on_change: Callable[[], None] = lambda: None
+        #: Hears in a sentence what the device refuses: its driver has a status code at most.
+        self.on_refusal: Callable[[str], None] = lambda why: None
         #: Hears when software lets the function ask for translations, and when not.
         self.on_ats: Callable[[bool], None] = lambda enabled: None
         self._on_reset = on_reset
@@ -394,3 +387,4 @@ class Function:
         self.on_ats(False)
         self._on_reset()
         self._refresh()
+        self.changed()
