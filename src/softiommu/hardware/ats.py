@@ -107,6 +107,11 @@ class DeviceTlb:
 
     # What the device asks
 
+    @property
+    def waits(self) -> bool:
+        """Whether there are page requests without an answer."""
+        return bool(self._open)
+
     def request_page(self, iova: int, want: int, pasid: int | None = None) -> bool:
         """Ask software for a page; False: the function may not, or has asked for as many as it may."""
         function = self._function
