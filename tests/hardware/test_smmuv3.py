@@ -144,6 +144,39 @@ def test_stage_2_rights_and_flags(clear, add, fields, want, privileged, event):
         assert (how.PNU, how.IND, how.RNW) == (privileged, want == EXECUTE, want != WRITE)
 
 
+CLEAN = {"clear": arm64.AF, "add": arm64.AP_READ_ONLY | arm64.DBM}
+
+
+@pytest.mark.parametrize("second", [False, True], ids=["one stage", "nested"])
+@pytest.mark.parametrize("want", [READ, WRITE])
+def test_without_atomic_accesses_no_flag_can_be_set(second, want):
+    rig = Rig(FULL._replace(atomics=False))
+    if second:
+        pages, _ = nest(rig, cd={"HA": 1, "HD": 1})
+    else:
+        pages = rig.pages("arm64-4k-48-s1")
+        rig.stage1(pages, HA=1, HD=1)
+    mapped(pages, 0x1000, 0x100000)
+    assert reach(rig.smmu, 0x1000, want) == 0x100000  # every flag is set: nothing is to be done
+    change(rig, pages, 0x1000, **CLEAN)
+    rig.forget()
+    before = leaf(pages, 0x1000)
+    assert reach(rig.smmu, 0x1000, want) is Event.F_WALK_EABT
+    first, how, iova, fetch = rig.event()
+    assert (first.TYPE, how.S2, how.CLASS, iova, fetch) == (Event.F_WALK_EABT, 0, Class.TT, 0x1000, before.at)
+    assert leaf(pages, 0x1000) == before
+
+
+def test_without_atomic_accesses_stage_2_sets_no_flag_either():
+    rig = Rig(FULL._replace(atomics=False))
+    pages = rig.pages("arm64-4k-40-s2")
+    mapped(pages, 0x1000, 0x100000)
+    change(rig, pages, 0x1000, arm64.AF)
+    rig.stage2(pages, S2HA=1)
+    assert reach(rig.smmu, 0x1000) is Event.F_WALK_EABT
+    assert not leaf(pages, 0x1000).pte & arm64.AF
+
+
 def test_limits_of_tables_hold_unless_had_ignores_them():
     rig = Rig()
     pages = rig.pages("arm64-4k-48-s1")

@@ -10,7 +10,7 @@ from softiommu.hardware.smmuv3.commands import Address1, Op, Sync0, Va0
 from softiommu.hardware.smmuv3.model import Smmu
 from softiommu.hardware.smmuv3.presets import FULL, QEMU
 from softiommu.hardware.smmuv3.registers import CmdqCons, CommandError, Gerror, QueueBase, Registers
-from softiommu.hardware.smmuv3.streams import EVERY_ASID, STAGE2_ONLY
+from softiommu.hardware.smmuv3.streams import EVERY_ASID, EVERY_PRIVATE_ASID, GLOBALS, STAGE2_ONLY
 from softiommu.memory.physical import PhysicalMemory
 
 LG2 = 5
@@ -50,7 +50,7 @@ entries = st.lists(
     st.tuples(
         st.sampled_from([0, 0, 0, 2]),
         numbers,
-        st.sampled_from([0, 1, 2, EVERY_ASID, STAGE2_ONLY]),
+        st.sampled_from([0, 1, 2, EVERY_ASID, EVERY_PRIVATE_ASID, STAGE2_ONLY]),
         st.integers(0, 15),
         st.sampled_from([12, 12, 13, 16, 21]),
         st.sampled_from([0, 14, 21]),
@@ -71,7 +71,7 @@ class Rig:
                 self.memory.write_u64(base + 16 * number + 8 * word, command[word])
         for world, vmid, asid, page, lg2, leaf in cached:
             iova = page << 12
-            entry = Entry(0, 7, asid == EVERY_ASID, leaf)
+            entry = Entry(0, 7, asid in GLOBALS, leaf)
             self.smmu.tlb.iotlb.fill((world, vmid, asid, 0), iova, lg2, entry)
             self.smmu.tlb._widest = 21
         self.smmu.write(Registers.CMDQ_BASE.offset, 8, QueueBase.of(LOG2SIZE=LG2, ADDR=base >> 5))

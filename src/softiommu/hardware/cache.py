@@ -108,6 +108,8 @@ class Entry(NamedTuple):
     is_global: bool = False
     #: lg2 of the leaf of stage 1 of which the page may be a part, where stage 2 has smaller ones.
     leaf_lg2: int = 0
+    #: Of an address space that is none of the CPUs': their broadcast maintenance by address space leaves it alone.
+    private: bool = False
 
 
 class Page(NamedTuple):

@@ -23,7 +23,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _FORMAT = ("load", "rights", "used", "leaf", "link", "run_step", "dirty", "clean")
 _ARM = ("contiguous_lg2", "_address", "_placed", "_table_limits", "_restrict", "_stage2_rights")
-_WALK = ("index", "span_lg2", "skipped", "reach", "outside", "entry", "grant", "after", "one_stage")
+_WALK = ("index", "span_lg2", "skipped", "reach", "outside", "entry", "grant", "unset", "after", "one_stage")
 _MAPPER = (
     *("best_size", "until_larger", "table_for", "fill", "lowest", "record", "clear", "prune"),
     *("any_dirty", "harvest_table"),

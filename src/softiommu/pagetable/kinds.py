@@ -33,6 +33,8 @@ ALREADY_MAPPED, NO_MEMORY, NEED_TABLES = 6, 7, 12
 
 #: Options that every format has: hardware sets the accessed and the dirty flag. A format's own ones start at 16.
 HW_ACCESSED, HW_DIRTY = 1, 2
+#: And that the system has no atomic accesses for that: where a flag would be set, the access to the entry fails.
+NO_ATOMICS = 4
 
 
 class Table(NamedTuple):

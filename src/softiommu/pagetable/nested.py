@@ -12,7 +12,7 @@ from softiommu.pagetable.kinds import (
     FORBIDDEN,
     GLOBAL,
     HW_ACCESSED,
-    NOT_ACCESSED,
+    NO_ATOMICS,
     OK,
     OUT_OF_RANGE,
     READ,
@@ -35,6 +35,7 @@ from softiommu.pagetable.walk import (
     outside,
     reach,
     signed,
+    unset,
 )
 
 if TYPE_CHECKING:
@@ -197,8 +198,8 @@ def first_of_two(tree1: Tree, tree2: Tree, iova: int, want: int) -> tuple[int, R
             status, allowed = grant(t1, pte, every, some, want)
         new = after(t1, status, pte, want, allowed)
         if new != pte:
-            if t1.option & HW_ACCESSED == 0:
-                return STAGE1, (NOT_ACCESSED, oa, lg2, allowed, level, ipa, pte), NO_WALK
+            if t1.option & (HW_ACCESSED | NO_ATOMICS) != HW_ACCESSED:
+                return STAGE1, (unset(t1), oa, lg2, allowed, level, ipa, pte), NO_WALK
             where, outer = _fetch(tree2, ipa, want, WRITE)
             if outer[0] != OK:
                 return where, (outer[0], 0, 0, 0, level, ipa, 0), outer

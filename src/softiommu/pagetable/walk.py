@@ -26,6 +26,7 @@ from softiommu.pagetable.kinds import (
     LEAF,
     LENIENT,
     MALFORMED,
+    NO_ATOMICS,
     NOT_ACCESSED,
     NOT_MAPPED,
     OK,
@@ -130,8 +131,8 @@ def last_step(t: Table, mem: Space, place: Place, iova: int, want: int) -> Resul
         status, allowed = grant(t, pte, every, some, want)
     new = after(t, status, pte, want, allowed)
     if new != pte:
-        if t.option & HW_ACCESSED == 0:
-            return NOT_ACCESSED, oa, lg2, allowed, level, at, pte
+        if t.option & (HW_ACCESSED | NO_ATOMICS) != HW_ACCESSED:
+            return unset(t), oa, lg2, allowed, level, at, pte
         mem.words[at >> 3] = new
     return status, oa, lg2, allowed, level, at, new
 
@@ -223,12 +224,17 @@ def one_stage(tree: Tree, iova: int, want: int) -> Result:
             status, allowed = grant(t, pte, every, some, want)
         new = after(t, status, pte, want, allowed)
         if new != pte:
-            if t.option & HW_ACCESSED == 0:
-                return NOT_ACCESSED, oa, lg2, allowed, level, at, pte
+            if t.option & (HW_ACCESSED | NO_ATOMICS) != HW_ACCESSED:
+                return unset(t), oa, lg2, allowed, level, at, pte
             mem.words[at >> 3] = new
         if status != DESCEND:
             return status, oa, lg2, allowed, level, at, new
         table, level, every, some = oa, below, every & pte, some | pte
+
+
+def unset(t: Table) -> int:
+    """How a walk ends that finds a flag which nobody sets: software is to do it, or the hardware cannot."""
+    return BAD_TABLE if t.option & HW_ACCESSED else NOT_ACCESSED
 
 
 def after(t: Table, status: int, pte: int, want: int, allowed: int) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from softiommu.hardware.smmuv3.commands import LAYOUTS, TLBI_TG, Address1, Asid0, Op, Sync0, Va0, Vmid0
-from softiommu.hardware.smmuv3.streams import EVERY_ASID, STAGE2_ONLY
+from softiommu.hardware.smmuv3.streams import GLOBALS, STAGE2_ONLY
 from softiommu.hardware.smmuv3.tables import Strw
 from softiommu.hardware.smmuv3.tlb import ADDRESS
 from softiommu.words import Field
@@ -109,7 +109,7 @@ class Bulk:
             if vmid != _ANY:
                 hit &= vmids == vmid
             if asid != _ANY:
-                hit &= (asids == asid) | (with_globals & (asids == EVERY_ASID))
+                hit &= (asids == asid) | (with_globals & np.isin(asids, GLOBALS))
             gone |= hit
         if gone.any():
             doomed = {page for (page, _), is_gone in zip(kept, gone, strict=True) if is_gone}

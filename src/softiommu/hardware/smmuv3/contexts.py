@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from softiommu.hardware.smmuv3 import geometry
 from softiommu.hardware.smmuv3.faults import Policy
 from softiommu.hardware.smmuv3.registers import SIZES
-from softiommu.hardware.smmuv3.streams import Stream, Tags, flags, tags
+from softiommu.hardware.smmuv3.streams import GLOBALS, Stream, Tags, flags, tags
 from softiommu.hardware.smmuv3.tables import TG0, TG1, Cd0, Cd1, Cd2, Strw
 from softiommu.pagetable.formats.arm64 import DS, NO_HIERARCHY, ONE_LEVEL, PAN, WXN
 from softiommu.pagetable.nested import Stage
@@ -31,10 +31,13 @@ class Half(NamedTuple):
 class Context(NamedTuple):
     """What a CD says: its tables by bit 55 of the address (None: walks are disabled), and its tags."""
 
-    #: Of unprivileged and of privileged accesses.
+    #: Of unprivileged and of privileged accesses; and of those by global entries.
     tags: tuple[Tags, Tags]
+    global_tags: tuple[Tags, Tags]
     halves: tuple[Half | None, Half | None]
     policy: Policy
+    #: Its ASID is none of the CPUs' (CD.ASET).
+    private: bool
 
 
 class _Fields(NamedTuple):
@@ -71,7 +74,8 @@ def read_context(words: list[int], identity: Identity, stream: Stream) -> Contex
             if how.ENDI or halves[number] is None:
                 return None
     policy = Policy(bool(how.S), bool(how.R), not how.A)
-    return Context(tags(stream.strw, stream.vmid, 0 if one_half else how.ASID), (halves[0], halves[1]), policy)
+    mine, everyone = (tags(stream.strw, stream.vmid, asid) for asid in (0 if one_half else how.ASID, GLOBALS[how.ASET]))
+    return Context(mine, everyone, (halves[0], halves[1]), policy, bool(how.ASET))
 
 
 def _bad_faults(how: Cd0, identity: Identity, stream: Stream) -> bool:
@@ -95,7 +99,7 @@ def _half(number: int, field: _Fields, how: Cd0, wants_ds: bool, identity: Ident
         output = min(output, 48)
     if field.ttb >> output:
         return None
-    option = flags(how.HA, how.HD, how.AFFD)
+    option = flags(how.HA, how.HD, how.AFFD, identity)
     for option_bit, chosen in (
         (DS, ds and granule != 16),
         (PAN, how.PAN),

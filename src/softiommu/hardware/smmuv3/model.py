@@ -12,6 +12,7 @@ from softiommu.hardware.cache import Shape
 from softiommu.hardware.iommu import ALL, AtsIommu, Endpoint, PageRequest, Request, StallingIommu, Translation
 from softiommu.hardware.smmuv3 import walker
 from softiommu.hardware.smmuv3.ats import Ats
+from softiommu.hardware.smmuv3.broadcast import Broadcast, Listener, selection
 from softiommu.hardware.smmuv3.configuration import Configuration
 from softiommu.hardware.smmuv3.events import EVENT_BYTES, REQUEST_BYTES, Event
 from softiommu.hardware.smmuv3.faults import SmmuFaultError
@@ -108,13 +109,13 @@ class Smmu(RegisterRules):
             whole = self.untranslated(request)
             return whole if stream.second is None else self.by_stage2(stream, request, how)
         half = walker.half_of(context, request)
-        tags = context.tags[request.privileged]
-        cached = self.tlb.find(tags, request.iova)
+        tags, everyone = context.tags[request.privileged], context.global_tags[request.privileged]
+        cached = self.tlb.find(tags, request.iova, everyone)
         if cached is not None and not request.want & ~cached[1].allowed:
             lg2, entry = cached
             return new(Translation, (entry.oa | request.iova & (1 << lg2) - 1, lg2, entry.allowed))
         found = walker.first_stage(self._memory, stream, context, half, request, how)
-        self.tlb.fill(tags, request.iova, found)
+        self.tlb.fill(tags, request.iova, found, everyone, context.private)
         return new(Translation, (found.pa, found.lg2, found.allowed))
 
     def by_stage2(self, stream: Stream, request: Request, how: int) -> Translation:
@@ -141,6 +142,15 @@ class Smmu(RegisterRules):
     def listen(self, sid: int, heard: Callable[[bool], None]) -> None:
         """From now on this function hears how its stalled transactions go on."""
         self.stalls.listeners[sid] = heard
+
+    def hear(self, message: Broadcast) -> None:
+        """A CPU's TLB maintenance comes by; heard where software lets the SMMU take part in it (CR2.PTM, 6.3.12)."""
+        cr2 = self.registers.CR2
+        if not self.identity.idr0.BTM or cr2.PTM:
+            return
+        chosen = selection(message, bool(cr2.E2H))
+        if chosen is not None:
+            self.tlb.drop(chosen)
 
     # ATS
 
@@ -209,3 +219,4 @@ class Smmu(RegisterRules):
 
 _: type[AtsIommu] = Smmu
 _stalling: type[StallingIommu] = Smmu
+_listening: type[Listener] = Smmu

@@ -22,7 +22,7 @@ from softiommu.hardware.smmuv3.tables import (
     Strw,
 )
 from softiommu.pagetable.formats.arm64 import AFFD, DS, XNX
-from softiommu.pagetable.kinds import EXECUTE, HW_ACCESSED, HW_DIRTY, READ, WRITE
+from softiommu.pagetable.kinds import EXECUTE, HW_ACCESSED, HW_DIRTY, NO_ATOMICS, READ, WRITE
 from softiommu.pagetable.nested import Stage
 
 if TYPE_CHECKING:
@@ -32,8 +32,11 @@ if TYPE_CHECKING:
 #: What cached translations are found by: StreamWorld, VMID, ASID, and whether the access was privileged.
 Tags = tuple[int, int, int, int]
 
-#: In place of an ASID: of stage 2 alone; of every address space.
-STAGE2_ONLY, EVERY_ASID = -1, -2
+#: In place of an ASID: of stage 2 alone; of every address space of the shared set of ASIDs, and of the private one
+#: (CD.ASET, 3.17.1).
+STAGE2_ONLY, EVERY_ASID, EVERY_PRIVATE_ASID = -1, -2, -3
+#: The two of every address space.
+GLOBALS = (EVERY_ASID, EVERY_PRIVATE_ASID)
 
 
 def tags(strw: int, vmid: int, asid: int) -> tuple[Tags, Tags]:
@@ -186,7 +189,7 @@ def _second(stage2: Ste2, root: Ste3, identity: Identity) -> Stage | None:
     if not wide:
         output = min(output, 48)
     option = (XNX if identity.idr3.XNX else 0) | (DS if ds and granule != 16 else 0)
-    option |= flags(stage2.S2HA, stage2.S2HD, stage2.S2AFFD)
+    option |= flags(stage2.S2HA, stage2.S2HD, stage2.S2AFFD, identity)
     if granule == 12 and stage2.S2SL0 == 3 and not identity.idr3.STT:
         return None
     table = geometry.stage2(granule, bits, output, option, stage2.S2SL0, root.S2SL0_2)
@@ -196,8 +199,8 @@ def _second(stage2: Ste2, root: Ste3, identity: Identity) -> Stage | None:
     return Stage(table, geometry.root(table, address))
 
 
-def flags(sets_accessed: int, sets_dirty: int, ignores_accessed: int) -> int:
+def flags(sets_accessed: int, sets_dirty: int, ignores_accessed: int, identity: Identity) -> int:
     """The options of a table by HA, HD and AFFD."""
     if not sets_accessed:
         return AFFD if ignores_accessed else 0
-    return HW_ACCESSED | HW_DIRTY if sets_dirty else HW_ACCESSED
+    return HW_ACCESSED | (HW_DIRTY if sets_dirty else 0) | (0 if identity.atomics else NO_ATOMICS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from softiommu.hardware.cache import Entry, Iotlb, Page, Shape
-from softiommu.hardware.smmuv3.streams import EVERY_ASID, STAGE2_ONLY, Tags
+from softiommu.hardware.smmuv3.streams import GLOBALS, STAGE2_ONLY, Tags
 from softiommu.hardware.smmuv3.tables import Strw
 from softiommu.hardware.smmuv3.walker import Found
 
@@ -25,6 +25,8 @@ class Selection(NamedTuple):
     window: tuple[int, int] | None = None
     stage1: bool = True
     stage2: bool = False
+    #: Entries of ASIDs that are none of the CPUs' stay (CD.ASET).
+    spares_private: bool = False
 
     def covers(self, page: Page, entry: Entry) -> bool:
         """Whether an entry is named."""
@@ -33,13 +35,15 @@ class Selection(NamedTuple):
             return False
         if not (self.stage2 if asid == STAGE2_ONLY else self.stage1 and self._covers_asid(asid)):
             return False
+        if self.spares_private and entry.private:
+            return False
         # A command for any address of a leaf of stage 1 is for all that is cached of it, in however small pages.
         if entry.leaf_lg2 > page.lg2:
             page = Page(page.tags, entry.leaf_lg2, page.number >> entry.leaf_lg2 - page.lg2)
         return self.window is None or Iotlb.meets(page, *self.window)
 
     def _covers_asid(self, asid: int) -> bool:
-        return self.asid in (None, asid) or (asid == EVERY_ASID and self.with_globals)
+        return self.asid in (None, asid) or (asid in GLOBALS and self.with_globals)
 
 
 class Tlb:
@@ -51,22 +55,22 @@ class Tlb:
         #: lg2 of the largest leaf of stage 1 of which only a part was cached.
         self._widest = 0
 
-    def find(self, tags: Tags, iova: int) -> tuple[int, Entry] | None:
-        """The size and the entry of a cached leaf."""
+    def find(self, tags: Tags, iova: int, global_tags: Tags | None = None) -> tuple[int, Entry] | None:
+        """The size and the entry of a cached leaf; `global_tags`: those of every address space of a stage 1."""
         found = self.iotlb.find(tags, iova & ADDRESS)
-        if found is None and self._has_globals:
-            return self.iotlb.find((tags[0], tags[1], EVERY_ASID, tags[3]), iova & ADDRESS)
+        if found is None and self._has_globals and global_tags is not None:
+            return self.iotlb.find(global_tags, iova & ADDRESS)
         return found
 
-    def fill(self, tags: Tags, iova: int, found: Found) -> None:
-        """Keep a leaf."""
-        if found.is_global:
+    def fill(self, tags: Tags, iova: int, found: Found, global_tags: Tags | None = None, private: bool = False) -> None:
+        """Keep a leaf. `private`: of a context whose ASID is none of the CPUs'."""
+        if found.is_global and global_tags is not None:
             self._has_globals = True
-            tags = (tags[0], tags[1], EVERY_ASID, tags[3])
+            tags = global_tags
         page = found.pa & ~((1 << found.lg2) - 1)
         if found.leaf_lg2 > found.lg2:
             self._widest = max(self._widest, found.leaf_lg2)
-        entry = Entry(page, found.allowed, found.is_global, found.leaf_lg2)
+        entry = Entry(page, found.allowed, found.is_global, found.leaf_lg2, private)
         self.iotlb.fill(tags, iova & ADDRESS, found.lg2, entry)
 
     def drop(self, selection: Selection) -> None:
