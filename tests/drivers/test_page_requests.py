@@ -119,10 +119,29 @@ def test_what_nobody_hears_is_invalid_once_for_a_group(rig):
     assert rig.endpoint.responses == [(None, 3, INVALID)]
 
 
-def test_that_a_pasids_requests_stop_is_no_fault(rig):
-    rig.device.on_fault = rig.faults.append
-    rig.unit.page_request(asked(0, pasid=5))
+@every_make
+@pytest.mark.parametrize("privileged", [False, True])
+@pytest.mark.parametrize("heard", [False, True])
+def test_that_a_pasids_requests_stop_is_no_fault(rig, heard, privileged):
+    rig.device.on_fault = rig.faults.append if heard else None
+    rig.unit.page_request(asked(0, pasid=5, privileged=privileged))
     assert rig.faults == rig.endpoint.responses == []
+    rig.device.on_fault = rig.faults.append
+    rig.unit.page_request(asked(0, group=4))  # without a PASID it is a request like others
+    assert [fault.group for fault in rig.faults] == [4]
+
+
+@every_make
+def test_a_stop_marker_that_finds_no_room_has_no_answer_either(rig):
+    rig.listens, rig.device.on_fault = False, rig.faults.append
+    while not rig.endpoint.responses:
+        rig.unit.page_request(asked(group=1))
+    (answer,) = rig.endpoint.responses
+    assert answer == (None, 1, SUCCESS)
+    rig.unit.page_request(asked(0, pasid=5))
+    assert rig.endpoint.responses == [answer]
+    rig.driver.service()
+    assert {fault.group for fault in rig.faults} == {1}
 
 
 @every_make

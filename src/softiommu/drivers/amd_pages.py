@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from softiommu.drivers.amd_queue import CommandBuffer
 from softiommu.drivers.driver import PageFault, PageResponse
+from softiommu.drivers.faults import is_stop_marker
 from softiommu.drivers.function import Bus
 from softiommu.hardware.amd.commands import Opcode, PprResponse0, PprResponse1
 from softiommu.hardware.amd.events import RECORD_SIZE, PprRecord
@@ -40,7 +41,9 @@ class PageRequestLog:
             at = self._base + head
             low, address = PprRecord(self._memory.read_u64(at)), self._memory.read_u64(at + 8)
             self._bus.write(Registers.PPR_HEAD.offset, 8, (head + RECORD_SIZE) % _SIZE)
-            yield _decoded(low, address)
+            sid, fault = _decoded(low, address)
+            if not is_stop_marker(fault):
+                yield sid, fault
         if status.PprOverflow:
             control = Control(self._bus.read(Registers.CONTROL.offset, 8))
             self._bus.write(Registers.CONTROL.offset, 8, control.replace(PprLogEn=0))

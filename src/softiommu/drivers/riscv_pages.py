@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from softiommu.drivers.driver import PageFault, PageResponse
+from softiommu.drivers.faults import is_stop_marker
 from softiommu.drivers.riscv_faults import send_messages
 from softiommu.hardware.riscv.commands import Ats0, Command, Prgr
 from softiommu.hardware.riscv.events import PAGE_REQUEST_BYTES, PageRequest0, PageRequest1
@@ -53,8 +54,8 @@ class PageRequestQueue:
             low, high = PageRequest0(self._memory.read_u64(at)), PageRequest1(self._memory.read_u64(at + 8))
             self._bus.write(Registers.PQH.offset, 4, (head + 1) % _ENTRIES)
             fault = _decoded(low, high)
-            if fault.perm & (_READ | _WRITE) or fault.pasid is None:
-                yield low.DID, fault  # else it says that a PASID's requests stop, and has no answer
+            if not is_stop_marker(fault):
+                yield low.DID, fault
 
     def respond(self, sid: int, fault: PageFault, code: PageResponse) -> None:
         """Answer the group of a request."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from softiommu.drivers.driver import PageFault, PageResponse
+from softiommu.drivers.faults import is_stop_marker
 from softiommu.drivers.function import Bus
 from softiommu.drivers.vtd_queue import InvalidationQueue
 from softiommu.hardware.vtd.commands import PageGroupResponse0, PageGroupResponse1, Type
@@ -47,7 +48,9 @@ class PageRequestQueue:
             low, high = PageRequest0(self._memory.read_u64(at)), PageRequest1(self._memory.read_u64(at + 8))
             head = (head + 1) % (self._size >> _ENTRY_LG2)
             self._bus.write(Registers.PQH.offset, 8, PagePointer.of(OFFSET=head))
-            yield _decoded(low, high)
+            sid, fault = _decoded(low, high)
+            if not is_stop_marker(fault):
+                yield sid, fault
         # There is room again: the hardware may queue what it answered by itself while there was none.
         self._bus.write(Registers.PRS.offset, 4, Prs.of(PRO=1))
 

@@ -54,6 +54,11 @@ class PageRequest(NamedTuple):
     pasid: int | None = None
     privileged: bool = False
 
+    @property
+    def is_stop_marker(self) -> bool:
+        """The device says that a PASID's requests end. It expects no answer (10.4.1.2.2)."""
+        return self.last and self.pasid is not None and not self.want & (READ | WRITE)
+
 
 class ResponseCode(IntEnum):
     """How software answered a group of page requests (PCIe 10.4.2)."""

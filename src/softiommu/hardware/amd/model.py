@@ -249,7 +249,8 @@ class AmdIommu(Face):
 
     def page_request(self, request: PageRequest) -> None:
         """Put a page request in the PPR log. One that may not be made fails; one for which there is no room is lost, or
-        answered with success, so that the device asks again."""
+        answered with success, so that the device asks again. Stop markers are logged (BlkStopMrkSup = 0), and never
+        answered."""
         control = self.registers.CONTROL
         code = None
         if not self._may_request_pages(request):
@@ -259,7 +260,7 @@ class AmdIommu(Face):
             control.PprAutoRspEn
         ):
             code = ResponseCode.SUCCESS
-        if code is not None and request.last:
+        if code is not None and request.last and not request.is_stop_marker:
             self.respond(request.sid, request.pasid, request.group, code)
 
     def _may_request_pages(self, request: PageRequest) -> bool:

@@ -203,8 +203,7 @@ class RiscvIommu:
 
     def _refuse(self, request: PageRequest, code: ResponseCode, keeps_pasid: bool) -> None:
         """Answer for software. A stop marker, and any but the last of a group, has no answer."""
-        marker = request.pasid is not None and not request.want
-        if request.last and not marker:
+        if request.last and not request.is_stop_marker:
             pasid = request.pasid if keeps_pasid or code is ResponseCode.FAILURE else None
             self._respond(request.sid, pasid, request.group, code)
 

@@ -52,8 +52,9 @@ class PageRequests:
             self._event.happen()
 
     def answer(self, request: PageRequest, code: ResponseCode) -> None:
-        """Answer a request without software: its group has an answer when the last of it has come."""
-        if request.last:
+        """Answer a request without software: its group has an answer when the last of it has come. A stop marker has
+        none."""
+        if request.last and not request.is_stop_marker:
             self.respond(request.sid, request.pasid, request.group, code)
 
     def respond(self, sid: int, pasid: int | None, group: int, code: ResponseCode) -> None:
