@@ -1,31 +1,39 @@
 # softiommu: `make run` and `make test` need Python 3.11 or newer and nothing else.
 PYTHON ?= python3
 VENV := .venv
+GUESTS := .guests
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 ROOT := $(shell cd "$$(dirname "$(strip $(MAKEFILE_LIST))")" && pwd -P)
 
 ifneq ($(CURDIR),$(ROOT))
 # `make -f elsewhere/Makefile test` means the same as `make -C elsewhere test`.
-.PHONY: help run test lint bench clean
-help run test lint bench clean:
+.PHONY: help run test guests lint bench clean
+help run test guests lint bench clean:
 	@"$(MAKE)" --no-print-directory -C "$(ROOT)" $@
 else
 
-.PHONY: help run test lint bench clean
+.PHONY: help run test guests lint bench clean
 
 help:
-	@echo "make run    set up, and run an example program on a machine in user space"
-	@echo "make test   set up, and run the tests"
-	@echo "make lint   types, style, and which module may import which"
-	@echo "make bench  measure"
-	@echo "make clean  remove the environment"
+	@echo "make run     set up, and run an example program on a machine in user space"
+	@echo "make test    set up, and run the tests"
+	@echo "make guests  prepare what guests boot, of Debian's packages"
+	@echo "make lint    types, style, and which module may import which"
+	@echo "make bench   measure"
+	@echo "make clean   remove the environment and the guests"
 
 run: $(VENV)/run.stamp
 	$(BIN)/softiommu run --machine vtd -- $(BIN)/python examples/first_dma.py
 
 test: $(VENV)/test.stamp
 	$(BIN)/pytest -n 2
+
+# Its packages come by the machine's apt. What is made stays until guests/ changes.
+guests: $(GUESTS)/versions
+
+$(GUESTS)/versions: $(wildcard guests/*.py) guests/init | $(BIN)/python
+	$(BIN)/python guests/prepare.py $(GUESTS)
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
@@ -37,7 +45,7 @@ bench: $(VENV)/test.stamp
 	@for script in bench/*.py; do echo "== $$script" >&2; $(BIN)/python $$script || exit 1; done
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(GUESTS)
 
 # Half an environment is worse than none: what fails here leaves nothing behind.
 $(BIN)/python:

@@ -1,0 +1,1 @@
+"""Guests of QEMU on a machine in user space: what they boot, how QEMU is called, and what came of it."""
