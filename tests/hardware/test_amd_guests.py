@@ -1,7 +1,7 @@
 """AMD IOMMU: guest tables of PASIDs, alone and over host tables."""
 
 import pytest
-from amd_rig import DOMAIN, Rig, flags, pages_command
+from amd_rig import DOMAIN, SID, Rig, flags, pages_command
 from hypothesis import given, settings, strategies as st
 
 from softiommu.hardware.amd.events import BadRequest, Code, RequestEvent
@@ -127,6 +127,21 @@ def test_guest_invalidations_name_a_pasid_and_a_page():
 
 
 # Two stages
+
+
+def test_a_large_page_that_is_cached_in_small_ones_is_forgotten_by_a_command_for_all_of_it():
+    """A command names a range, and what is cached of it goes (2.4.3): pieces beside it stay."""
+    rig = guest_rig(mode=4, pasid=1)
+    iova, size = 0x4000_0000, 0x20_0000
+    rig.guest.map(iova, size, size, RW)
+    for place in (iova, iova + size - 0x1000):
+        assert rig.iommu.translate(SID, place, READ, 1).lg2 == 12
+    rig.guest.unmap(iova, size)
+    rig.submit(*pages_command(iova, gn=1, pasid=1))
+    assert not rig.blocked(iova, READ, 1)[0].PR
+    assert rig.reach(iova + size - 0x1000, READ, 1) == 2 * size - 0x1000
+    rig.submit(*pages_command(iova | (size >> 1) - 0x1000 | 1, gn=1, pasid=1))
+    assert not rig.blocked(iova + size - 0x1000, READ, 1)[0].PR
 
 
 def test_guest_tables_lie_behind_host_tables():

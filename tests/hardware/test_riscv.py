@@ -206,6 +206,23 @@ def test_both_stages_translate_and_the_smaller_page_counts():
     assert rig.faults()[-1][1:] == (0x8000_5678, 0x4000_5678)
 
 
+def test_a_command_for_any_page_of_a_large_leaf_drops_all_of_it_also_over_small_leaves():
+    """As for SFENCE.VMA: an entry is named by every address that it translates."""
+    rig = guest()
+    iova, size = 0x8000_0000, 0x20_0000
+    rig.pages2.sizes = 1 << 12
+    rig.pages2.map(0x4000_0000, 0x80_0000, size, RW)
+    rig.pages1.map(iova, 0x4000_0000, size, RW)
+    places = [iova, iova + 0x5000, iova + size - 0x1000]
+    for place in places:
+        assert rig.iommu.translate(SID, place, READ) == Translation(0x80_0000 + place - iova, 12, RW)
+    rig.pages1.unmap(iova, size)
+    assert rig.pa(iova) == 0x80_0000
+    vma(rig, GV=1, GSCID=GSCID, page=iova + 0x9000 >> 12)
+    for place in places:
+        assert rig.pa(place) is Cause.READ_PAGE_FAULT
+
+
 def test_tables_that_the_second_stage_does_not_show_are_implicit_faults():
     rig = guest()
     rig.pages1.map(0x5000, 0x9000, 0x1000, RW)

@@ -50,6 +50,33 @@ def cached():
     return bench
 
 
+MIB2, AWAY = 0x20_0000, 0x60_0000
+
+
+def in_pieces():
+    """A large page of a guest's over small ones of the host's, of which two places are cached, by PASID 2."""
+    bench = Bench()
+    bench.pasid(Pgtt.NESTED, 2)
+    bench.second.sizes = 1 << 12
+    bench.second.map(0, 0, 16 << 20, RW)
+    bench.first.map(IOVA, AWAY, MIB2, RW)
+    for iova in (IOVA, IOVA + MIB2 - 1):
+        assert bench.unit.translate(SID, iova, READ, 2).lg2 == 12
+    bench.first.unmap(IOVA, MIB2)
+    return bench
+
+
+def test_a_large_page_that_is_cached_in_small_ones_needs_its_own_mask_to_be_forgotten():
+    """Software must use the mask of the page that it changed (6.5.2.3): 0 is for 4 KiB, 9 for 2 MiB."""
+    low = PasidIotlb0.of(TYPE=Type.PASID_IOTLB, G=3, DID=DID, PASID=2)
+    bench = in_pieces()
+    bench.submit((low, Range.of(ADDR=IOVA >> 12)))
+    assert reason(bench.unit.translate, SID, IOVA, READ, 2) is not None
+    assert bench.unit.translate(SID, IOVA + MIB2 - 1, READ, 2).pa == AWAY + MIB2 - 1
+    bench.submit((low, Range.of(ADDR=IOVA >> 12, AM=9)))
+    assert reason(bench.unit.translate, SID, IOVA + MIB2 - 1, READ, 2) is not None
+
+
 def left(bench):
     """Which PASIDs still have a cached translation; -1 stands for second stages."""
     return sorted(page.tags[1] for entries in bench.unit.caches.iotlb.cache._sets for page in entries)
