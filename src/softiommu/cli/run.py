@@ -37,6 +37,7 @@ def run(machine: str, kernel: str | None, log: str | None, program: tuple[str, .
     if log is not None:
         call_log = CallLog(_open_log(log))
         world.services.on_call = call_log.on_call
+        world.on_refusal = call_log.refusal
     sys.exit(supervisor.run(world, list(program), supervisor.RunOptions(log=call_log)))
 
 

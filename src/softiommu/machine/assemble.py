@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from softiommu.clock import MS, RealClock
@@ -44,6 +45,8 @@ class Machine:
         #: What the kernel of the machine has printed: faults, above all. `on_message` hears each line.
         self.messages: list[str] = []
         self.on_message: Callable[[str], None] | None = None
+        #: Hears what a device (by its name) refuses, and why: its driver has a status code at most.
+        self.on_refusal: Callable[[str, str], None] | None = None
         self.hardware = self._hardware(memory)
         self.physical = Physical(self._frames(), Accounts())
         self.services = table.services(self.kernel, self.physical)
@@ -69,7 +72,14 @@ class Machine:
             return None
         from softiommu.machine.hardware import Hardware
 
-        return Hardware(self.description, self.kernel, self._report, memory)
+        hardware = Hardware(self.description, self.kernel, self._report, memory)
+        for wired in hardware.devices:
+            wired.function.on_refusal = partial(self._refused, wired.pci.name)
+        return hardware
+
+    def _refused(self, device: str, why: str) -> None:
+        if self.on_refusal is not None:
+            self.on_refusal(device, why)
 
     def _frames(self) -> Frames:
         if self.hardware is None:
@@ -100,7 +110,7 @@ class Machine:
         return IommufdFile(self.services, container=True)
 
     @property
-    def pollers(self) -> Mapping[object, Callable[[], None]]:
+    def pollers(self) -> Mapping[object, Callable[[], object]]:
         """What looks at pages that programs map, and at page faults that wait for an answer."""
         return self.services.pollers
 

@@ -2,6 +2,7 @@
 
 12 dma_test[4711] IOAS_MAP(flags=7 iova=0x10000 length=0x1000) = 0
 13 dma_test[4711] IOAS_MAP(...) = -EEXIST: iova 0x10000..0x10fff overlaps ...
+14 nvme0: command 0x2 of queue 1 (opcode 0x02) fails: LBA_OUT_OF_RANGE: ...
 """
 
 from __future__ import annotations
@@ -62,12 +63,15 @@ class CallLog:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._count = 0
+        #: How many of the lines are of calls.
+        self._calls = 0
 
     def call(
         self, caller: str, kind: str, command: str, fields: Mapping[str, object], outcome: int | UapiError
     ) -> None:
         """One call: who, on what kind of file, which command with which fields, and its result."""
         self._count += 1
+        self._calls += 1
         text = " ".join(f"{name}={value}" for name, value in fields.items())
         prefix = "" if kind == "iommufd" else f"{kind}: "
         print(f"{self._count} {caller} {prefix}{command}({text}) = {_outcome(outcome)}", file=self._stream, flush=True)
@@ -76,9 +80,14 @@ class CallLog:
         """The listener for a dispatcher that names its commands (`Services.on_call`)."""
         self.call(done.caller.name, "iommufd", done.name, describe(done.cmd), done.error or done.result)
 
+    def refusal(self, device: str, why: str) -> None:
+        """What a device refuses its driver: between the calls, since no call says it."""
+        self._count += 1
+        print(f"{self._count} {device}: {why}", file=self._stream, flush=True)
+
     def ioctl(self, caller: Caller, file: File, cmd: int, arg: int) -> int:
         """Carry out an ioctl; it gets a line of its own unless the file's dispatcher wrote one (`on_call`)."""
-        before = self._count
+        before = self._calls
         outcome: int | UapiError = 0
         try:
             outcome = result = file.ioctl(caller, cmd, arg)
@@ -86,7 +95,7 @@ class CallLog:
             outcome = error
             raise
         finally:
-            if self._count == before:
+            if self._calls == before:
                 self.call(caller.name, file.kind, "ioctl", {"cmd": hex(cmd), "arg": hex(arg)}, outcome)
         return result
 

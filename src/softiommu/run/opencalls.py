@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from softiommu.run.tracee import Task
 
 _PATH_MAX = 4096
+_NODES = "/dev/"
 _FIRST_READ = 256
 _OPEN_HOW_SIZE = 24
 _RESOLVE_BENEATH, _RESOLVE_IN_ROOT, _RESOLVE_CACHED = 8, 16, 32
@@ -80,12 +81,22 @@ class OpenCalls:
         if status is not None:
             return self._give_bytes(task, status, flags)
         exclusive = flags & os.O_CREAT and flags & os.O_EXCL
-        found = self._resolver.resolve(task, at, text, follow=not (flags & os.O_NOFOLLOW or exclusive))
+        try:
+            found = self._resolver.resolve(task, at, text, follow=not (flags & os.O_NOFOLLOW or exclusive))
+        except UapiError as error:
+            self._tell_missing(task, text, flags, error)
+            raise
         if found is None:
             return CONTINUE
         if cached:
             raise UapiError(EAGAIN, "nothing is cached of a virtual path")
         return self._open_found(self._session.fresh(task.tid), found, flags)
+
+    def _tell_missing(self, task: Task, path: str, flags: int, error: UapiError) -> None:
+        """A node that the machine does not have. Programs look for files of sysfs that need not be there."""
+        log = self._session.log
+        if log is not None and path.startswith(_NODES):
+            log.call(task.name, "file", "open", {"path": path, "flags": hex(flags)}, error)
 
     def _open_found(self, task: Task, found: Found, flags: int) -> int | Reply:
         path, entry = found

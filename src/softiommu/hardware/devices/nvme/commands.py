@@ -77,10 +77,10 @@ RETRYABLE = {Status.DATA_TRANSFER_ERROR, Status.ABORT_REQUESTED}
 
 
 class CommandError(Exception):
-    """A command that fails, and with which status."""
+    """A command that fails: with which status, and why, where the status does not say it all."""
 
-    def __init__(self, status: Status) -> None:
-        super().__init__(status.name)
+    def __init__(self, status: Status, why: str = "") -> None:
+        super().__init__(f"{status.name}: {why}" if why else status.name)
         self.status = status
 
 

@@ -134,7 +134,7 @@ class Namespace:
     def span(self, lba: int, count: int) -> tuple[int, int]:
         """Where blocks lie: first byte, and bytes. CommandError: some are past the end."""
         if lba + count > self.blocks:
-            raise CommandError(Status.LBA_OUT_OF_RANGE)
+            raise CommandError(Status.LBA_OUT_OF_RANGE, f"{count} blocks at {lba}, of {self.blocks}")
         return lba << self.lba_lg2, count << self.lba_lg2
 
     def read(self, offset: int, length: int) -> bytes:
@@ -142,28 +142,28 @@ class Namespace:
         try:
             return self._backing.read(offset, length)
         except OSError as error:
-            raise CommandError(Status.UNRECOVERED_READ_ERROR) from error
+            raise CommandError(Status.UNRECOVERED_READ_ERROR, str(error)) from error
 
     def write(self, offset: int, data: bytes) -> None:
         """Store in a span. CommandError: the medium fails."""
         try:
             self._backing.write(offset, data)
         except OSError as error:
-            raise CommandError(Status.WRITE_FAULT) from error
+            raise CommandError(Status.WRITE_FAULT, str(error)) from error
 
     def zero(self, offset: int, length: int) -> None:
         """Make a span 0. CommandError: the medium fails."""
         try:
             self._backing.zero(offset, length)
         except OSError as error:
-            raise CommandError(Status.WRITE_FAULT) from error
+            raise CommandError(Status.WRITE_FAULT, str(error)) from error
 
     def flush(self) -> None:
         """Make what was written stay. CommandError: the medium fails."""
         try:
             self._backing.flush()
         except OSError as error:
-            raise CommandError(Status.WRITE_FAULT) from error
+            raise CommandError(Status.WRITE_FAULT, str(error)) from error
 
     def reformat(self, format: int) -> None:
         """Blocks of another size, all 0."""

@@ -24,7 +24,7 @@ def segments(read: Callable[[int, int], bytes], prp1: int, prp2: int, length: in
     CommandError: an offset where there must be none.
     """
     if prp1 % _DWORD:
-        raise CommandError(Status.PRP_OFFSET_INVALID)
+        raise CommandError(Status.PRP_OFFSET_INVALID, f"PRP1 is {prp1:#x}, no multiple of {_DWORD}")
     first = min(length, page - prp1 % page)
     found = [Segment(prp1, first)]
     rest = length - first
@@ -33,7 +33,7 @@ def segments(read: Callable[[int, int], bytes], prp1: int, prp2: int, length: in
     entries = iter([prp2]) if rest <= page else _listed(read, prp2, -(-rest // page), page)
     for entry in entries:
         if entry % page:
-            raise CommandError(Status.PRP_OFFSET_INVALID)
+            raise CommandError(Status.PRP_OFFSET_INVALID, f"a page's entry is {entry:#x}, no multiple of {page:#x}")
         size = min(rest, page)
         last = found[-1]
         if last.iova + last.length == entry:
@@ -47,7 +47,7 @@ def segments(read: Callable[[int, int], bytes], prp1: int, prp2: int, length: in
 def _listed(read: Callable[[int, int], bytes], at: int, count: int, page: int) -> Iterator[int]:
     """`count` entries of the list at `at`. The last slot of a page leads to the next page, if more entries follow."""
     if at % _ENTRY:
-        raise CommandError(Status.PRP_OFFSET_INVALID)
+        raise CommandError(Status.PRP_OFFSET_INVALID, f"a list is at {at:#x}, no multiple of {_ENTRY}")
     while True:
         slots = (page - at % page) // _ENTRY
         here = min(count, slots)
@@ -60,4 +60,4 @@ def _listed(read: Callable[[int, int], bytes], at: int, count: int, page: int) -
         count -= slots - 1
         at = entries[-1]
         if at % page:
-            raise CommandError(Status.PRP_OFFSET_INVALID)
+            raise CommandError(Status.PRP_OFFSET_INVALID, f"a list goes on at {at:#x}, no multiple of {page:#x}")
