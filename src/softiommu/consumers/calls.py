@@ -28,6 +28,8 @@ class Call:
         self.caller, self.arg = caller, arg
         #: How to wait for eventfds of the program, where that is possible.
         self.watch = watch
+        #: Whether accesses of the caller to a mapping can be carried out one by one.
+        self.can_trap: Callable[[], bool] = lambda: False
         #: What is told of it: the argument, or the structure that it points to.
         self.seen: UserStruct | int = arg
 

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 
 from softiommu.abi import vfio
 from softiommu.consumers.calls import Call, carry_out
+from softiommu.consumers.vfio_mappings import Mappings
+from softiommu.consumers.vfio_regions import REGION_SIZE
 from softiommu.drivers.driver import copy_struct
 from softiommu.errors import UapiError
+from softiommu.hardware.pci import Mapping
 from softiommu.iommufd.file import IommufdFile
 from softiommu.memory.files import File, MmapRequest
 
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from softiommu.memory.client import Caller
 
 _TOKEN_SIZE = 16
+_BARS = 6
 
 
 class DeviceFile(File):
@@ -34,6 +38,7 @@ class DeviceFile(File):
         self.device, self._services, self._grouped = device, services, grouped
         self._granted = False
         self._position = 0
+        self._mappings = Mappings(device.function, REGION_SIZE)
 
     def _open(self) -> OpenFunction:
         """The device, if this file has it. EINVAL: not bound."""
@@ -52,7 +57,13 @@ class DeviceFile(File):
         if row is not None and (cmd == vfio.DEVICE_BIND_IOMMUFD or not self._grouped):
             name, handler = row
             return carry_out(self._services, number, name, Call(caller, arg), lambda call: handler(self, call))
-        return self._open().ioctl(self._services, Call(caller, arg, self.watch), cmd)
+        pci = self._open()
+        call = Call(caller, arg, self.watch)
+        call.can_trap = lambda: self._can_trap(caller)
+        try:
+            return pci.ioctl(self._services, call, cmd)
+        finally:
+            pci.refresh()
 
     def read(self, caller: Caller, va: int, count: int, offset: int | None = None) -> int:
         """read(2) of a region. EINVAL: not bound, or no region is there."""
@@ -68,20 +79,64 @@ class DeviceFile(File):
             return 0
         at = self._position if offset is None else offset
         count = pci.regions.room(at, count)
-        return self._moved(pci.regions.write(at, caller.read(va, count)), offset)
+        done = pci.regions.write(at, caller.read(va, count))
+        if at < _BARS * REGION_SIZE:
+            pci.show()
+        else:
+            pci.refresh()
+        return self._moved(done, offset)
 
     def _moved(self, count: int, offset: int | None) -> int:
         if offset is None:
             self._position += count
         return count
 
+    # Mappings
+
     def mmap(self, caller: Caller, request: MmapRequest) -> None:
-        """No region can be mapped: registers are answered access by access."""
-        self._open()
-        raise UapiError(EINVAL, f"no region of {self.device.address} can be mapped")
+        """Part of a BAR. EINVAL: not bound, or it cannot be mapped so."""
+        pci = self._open()
+        bar = pci.regions.check_mmap(request)
+        if bar.mapping is Mapping.TRAPPED:
+            if not self._can_trap(caller):
+                raise UapiError(EINVAL, "accesses to the BAR cannot be carried out one by one")
+        elif self._mappings not in pci.mappings:
+            pci.mappings.append(self._mappings)
+            self._services.pollers[self] = self._mappings.look
+            pci.refresh()
+
+    def _can_trap(self, caller: Caller) -> bool:
+        """Whether a caller's accesses to a mapping can be carried out one by one; the reason why not is reported."""
+        if self.trap_obstacle is None:
+            return False
+        obstacle = self.trap_obstacle(caller)
+        if obstacle:
+            self._services.report(f"{self.device.address}: a BAR cannot be mapped: {obstacle}")
+        return not obstacle
+
+    def pages_fd(self) -> int | None:
+        """The pages that mappings show."""
+        return self._mappings.fd
+
+    def is_trapped(self, offset: int) -> bool:
+        """Whether a BAR's accesses come one by one."""
+        bar = self.device.function.bars[offset // REGION_SIZE] if offset < _BARS * REGION_SIZE else None
+        return bar is not None and bar.mapping is Mapping.TRAPPED
+
+    def load(self, offset: int, width: int) -> int:
+        """A load from a mapped BAR. EIO: the device's memory is off, which is a bus error."""
+        return self._open().regions.load(offset, width)
+
+    def store(self, offset: int, width: int, value: int) -> None:
+        """A store to a mapped BAR. EIO: the device's memory is off, which is a bus error."""
+        self._open().regions.store(offset, width, value)
 
     def release(self) -> None:
-        """The last descriptor is gone."""
+        """The last descriptor and the last mapping are gone."""
+        self._services.pollers.pop(self, None)
+        if self.device.pci is not None and self._mappings in self.device.pci.mappings:
+            self.device.pci.mappings.remove(self._mappings)
+        self._mappings.close()
         if self._granted:
             self._granted = False
             self.device.close()

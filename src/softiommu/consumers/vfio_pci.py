@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from softiommu.consumers.calls import Call
     from softiommu.consumers.vfio_device import VfioDevice
+    from softiommu.consumers.vfio_mappings import Mappings
     from softiommu.iommufd.context import Services
 
 _FEATURE_FLAGS = int(FeatureFlags.MASK | FeatureFlags.GET | FeatureFlags.SET | FeatureFlags.PROBE)
@@ -38,6 +39,9 @@ class OpenFunction:
         self.config = ConfigSpace(self._function)
         self.interrupts = Interrupts(self._function, self.config)
         self.regions = Regions(self._function, self.config, self.interrupts.lines)
+        #: Those of every file that maps memory of the device.
+        self.mappings: list[Mappings] = []
+        self._function.on_change = self.show
         self.config.on_command = self.interrupts.command_changed
         self.config.on_function_reset = self._reset_function
 
@@ -48,6 +52,18 @@ class OpenFunction:
             IO=int(any(bar.io for bar in bars)), MEMORY=int(not all(bar.io for bar in bars)), MASTER=0, INTX_DISABLE=0
         )
         self._function.write_config(Header.COMMAND.offset, 2, command)
+
+    def show(self) -> None:
+        """Registers that programs may have as memory changed, other than by their stores."""
+        for mappings in self.mappings:
+            mappings.show()
+
+    def refresh(self) -> None:
+        """What a program did may have turned the device's memory on or off."""
+        if self.mappings:
+            on = self.regions.on
+            for mappings in self.mappings:
+                mappings.set_open(on)
 
     def restore(self) -> None:
         """After a reset: interrupts go on as they were set up."""
@@ -64,6 +80,7 @@ class OpenFunction:
         command = Command(self._function.read_config(Header.COMMAND.offset, 2))
         self._function.write_config(Header.COMMAND.offset, 2, command.replace(MASTER=0, INTX_DISABLE=1))
         self.interrupts.close()
+        self._function.on_change = lambda: None
         if self.resettable:
             pci_host.reset(self._function)
         self._device.needs_reset = not self.resettable

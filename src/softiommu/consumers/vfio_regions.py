@@ -1,12 +1,25 @@
-"""Regions of an open device: what VFIO_DEVICE_GET_REGION_INFO tells, and their bytes by pread and pwrite."""
+"""Regions of an open device: what VFIO_DEVICE_GET_REGION_INFO tells, and their bytes by pread and pwrite.
+
+Which BARs can be mapped, and how, is the device model's matter (`hardware.pci.Mapping`).
+"""
 
 from __future__ import annotations
 
 from errno import EINVAL, EIO
 from typing import TYPE_CHECKING
 
-from softiommu.abi.vfio import PciRegion, RegionFlags, RegionInfo
+from softiommu.abi.vfio import (
+    InfoCapHeader,
+    PciRegion,
+    RegionCap,
+    RegionFlags,
+    RegionInfo,
+    RegionInfoCapSparseMmap,
+    RegionSparseMmapArea,
+)
+from softiommu.consumers.vfio_levels import pages
 from softiommu.errors import UapiError
+from softiommu.hardware.pci import Mapping
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,9 +28,13 @@ if TYPE_CHECKING:
     from softiommu.consumers.vfio_config import ConfigSpace
     from softiommu.consumers.vfio_lines import Lines
     from softiommu.hardware.pci import Bar, Function
+    from softiommu.memory.files import MmapRequest
 
 #: Where a region begins in the file: its index, shifted.
 _OFFSET_LG2 = 40
+REGION_SIZE = 1 << _OFFSET_LG2
+_CAP_VERSION = 1
+_MAP_SHARED = 1
 _WIDTHS = (8, 4, 2, 1)
 
 
@@ -29,23 +46,93 @@ class Regions:
         #: The device is in a low-power state that the program asked for (VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY).
         self.low_power = False
 
+    @property
+    def on(self) -> bool:
+        """Whether the device's memory answers."""
+        return not self.low_power and bool(self._config.command.MEMORY) and not self._config.asleep
+
     def _bar(self, index: int) -> Bar | None:
         return self._function.bars[index] if index <= PciRegion.BAR5 else None
 
     # VFIO_DEVICE_GET_REGION_INFO
 
     def info(self, call: Call) -> None:
-        """Flags, size and place of a region. EINVAL: no such region."""
+        """Flags, size and place of a region, and how it can be mapped. EINVAL: no such region.
+
+        Where there is no room for the capabilities, argsz says how much they need.
+        """
         cmd = call.struct(RegionInfo)
         if cmd.index >= PciRegion.VGA:
             raise UapiError(EINVAL, f"there is no region {cmd.index}")
         cmd.offset, cmd.flags, cmd.size = cmd.index << _OFFSET_LG2, 0, 0
-        bar = self._bar(cmd.index)
+        bar, caps = self._bar(cmd.index), b""
         if cmd.index == PciRegion.CONFIG:
             cmd.size, cmd.flags = self._config.size, int(RegionFlags.READ | RegionFlags.WRITE)
         elif bar is not None:
             cmd.size, cmd.flags = bar.size, int(RegionFlags.READ | RegionFlags.WRITE)
+            if bar.mapping is Mapping.LEVEL or (bar.mapping is Mapping.TRAPPED and call.can_trap()):
+                cmd.flags |= int(RegionFlags.MMAP)
+                caps = self._capabilities(cmd.index, bar)
+        if caps:
+            cmd.flags |= int(RegionFlags.CAPS)
+            fits = cmd.argsz >= RegionInfo.SIZE + len(caps)
+            cmd.cap_offset = RegionInfo.SIZE if fits else 0
+            if fits:
+                call.write(RegionInfo.SIZE, caps)
+            else:
+                cmd.argsz = RegionInfo.SIZE + len(caps)
         call.reply(cmd)
+
+    def _capabilities(self, index: int, bar: Bar) -> bytes:
+        """The chain of a BAR that can be mapped: which parts of it, and that the MSI-X table is among them."""
+        place, table = self._lines.msix_table
+        with_table, caps = bool(table) and place == index, b""
+        if bar.mapped is not None:
+            after = RegionInfo.SIZE + RegionInfoCapSparseMmap.SIZE + RegionSparseMmapArea.SIZE if with_table else 0
+            caps += RegionInfoCapSparseMmap(int(RegionCap.SPARSE_MMAP), _CAP_VERSION, after, 1).to_bytes()
+            caps += RegionSparseMmapArea(bar.mapped.start, len(bar.mapped)).to_bytes()
+        if with_table:
+            caps += InfoCapHeader(int(RegionCap.MSIX_MAPPABLE), _CAP_VERSION, 0).to_bytes()
+        return caps
+
+    # Mappings
+
+    def check_mmap(self, request: MmapRequest) -> Bar:
+        """The BAR that is to be mapped. EINVAL: it cannot be, or not so."""
+        index, at = divmod(request.offset, 1 << _OFFSET_LG2)
+        bar = self._bar(index)
+        if not request.flags & _MAP_SHARED:
+            raise UapiError(EINVAL, "a region is mapped with MAP_SHARED")
+        if bar is None or bar.mapping is Mapping.NONE:
+            raise UapiError(EINVAL, f"region {index} cannot be mapped")
+        allowed = bar.mapped or range(pages(bar.size))
+        if not allowed.start <= at <= at + request.length <= allowed.stop:
+            raise UapiError(
+                EINVAL,
+                f"{at:#x}..{at + request.length - 1:#x} of region {index}: "
+                f"{allowed.start:#x}..{allowed.stop - 1:#x} can be mapped",
+            )
+        return bar
+
+    def load(self, offset: int, width: int) -> int:
+        """A load from a mapping: one access of the bus. EIO: the device's memory is off, which is a bus error."""
+        region, at = divmod(offset, 1 << _OFFSET_LG2)
+        self._check_enabled(region)
+        if self._hidden(region, at):
+            return (1 << 8 * width) - 1
+        return self._function.read_bar(region, at, width)
+
+    def store(self, offset: int, width: int, value: int) -> None:
+        """A store to a mapping: one access of the bus. EIO: the device's memory is off, which is a bus error."""
+        region, at = divmod(offset, 1 << _OFFSET_LG2)
+        self._check_enabled(region)
+        if not self._hidden(region, at):
+            self._function.write_bar(region, at, width, value)
+
+    def _hidden(self, region: int, at: int) -> bool:
+        """The host owns the MSI-X table: a program reads ones, and its writes are dropped."""
+        place, table = self._lines.msix_table
+        return place == region and at in table
 
     # Bytes
 
@@ -89,16 +176,15 @@ class Regions:
     def _accesses(self, region: int, at: int, count: int) -> Iterator[tuple[int, int, bool]]:
         """The bus accesses of a transfer: offset, width (the widest that is aligned), and whether it is hidden."""
         bar, table = self._lines.msix_table
-        # The host owns the MSI-X table: a program reads ones, and its writes are dropped.
         table, end = table if bar == region else range(0), at + count
         while at < end:
-            hidden = at in table
+            hidden = self._hidden(region, at)
             edge = min([end, *(limit for limit in (table.start, table.stop) if table and limit > at)])
             width = next(width for width in _WIDTHS if not at % width and at + width <= edge)
             yield at, width, hidden
             at += width
 
     def _check_enabled(self, region: int) -> None:
-        bar, config = self._bar(region), self._config
-        if bar is not None and not bar.io and (self.low_power or not config.command.MEMORY or config.asleep):
+        bar = self._bar(region)
+        if bar is not None and not bar.io and not self.on:
             raise UapiError(EIO, f"region {region}: the memory of the device is disabled")

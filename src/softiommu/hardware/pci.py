@@ -35,7 +35,8 @@ from softiommu.hardware.pci_config import (
 from softiommu.registers import Level
 
 __all__ = [
-    "Bar", "Features", "Function", "Identity", "Interrupt", "Kind", "LevelRegisters", "Mapping", "MsixPlace", "Registers",
+    "Bar", "Features", "Function", "Identity", "Interrupt", "Kind", "LevelRegisters", "Mapping", "MsixPlace",
+    "Registers",
 ]  # fmt: skip
 
 _BARS = 6

@@ -68,7 +68,7 @@ class Services:
         #: Hears what the kernel would print.
         self.report: Callable[[str], None] = lambda line: None
         #: What is to be looked at now and then (see `ViommuHost.mmap_region`), by whose it is.
-        self.pollers: dict[object, Callable[[], None]] = {}
+        self.pollers: dict[object, Callable[[], object]] = {}
         #: Who uses a group of devices that cannot be isolated from one another: one file at a time.
         self.owners: dict[object, Context] = {}
 

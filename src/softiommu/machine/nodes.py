@@ -42,6 +42,6 @@ class World(Protocol):
         ...
 
     @property
-    def pollers(self) -> Mapping[object, Callable[[], None]]:
+    def pollers(self) -> Mapping[object, Callable[[], object]]:
         """What is to be called now and then, while there is any: it looks at mapped pages, and at time-outs."""
         ...

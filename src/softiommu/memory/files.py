@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable
-from errno import EINVAL, ENODEV, ENOTTY
+from errno import EINVAL, EIO, ENODEV, ENOTTY
 from typing import TYPE_CHECKING, NamedTuple
 
 from softiommu.errors import UapiError
@@ -53,6 +53,9 @@ class File:
         #: Set by a front door that can wait: calls back while a descriptor of this process is readable, until the
         #: function that it returns is called.
         self.watch: Watch | None = None
+        #: Set by a front door that can carry out accesses to mappings without pages: why it cannot for this caller, or
+        #: nothing.
+        self.trap_obstacle: Callable[[Caller], str] | None = None
 
     def ioctl(self, caller: Caller, cmd: int, arg: int) -> int:
         """Answer one ioctl: its return value, or UapiError. `cmd` is 32 bits wide, `arg` 64."""
@@ -77,6 +80,18 @@ class File:
     def pages_fd(self) -> int | None:
         """A descriptor of this process whose pages a mapping of this file shows; None when it cannot be mapped."""
         return None
+
+    def is_trapped(self, offset: int) -> bool:
+        """Whether a mapping has no page at a file offset, so that each access comes to `load` or `store`."""
+        return False
+
+    def load(self, offset: int, width: int) -> int:
+        """A load of 1, 2, 4 or 8 bytes from a mapping. UapiError: it is a bus error."""
+        raise UapiError(EIO, f"a {self.kind} has no memory at {offset:#x}")
+
+    def store(self, offset: int, width: int, value: int) -> None:
+        """A store of 1, 2, 4 or 8 bytes to a mapping. UapiError: it is a bus error."""
+        raise UapiError(EIO, f"a {self.kind} has no memory at {offset:#x}")
 
     def release(self) -> None:
         """The last descriptor and the last mapping are gone."""

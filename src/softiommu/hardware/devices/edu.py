@@ -13,7 +13,7 @@ from math import factorial
 
 from softiommu.clock import MS, Clock
 from softiommu.hardware.bus import DmaError, Port
-from softiommu.hardware.pci import Bar, Features, Function, Identity
+from softiommu.hardware.pci import Bar, Features, Function, Identity, Mapping
 from softiommu.registers import Access, RegisterFile, reg, ro, rw, wo
 from softiommu.words import Word, bit, bits
 
@@ -103,7 +103,9 @@ class Edu:
         self.buffer = bytearray(BUFFER_SIZE)
         self._done_at = 0
         features = Features(msi=1, express=express, power=express)
-        self.function = Function(port, IDENTITY, {0: Bar(BAR_SIZE, self)}, features, self.reset)
+        self.function = Function(
+            port, IDENTITY, {0: Bar(BAR_SIZE, self, mapping=Mapping.TRAPPED)}, features, self.reset
+        )
 
     def reset(self) -> None:
         """Registers and buffer as after power-on."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from softiommu.hardware.ats import DeviceTlb, Refusal
 from softiommu.hardware.bus import DmaError, Port
 from softiommu.hardware.iommu import AtsIommu, ResponseCode, StallingIommu, TranslationFaultError
-from softiommu.hardware.pci import Bar, Features, Function, Identity
+from softiommu.hardware.pci import Bar, Features, Function, Identity, Mapping
 from softiommu.pagetable.kinds import READ, WRITE
 from softiommu.registers import RegisterFile, reg, rw
 from softiommu.words import Word, bit, bits
@@ -47,6 +47,8 @@ class PasidTag(Word, width=32):
 class Registers(RegisterFile):
     """What BAR 0 shows."""
 
+    STARTERS = frozenset({"COMMAND"})
+
     ADDRESS = reg(0x00, Address, rw)
     COMMAND = reg(0x08, Command, rw)
     PASID = reg(0x10, PasidTag, rw)
@@ -70,7 +72,7 @@ class PciTest:
             pasid_bits=pasid_bits,
             stalls=stalls is not None,
         )
-        bars = {0: Bar(BAR_SIZE, self.registers, is_64=True)}
+        bars = {0: Bar(BAR_SIZE, self.registers, is_64=True, mapping=Mapping.LEVEL)}
         self.function = Function(port, IDENTITY, bars, features, self.reset)
         self.tlb = DeviceTlb(self.function, ats, self._answered) if ats is not None else None
         if stalls is not None:
@@ -110,6 +112,7 @@ class PciTest:
                 self._waiting = True
                 return
         self.registers.COMMAND = self.registers.COMMAND.replace(RUN=0)
+        self.function.changed()
 
     def _transfer(self) -> DmaError | None:
         """Move the buffer; None: it is moved."""

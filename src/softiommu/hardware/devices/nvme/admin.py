@@ -83,6 +83,7 @@ def delete_sq(nvme: Nvme, command: Command) -> int:
     if id == 0 or id not in nvme.sqs:
         raise CommandError(Status.INVALID_QUEUE_IDENTIFIER)
     del nvme.sqs[id]
+    nvme.function.changed()
     return 0
 
 
@@ -94,6 +95,7 @@ def delete_cq(nvme: Nvme, command: Command) -> int:
     if any(sq.cq.id == id for sq in nvme.sqs.values()):
         raise CommandError(Status.INVALID_QUEUE_DELETION)
     del nvme.cqs[id]
+    nvme.function.changed()
     nvme.refresh_line()
     return 0
 

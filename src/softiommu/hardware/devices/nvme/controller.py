@@ -41,7 +41,7 @@ from softiommu.hardware.devices.nvme.registers import (
     Registers,
     Shutdown,
 )
-from softiommu.hardware.pci import Bar, Features as PciFeatures, Function, Identity, MsixPlace
+from softiommu.hardware.pci import Bar, Features as PciFeatures, Function, Identity, Mapping, MsixPlace
 
 IDENTITY = Identity(0x1B36, 0x0010, 0x010802, 2, 0x1AF4, 0x1100)
 
@@ -81,7 +81,7 @@ class Nvme:
         self._working = False
         #: Whether commands run: what CSTS says, in short.
         self._alive = False
-        bars = {0: Bar(BAR_SIZE, self.registers, is_64=True)}
+        bars = {0: Bar(BAR_SIZE, self.registers, is_64=True, mapping=Mapping.LEVEL)}
         self.function = Function(port, IDENTITY, bars, PciFeatures(msix=place), self.reset)
 
     @property
@@ -111,7 +111,7 @@ class Nvme:
         cap, aqa = self.registers.CAP, self.registers.AQA
         supported = not configuration.CSS and not configuration.AMS
         if not supported or not cap.MPSMIN <= configuration.MPS <= cap.MPSMAX or not aqa.ASQS or not aqa.ACQS:
-            self._fail(f"it cannot be enabled with {configuration!r} and {aqa!r}")
+            self._fail()
             return
         self.page = 1 << _MIN_PAGE_LG2 + configuration.MPS
         cq = CompletionQueue(0, int(self.registers.ACQ), aqa.ACQS + 1, vector=0, interrupts=True)
@@ -136,14 +136,14 @@ class Nvme:
             self._log(logs.NO_COMMAND, logs.NO_COMMAND, error.status, 0, 0)
         self._report(self.registers.CSTS.replace(SHST=Shutdown.COMPLETE))
 
-    def _fail(self, why: str) -> None:
+    def _fail(self) -> None:
         """Nothing goes on until the controller is reset (9.5)."""
-        self.function.on_refusal(f"a fatal error (CSTS.CFS): {why}")
         self._report(self.registers.CSTS.replace(CFS=1))
 
     def _report(self, status: ControllerStatus) -> None:
         self.registers.CSTS = status
         self._alive = bool(status.RDY and not status.CFS and status.SHST == Shutdown.NONE)
+        self.function.changed()
 
     # Doorbells
 
@@ -155,10 +155,17 @@ class Nvme:
         queues: dict[int, CompletionQueue] | dict[int, SubmissionQueue] = self.cqs if completes else self.sqs
         queue = queues.get(id)
         if queue is None:
-            self._bad_doorbell(ErrorEvent.INVALID_DOORBELL, f"doorbell {index} belongs to no queue")
+            self._bad_doorbell(ErrorEvent.INVALID_DOORBELL)
         elif not self._move(queue, new.INDEX):
-            self._bad_doorbell(ErrorEvent.INVALID_DOORBELL_VALUE, f"doorbell {index} cannot become {new.INDEX}")
+            self._bad_doorbell(ErrorEvent.INVALID_DOORBELL_VALUE)
         self._work()
+
+    def on_show_DOORBELL(self, index: int) -> int:
+        """What was stored last and counted, as memory; 0 where there is no queue, so that a new one starts there."""
+        id, completes = divmod(index, 2)
+        if completes:
+            return self.cqs[id].head if id in self.cqs else 0
+        return self.sqs[id].tail if id in self.sqs else 0
 
     @staticmethod
     def _move(queue: CompletionQueue | SubmissionQueue, value: int) -> bool:
@@ -173,8 +180,7 @@ class Nvme:
             queue.head = value
         return True
 
-    def _bad_doorbell(self, what: ErrorEvent, why: str) -> None:
-        self.function.on_refusal(why)
+    def _bad_doorbell(self, what: ErrorEvent) -> None:
         self.logs.error(logs.NO_COMMAND, logs.NO_COMMAND, 0)
         self.events.happened(EventType.ERROR, what)
 
@@ -187,8 +193,8 @@ class Nvme:
         self._working = True
         try:
             self._drain()
-        except DmaError as error:
-            self._fail(f"a queue cannot be reached: {error}")
+        except DmaError:
+            self._fail()  # a queue that cannot be reached
         finally:
             self._working = False
         self.refresh_line()
@@ -222,9 +228,7 @@ class Nvme:
         try:
             dword0 = self._execute(sq, command)
         except CommandError as error:
-            cid, opcode = command.dword0.CID, command.dword0.OPC
-            self.function.on_refusal(f"command {cid:#x} of queue {sq.id} (opcode {opcode:#04x}) fails: {error}")
-            self._log(sq.id, cid, error.status, command.nsid, command.lba)
+            self._log(sq.id, command.dword0.CID, error.status, command.nsid, command.lba)
             self.complete(sq, command.dword0.CID, 0, error.status)
         else:
             if dword0 is not None:
@@ -281,14 +285,14 @@ class Nvme:
                 self._port.write(iova, data[done : done + length])
                 done += length
         except DmaError as error:
-            raise CommandError(Status.DATA_TRANSFER_ERROR, str(error)) from error
+            raise CommandError(Status.DATA_TRANSFER_ERROR) from error
 
     def receive(self, command: Command, length: int) -> bytes:
         """The data that a command's PRPs name. CommandError."""
         try:
             return b"".join(self._port.read(*segment) for segment in self._segments(command, length))
         except DmaError as error:
-            raise CommandError(Status.DATA_TRANSFER_ERROR, str(error)) from error
+            raise CommandError(Status.DATA_TRANSFER_ERROR) from error
 
     def _segments(self, command: Command, length: int) -> list[prp.Segment]:
         return prp.segments(self._port.read, command.prp1, command.prp2, length, self.page)
@@ -303,14 +307,20 @@ class Nvme:
         """The mask."""
         return self._masked
 
+    def on_show_INTMC(self) -> int:
+        """Nothing, as memory: so that a store of the mask as it is, which unmasks all, is told from none."""
+        return 0
+
     def on_write_INTMS(self, old: int, new: int) -> None:
         """Mask vectors (3.1.3)."""
         self._masked |= new
+        self.function.changed()
         self.refresh_line()
 
     def on_write_INTMC(self, old: int, new: int) -> None:
         """Unmask vectors (3.1.4)."""
         self._masked &= ~new
+        self.function.changed()
         self.refresh_line()
 
     def refresh_line(self) -> None:

@@ -96,6 +96,8 @@ CAPABILITIES = Capabilities.of(MQES=1023, CQR=1, TO=2, CSS=1, MPSMIN=0, MPSMAX=4
 class Registers(RegisterFile):
     """What BAR 0 shows, but for the MSI-X table. Doorbells are the submission queue's, then the completion queue's."""
 
+    STARTERS = frozenset({"CC", "DOORBELL"})
+
     CAP = reg(0x00, Capabilities, ro, reset=CAPABILITIES)
     VS = reg(0x08, Value32, ro, reset=VERSION_1_4)
     INTMS = reg(0x0C, Value32, rw)
