@@ -30,10 +30,14 @@ test: $(VENV)/test.stamp
 	$(BIN)/pytest -n 2
 
 # Its packages come by the machine's apt. What is made stays until guests/ changes.
-guests: $(GUESTS)/versions
+guests: $(GUESTS)/versions $(GUESTS)/qemu11/versions
 
-$(GUESTS)/versions: $(wildcard guests/*.py) guests/init | $(BIN)/python
+$(GUESTS)/versions: $(filter-out guests/qemu11.py,$(wildcard guests/*.py)) guests/init | $(BIN)/python
 	$(BIN)/python guests/prepare.py $(GUESTS)
+
+# QEMU 11, for nesting: with everything it loads, in a folder of its own.
+$(GUESTS)/qemu11/versions: guests/qemu11.py guests/packages.py | $(BIN)/python
+	$(BIN)/python guests/qemu11.py $(GUESTS)/qemu11
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
