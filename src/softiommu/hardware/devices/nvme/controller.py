@@ -111,7 +111,7 @@ class Nvme:
         cap, aqa = self.registers.CAP, self.registers.AQA
         supported = not configuration.CSS and not configuration.AMS
         if not supported or not cap.MPSMIN <= configuration.MPS <= cap.MPSMAX or not aqa.ASQS or not aqa.ACQS:
-            self._fail()
+            self._fail(f"it cannot be enabled with {configuration!r} and {aqa!r}")
             return
         self.page = 1 << _MIN_PAGE_LG2 + configuration.MPS
         cq = CompletionQueue(0, int(self.registers.ACQ), aqa.ACQS + 1, vector=0, interrupts=True)
@@ -136,8 +136,9 @@ class Nvme:
             self._log(logs.NO_COMMAND, logs.NO_COMMAND, error.status, 0, 0)
         self._report(self.registers.CSTS.replace(SHST=Shutdown.COMPLETE))
 
-    def _fail(self) -> None:
+    def _fail(self, why: str) -> None:
         """Nothing goes on until the controller is reset (9.5)."""
+        self.function.on_refusal(f"a fatal error (CSTS.CFS): {why}")
         self._report(self.registers.CSTS.replace(CFS=1))
 
     def _report(self, status: ControllerStatus) -> None:
@@ -155,9 +156,9 @@ class Nvme:
         queues: dict[int, CompletionQueue] | dict[int, SubmissionQueue] = self.cqs if completes else self.sqs
         queue = queues.get(id)
         if queue is None:
-            self._bad_doorbell(ErrorEvent.INVALID_DOORBELL)
+            self._bad_doorbell(ErrorEvent.INVALID_DOORBELL, f"doorbell {index} belongs to no queue")
         elif not self._move(queue, new.INDEX):
-            self._bad_doorbell(ErrorEvent.INVALID_DOORBELL_VALUE)
+            self._bad_doorbell(ErrorEvent.INVALID_DOORBELL_VALUE, f"doorbell {index} cannot become {new.INDEX}")
         self._work()
 
     def on_show_DOORBELL(self, index: int) -> int:
@@ -180,7 +181,8 @@ class Nvme:
             queue.head = value
         return True
 
-    def _bad_doorbell(self, what: ErrorEvent) -> None:
+    def _bad_doorbell(self, what: ErrorEvent, why: str) -> None:
+        self.function.on_refusal(why)
         self.logs.error(logs.NO_COMMAND, logs.NO_COMMAND, 0)
         self.events.happened(EventType.ERROR, what)
 
@@ -193,8 +195,8 @@ class Nvme:
         self._working = True
         try:
             self._drain()
-        except DmaError:
-            self._fail()  # a queue that cannot be reached
+        except DmaError as error:
+            self._fail(f"a queue cannot be reached: {error}")
         finally:
             self._working = False
         self.refresh_line()
@@ -228,7 +230,9 @@ class Nvme:
         try:
             dword0 = self._execute(sq, command)
         except CommandError as error:
-            self._log(sq.id, command.dword0.CID, error.status, command.nsid, command.lba)
+            cid, opcode = command.dword0.CID, command.dword0.OPC
+            self.function.on_refusal(f"command {cid:#x} of queue {sq.id} (opcode {opcode:#04x}) fails: {error}")
+            self._log(sq.id, cid, error.status, command.nsid, command.lba)
             self.complete(sq, command.dword0.CID, 0, error.status)
         else:
             if dword0 is not None:
@@ -285,14 +289,14 @@ class Nvme:
                 self._port.write(iova, data[done : done + length])
                 done += length
         except DmaError as error:
-            raise CommandError(Status.DATA_TRANSFER_ERROR) from error
+            raise CommandError(Status.DATA_TRANSFER_ERROR, str(error)) from error
 
     def receive(self, command: Command, length: int) -> bytes:
         """The data that a command's PRPs name. CommandError."""
         try:
             return b"".join(self._port.read(*segment) for segment in self._segments(command, length))
         except DmaError as error:
-            raise CommandError(Status.DATA_TRANSFER_ERROR) from error
+            raise CommandError(Status.DATA_TRANSFER_ERROR, str(error)) from error
 
     def _segments(self, command: Command, length: int) -> list[prp.Segment]:
         return prp.segments(self._port.read, command.prp1, command.prp2, length, self.page)
