@@ -6,6 +6,7 @@ size = 0x4000000                     # bytes of a namespace in memory; 64 MiB wh
 file = "disk.img"                    # or a file that holds it, and keeps it
 block = 512                          # bytes of a block: 512 or 4096
 pairs = 8                            # I/O queue pairs, each with an interrupt vector
+page_requests = true                 # it asks for pages that miss, where its IOMMU serves ATS and page requests
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from softiommu.errors import ConfigError
 from softiommu.hardware.devices.nvme.controller import Nvme
 from softiommu.hardware.devices.nvme.namespace import FORMATS, FileBacking, Namespace, RamBacking
 from softiommu.hardware.devices.nvme.registers import MAX_PAIRS
+from softiommu.hardware.iommu import AtsIommu
 
 if TYPE_CHECKING:
     from softiommu.hardware.bus import Port
@@ -34,6 +36,7 @@ class Options(NamedTuple):
     file: str
     format: int
     pairs: int
+    page_requests: bool = False
 
 
 def read(table: Table) -> Options:
@@ -44,19 +47,21 @@ def read(table: Table) -> Options:
     pairs = table.number("pairs", MAX_PAIRS, 8)
     if not pairs:
         raise table.error("pairs", f"pairs is 0: expected 1..{MAX_PAIRS}")
+    asks = table.flag("page_requests")
     if file:
-        return Options(0, file, _BLOCKS.index(block), pairs)
+        return Options(0, file, _BLOCKS.index(block), pairs, asks)
     size = table.number("size", _MOST, _SIZE)
     if size < _LEAST or size % _BLOCKS[-1]:
         raise table.error("size", f"size is {size:#x}: expected a multiple of 4096, and {_LEAST:#x} or more")
-    return Options(size, "", _BLOCKS.index(block), pairs)
+    return Options(size, "", _BLOCKS.index(block), pairs, asks)
 
 
 def build(options: object, port: Port, express: bool) -> Function:
     """The controller. ConfigError: the file cannot be opened, or is too short."""
     assert isinstance(options, Options), "options are what `read` gave"
     backing = _file(options.file) if options.file else RamBacking(options.size)
-    return Nvme(port, [Namespace(backing, options.format)], pairs=options.pairs).function
+    ats = port.iommu if options.page_requests and isinstance(port.iommu, AtsIommu) else None
+    return Nvme(port, [Namespace(backing, options.format)], pairs=options.pairs, ats=ats).function
 
 
 def _file(path: str) -> FileBacking:

@@ -1,6 +1,7 @@
 """The controller: its registers, its queues, interrupts, and how a command runs. NVM Express 1.4, sections 3 and 7.
 
-A command runs when its doorbell is written. It is not fetched while its completion queue is full.
+A command runs when its doorbell is written. It is not fetched while its completion queue is full. A controller that
+asks software for missing pages does nothing until it is answered, and fetches the command anew then.
 """
 
 from __future__ import annotations
@@ -41,18 +42,23 @@ from softiommu.hardware.devices.nvme.registers import (
     Registers,
     Shutdown,
 )
+from softiommu.hardware.iommu import AtsIommu
+from softiommu.hardware.paging import PageMissing, PagingPort
 from softiommu.hardware.pci import Bar, Features as PciFeatures, Function, Identity, Mapping, MsixPlace
 
 IDENTITY = Identity(0x1B36, 0x0010, 0x010802, 2, 0x1AF4, 0x1100)
 
 _MIN_PAGE_LG2 = 12
 _MEDIA_ERRORS = {Status.WRITE_FAULT, Status.UNRECOVERED_READ_ERROR}
+#: Page requests that may be open at a time, where it makes any.
+_PAGE_REQUESTS = 1
 #: What the host asked for is no error.
 _UNLOGGED = {Status.SUCCESS, Status.ABORT_REQUESTED}
 
 
 class Nvme:
-    """The controller, with `pairs` I/O queue pairs and a vector for each of them and for the admin queue."""
+    """The controller, with `pairs` I/O queue pairs and a vector for each of them and for the admin queue. `ats`: the
+    IOMMU in front of it, if it is to ask that for translations and pages."""
 
     def __init__(
         self,
@@ -61,10 +67,11 @@ class Nvme:
         serial: str = "SOFTIOMMU0001",
         pairs: int = 8,
         vectors: int | None = None,
+        ats: AtsIommu | None = None,
     ) -> None:
         if not 1 <= pairs <= MAX_PAIRS:
             raise ModelError(f"{pairs} I/O queue pairs: 1..{MAX_PAIRS} have doorbells")
-        self.pairs, self._port = pairs, port
+        self.pairs = pairs
         self.registers = Registers(self)
         place = MsixPlace(pairs + 1 if vectors is None else vectors, 0, MSIX_TABLE, MSIX_PENDING)
         self.subsystem = Subsystem(
@@ -82,7 +89,9 @@ class Nvme:
         #: Whether commands run: what CSTS says, in short.
         self._alive = False
         bars = {0: Bar(BAR_SIZE, self.registers, is_64=True, mapping=Mapping.LEVEL)}
-        self.function = Function(port, IDENTITY, bars, PciFeatures(msix=place), self.reset)
+        features = PciFeatures(msix=place, ats=ats is not None, pri=_PAGE_REQUESTS if ats is not None else 0)
+        self.function = Function(port, IDENTITY, bars, features, self.reset)
+        self._port = port if ats is None else PagingPort(self.function, ats, self._work)
 
     @property
     def vectors(self) -> int:
@@ -96,6 +105,8 @@ class Nvme:
         """As after power-on; namespaces keep their blocks."""
         self._stop()
         self.registers.reset()
+        if isinstance(self._port, PagingPort):
+            self._port.reset()
 
     def on_write_CC(self, old: Configuration, new: Configuration) -> None:
         """Enable, disable and shut down (3.1.5, 7.6.1, 7.6.2)."""
@@ -195,6 +206,8 @@ class Nvme:
         self._working = True
         try:
             self._drain()
+        except PageMissing:
+            pass  # its answer calls again
         except DmaError as error:
             self._fail(f"a queue cannot be reached: {error}")
         finally:
@@ -215,7 +228,8 @@ class Nvme:
     def _post_waiting(self) -> None:
         for cq in list(self.cqs.values()):
             while cq.waiting and not cq.full and self._alive:
-                self._post(cq, cq.waiting.popleft())
+                self._post(cq, cq.waiting[0])
+                cq.waiting.popleft()
         if self._alive:
             self.events.tell()
 
@@ -226,9 +240,13 @@ class Nvme:
 
     def _run(self, sq: SubmissionQueue) -> None:
         command = Command.from_bytes(self._port.read(sq.base + sq.head * SUBMISSION_SIZE, SUBMISSION_SIZE))
+        head = sq.head
         sq.advance()
         try:
             dword0 = self._execute(sq, command)
+        except PageMissing:
+            sq.head = head
+            raise
         except CommandError as error:
             cid, opcode = command.dword0.CID, command.dword0.OPC
             self.function.on_refusal(f"command {cid:#x} of queue {sq.id} (opcode {opcode:#04x}) fails: {error}")
@@ -261,8 +279,12 @@ class Nvme:
         completion = Completion(dword0, sq.id, sq.head, cid, _status(status))
         if sq.cq.full or sq.cq.waiting:
             sq.cq.waiting.append(completion)
-        else:
+            return
+        try:
             self._post(sq.cq, completion)
+        except PageMissing:
+            sq.cq.waiting.append(completion)
+            raise
 
     def _post(self, cq: CompletionQueue, completion: Completion) -> None:
         self._port.write(cq.base + cq.tail * COMPLETION_SIZE, completion.to_bytes(cq.phase))
@@ -288,6 +310,8 @@ class Nvme:
             for iova, length in self._segments(command, len(data)):
                 self._port.write(iova, data[done : done + length])
                 done += length
+        except PageMissing:
+            raise
         except DmaError as error:
             raise CommandError(Status.DATA_TRANSFER_ERROR, str(error)) from error
 
@@ -295,6 +319,8 @@ class Nvme:
         """The data that a command's PRPs name. CommandError."""
         try:
             return b"".join(self._port.read(*segment) for segment in self._segments(command, length))
+        except PageMissing:
+            raise
         except DmaError as error:
             raise CommandError(Status.DATA_TRANSFER_ERROR, str(error)) from error
 
