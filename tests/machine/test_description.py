@@ -12,6 +12,7 @@ DEVICE = '[[device]]\nname = "edu0"\naddress = "00:1e.0"\nvendor = 0x1234\ndevic
 VTD = '[[iommu]]\nname = "dmar0"\nmodel = "vtd"\n'
 EDU = '[[device]]\nname = "e"\naddress = "00:04.0"\nmodel = "edu"\n'
 NVME = EDU.replace('"edu"', '"nvme"')
+IOAT = EDU.replace('"edu"', '"ioat"')
 RISCV = VTD.replace('"vtd"', '"riscv"')
 VIRTIO = VTD.replace('"vtd"', '"virtio"')
 AMD, SMMU = VTD.replace('"vtd"', '"amd"'), VTD.replace('"vtd"', '"smmuv3"')
@@ -88,6 +89,7 @@ def test_what_is_left_out_has_a_default():
         (HEAD + VTD + NVME + "block = 1024", "x.toml:9: block is 1024: expected one of 512, 4096"),
         (HEAD + VTD + NVME + "size = 4096", "x.toml:9: size is 0x1000: expected a multiple of 4096, and 0x100000"),
         (HEAD + VTD + NVME + "pairs = 0", "x.toml:9: pairs is 0: expected 1.."),
+        (HEAD + VTD + IOAT + "channels = 0", "x.toml:9: channels is 0: expected 1..8"),
         (HEAD + RISCV + "capabilities = { SV39 = 0 }", "x.toml:5: capabilities.SV48 needs capabilities.SV39"),
         (HEAD + RISCV + "levels = 0", "x.toml:5: levels is 0: expected 1..3"),
         (HEAD + AMD + "efr = { HDSup = 1, HASup = 0 }", "x.toml:5: efr.HDSup needs efr.HASup"),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from softiommu.memory.physical import PhysicalMemory
 
 IOMMUS = ("amd", "mock", "riscv", "smmuv3", "virtio", "vtd")
-DEVICES = ("edu", "nvme", "pcitest")
+DEVICES = ("edu", "ioat", "nvme", "pcitest")
 
 
 class Driver(Protocol):

@@ -1,0 +1,1 @@
+"""An Intel QuickData Technology (I/OAT) DMA engine, version 3.2."""

@@ -1,0 +1,234 @@
+"""A channel: its state, its chain of descriptors, and what becomes of errors.
+
+DMACOUNT says how many descriptors of the chain there are, modulo 2**16; the channel runs those that it has not run,
+when that register is written. A chain may be a ring: it is the count that ends the work. A descriptor that writes
+DMACOUNT could go on for ever, so one access runs no more than `BURST`, and the next one of this channel goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from softiommu.hardware.bus import DmaError, Port
+from softiommu.hardware.devices.ioat.descriptors import DESCRIPTOR_SIZE, Descriptor, FillControl
+from softiommu.hardware.devices.ioat.registers import (
+    XFERCAP,
+    ChainAddress,
+    ChannelControl,
+    ChannelRegisters,
+    ChannelStatus,
+    Command,
+    Errors,
+    State,
+    Value16,
+)
+
+#: Most descriptors that run in one access: any count, and a little.
+BURST = 1 << 16
+
+_COUNTS = 1 << 16
+_ADDRESSES = 1 << 64
+_PATTERN = 8
+
+
+class ChannelError(Exception):
+    """A descriptor that cannot be run, and the bit of CHANERR that says why."""
+
+    def __init__(self, errors: Errors) -> None:
+        super().__init__(repr(errors))
+        self.errors = errors
+
+
+class Channel:
+    """One channel. `interrupt` tells the engine that it has one."""
+
+    def __init__(self, port: Port, interrupt: Callable[[], None]) -> None:
+        self._port, self._interrupt = port, interrupt
+        self.registers = ChannelRegisters(self)
+        self._state = State.HALTED
+        #: The address of the last descriptor that was run, of the next one, and how many of the chain were.
+        self._completed = self._next = self._done = 0
+        #: Whether none of the chain was.
+        self._fresh = True
+        #: An interrupt that INT_DISABLE holds back.
+        self._held = False
+        #: Which chain this is: a descriptor's own DMA may end it.
+        self._chain = 0
+        self._working = False
+
+    @property
+    def _waiting(self) -> int:
+        """How many descriptors of the chain are still to be run."""
+        return (int(self.registers.DMACOUNT) - self._done) % _COUNTS
+
+    # Registers
+
+    def reset(self) -> None:
+        """As after power-on."""
+        self.registers.reset()
+        self._restart(State.HALTED, 0)
+        self._held = False
+
+    def on_read_CHANSTS(self) -> int:
+        """The state, and how far the channel is."""
+        return ChannelStatus.of(STATE=self._state, COMPLETED=self._completed >> 6)
+
+    def on_read_CHANCTRL(self) -> int:
+        """Who reads IN_USE as 0 has the channel: for others it is in use."""
+        found = self.registers.CHANCTRL
+        self.registers.CHANCTRL = found.replace(IN_USE=1)
+        return found
+
+    def on_write_CHANCTRL(self, old: ChannelControl, new: ChannelControl) -> None:
+        """Give the channel back, and let interrupts come: one that waited comes now."""
+        self.registers.CHANCTRL = new.replace(IN_USE=old.IN_USE & new.IN_USE)
+        if self._held and not new.INT_DISABLE:
+            self._held = False
+            self._signal()
+
+    def on_write_CHANCMD(self, old: Command, new: Command) -> None:
+        """Carry a command out. Those of version 1, and more than one at a time, are errors."""
+        self.registers.CHANCMD = Command(0)
+        if new == Command.of(RESET=1):
+            self._reset()
+        elif new == Command.of(SUSPEND=1):
+            if self._state is not State.HALTED:
+                self._state = State.SUSPENDED
+        elif new == Command.of(RESUME=1):
+            self._resume()
+        elif new:
+            self._halt(Errors.of(COMMAND=1))
+
+    def _reset(self) -> None:
+        """Errors stay until software says that it has seen them."""
+        errors, mask = self.registers.CHANERR, self.registers.CHANERRMSK
+        self.reset()
+        self.registers.CHANERR, self.registers.CHANERRMSK = errors, mask
+
+    def _resume(self) -> None:
+        if self._state is State.SUSPENDED:
+            self._state = State.ARMED if self._fresh else State.IDLE
+            self._start()
+
+    def on_write_CHAINADDR(self, old: ChainAddress, new: ChainAddress) -> None:
+        """A new chain. A channel whose errors were not seen stays halted."""
+        self._restart(State.HALTED if self.registers.CHANERR else State.ARMED, int(new))
+
+    def _restart(self, state: State, first: int) -> None:
+        self.registers.DMACOUNT = Value16(0)
+        self._state, self._next = state, first
+        self._completed = self._done = 0
+        self._fresh = True
+        self._chain += 1
+
+    def on_write_DMACOUNT(self, old: Value16, new: Value16) -> None:
+        """More descriptors."""
+        self._start()
+
+    # Work
+
+    def _start(self) -> None:
+        if self._state in (State.ARMED, State.IDLE) and self._waiting:
+            self._state = State.ACTIVE
+        self.work()
+
+    def work(self) -> None:
+        """Run what waits, as much as one access may."""
+        if self._working:
+            return  # a descriptor wrote a register: the loop below sees it
+        self._working = True
+        try:
+            for _ in range(BURST):
+                if self._state is not State.ACTIVE:
+                    break
+                self._step()
+        finally:
+            self._working = False
+
+    def _step(self) -> None:
+        at, chain = self._next, self._chain
+        try:
+            descriptor = self._fetch(at)
+            self._run(descriptor)
+        except ChannelError as error:
+            if chain == self._chain:
+                self._halt(error.errors)
+            return
+        if chain == self._chain:
+            self._complete(at, descriptor)
+
+    def _fetch(self, at: int) -> Descriptor:
+        """A descriptor, which must be one that can be run."""
+        if at % DESCRIPTOR_SIZE:
+            raise ChannelError(Errors.of(CHAIN_ADDRESS=1) if self._fresh else Errors.of(NEXT_ALIGNMENT=1))
+        try:
+            descriptor = Descriptor.from_bytes(self._port.read(at, DESCRIPTOR_SIZE))
+        except DmaError as error:
+            raise ChannelError(Errors.of(CHAIN_ADDRESS=1) if self._fresh else Errors.of(NEXT_ADDRESS=1)) from error
+        if not descriptor.valid:
+            raise ChannelError(Errors.of(CONTROL=1))
+        if not 1 <= descriptor.size <= 1 << XFERCAP:  # of null descriptors, too: drivers give them one byte
+            raise ChannelError(Errors.of(LENGTH=1))
+        return descriptor
+
+    def _run(self, descriptor: Descriptor) -> None:
+        """Copy or fill: nothing is stored unless all data arrived."""
+        size, control = descriptor.size, descriptor.control
+        if isinstance(control, FillControl):
+            pattern = descriptor.source.to_bytes(_PATTERN, "little")
+            data = (pattern * -(-size // _PATTERN))[:size]
+        elif control.NULL:
+            return
+        else:
+            data = self._load(descriptor.source, size)
+        if descriptor.destination + size > _ADDRESSES:
+            raise ChannelError(Errors.of(DESTINATION_ADDRESS=1))
+        try:
+            self._port.write(descriptor.destination, data)
+        except DmaError as error:
+            raise ChannelError(Errors.of(WRITE_DATA=1)) from error
+
+    def _load(self, source: int, size: int) -> bytes:
+        if source + size > _ADDRESSES:
+            raise ChannelError(Errors.of(SOURCE_ADDRESS=1))
+        try:
+            return self._port.read(source, size)
+        except DmaError as error:
+            raise ChannelError(Errors.of(READ_DATA=1)) from error
+
+    def _complete(self, at: int, descriptor: Descriptor) -> None:
+        """A descriptor was run: count it, and tell who wants to know."""
+        self._completed, self._next, self._fresh = at, descriptor.next, False
+        self._done = (self._done + 1) % _COUNTS
+        if self._state is State.ACTIVE and not self._waiting:
+            self._state = State.IDLE
+        if descriptor.control.COMPLETION_WRITE and not self._write_status():
+            self._halt(Errors.of(COMPLETION_ADDRESS=1))
+        elif descriptor.control.INTERRUPT:
+            self._signal()
+
+    def _write_status(self) -> bool:
+        """Store CHANSTS where software looks for it; False: it cannot be."""
+        try:
+            self._port.write(int(self.registers.CHANCMP), self.on_read_CHANSTS().to_bytes(8, "little"))
+        except DmaError:
+            return False
+        return True
+
+    def _halt(self, errors: Errors) -> None:
+        """Stop at an error, and tell as software asked to be told. CHANERRMSK keeps interrupts away, not the halt."""
+        self._state = State.HALTED
+        registers = self.registers
+        registers.CHANERR = Errors(registers.CHANERR | errors)
+        if registers.CHANCTRL.ERR_COMPLETION_EN and not self._write_status():
+            registers.CHANERR = registers.CHANERR.replace(COMPLETION_ADDRESS=1)
+        if registers.CHANCTRL.ERR_INT_EN and errors & ~registers.CHANERRMSK:
+            self._signal()
+
+    def _signal(self) -> None:
+        """Interrupt, and hold further ones back until software lets them come."""
+        if self.registers.CHANCTRL.INT_DISABLE:
+            self._held = True
+            return
+        self.registers.CHANCTRL = self.registers.CHANCTRL.replace(INT_DISABLE=1)
+        self._interrupt()
