@@ -11,7 +11,7 @@ from softiommu.clock import MS, RealClock
 from softiommu.iommufd import kernels, table
 from softiommu.iommufd.context import Patience
 from softiommu.iommufd.file import IommufdFile
-from softiommu.machine import pci
+from softiommu.machine import modules, pci
 from softiommu.machine.description import Description, load
 from softiommu.machine.nodes import Entry, Node
 from softiommu.memory.accounts import Accounts
@@ -62,7 +62,7 @@ class Machine:
         self.vfio = self._vfio()
         seen = [shown.wired.pci for shown in self.vfio.devices] if self.vfio else []
         seen += [device for device in description.devices if device.model is None]
-        self.entries |= pci.entries(seen) | (self.vfio.entries if self.vfio else {})
+        self.entries |= pci.entries(seen) | (self.vfio.entries | modules.entries(description) if self.vfio else {})
         if description.has_model("mock"):
             self._add_mock()
 
