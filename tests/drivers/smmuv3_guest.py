@@ -30,9 +30,9 @@ TABLE = VARIANTS["arm64-4k-48-s1"]
 GRANULE = next(code for code, lg2 in TLBI_TG.items() if lg2 == 12)
 
 
-def context(pages, asid):
-    """A CD of a table."""
-    low = Cd0.of(T0SZ=16, EPD1=1, V=1, IPS=SIZES.index(48), AA64=1, R=1, A=1, ASET=1, ASID=asid)
+def context(pages, asid, **fields):
+    """A CD of a table; fields of its first word may say otherwise."""
+    low = Cd0.of(T0SZ=16, EPD1=1, V=1, IPS=SIZES.index(48), AA64=1, R=1, A=1, ASET=1, ASID=asid).replace(**fields)
     return low, Cd1.of(TTB0=pages.root >> 4), 0, Cd3.of(MAIR0=0xFF), 0, 0, 0, 0
 
 

@@ -52,6 +52,8 @@ class Bytes:
 class Host:
     """The manager, as a vIOMMU needs it: events are kept while somebody listens."""
 
+    flags = 0
+
     def __init__(self):
         self.events, self.listens = [], True
 

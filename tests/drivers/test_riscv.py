@@ -4,7 +4,7 @@ import contextlib
 from errno import EINVAL, ENODEV, ENOMEM, EOPNOTSUPP
 
 import pytest
-from hypothesis import HealthCheck, settings, strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from softiommu.drivers.driver import DomainFlags, Prot, Range, Reserved, ReservedKind
@@ -448,6 +448,26 @@ def test_ids_are_given_again_and_end():
     ids.give(2)
     assert ids.take() == 2
     refused(ENOMEM, ids.take)
+
+
+@given(st.booleans(), st.lists(st.tuples(st.sampled_from(["take", "claim", "give"]), st.integers(0, 6)), max_size=30))
+def test_ids_are_taken_in_turn_and_out_of_turn(descending, steps):
+    ids, free, best = Ids(5, descending=descending), set(range(1, 6)), max if descending else min
+    for what, number in steps:
+        if what == "take" and free:
+            taken = ids.take()
+            assert taken == best(free)
+            free.discard(taken)
+        elif what == "take":
+            refused(ENOMEM, ids.take)
+        elif what == "claim":
+            assert ids.claim(number) == (number in free)
+            free.discard(number)
+        elif 1 <= number <= 5 and number not in free:
+            ids.give(number)
+            free.add(number)
+        assert set(ids) == free
+        assert len(ids) == len(free)
 
 
 def test_hardware_of_another_version_is_not_driven():

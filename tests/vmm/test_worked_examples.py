@@ -1,79 +1,198 @@
 """BTM and HTTU of an SMMUv3: an old VMM masks them, a new one negotiates them, and one that guesses breaks its guest.
 
-The guest's tables, and what devices do with them, are those of the SMMUv3 model. What the VMM shows of the ID registers
-decides how the guest's driver behaves.
+Each VM is whole: a machine, a VMM of one of three kinds, a guest's driver that does what its ID registers say, and a
+device whose DMA shows what came of it.
 """
-
-from errno import EOPNOTSUPP
 
 import pytest
 
-import softiommu
-from hardware.smmuv3_rig import ASID, VMID, Rig, context, leaf, mapped, nest, reach
+from drivers.smmuv3_guest import atc_inv, context, tlbi_va
+from drivers.smmuv3_machines import arm
 from softiommu.abi import iommufd as abi
+from softiommu.abi.iommufd import HwptAllocFlags, ViommuType
+from softiommu.abi.smmuv3_extension import ViommuBtm
 from softiommu.api import HwInfo
-from softiommu.hardware.smmuv3.commands import Op
-from softiommu.hardware.smmuv3.events import Event
+from softiommu.hardware.smmuv3.broadcast import Broadcast, Tlbi
+from softiommu.hardware.smmuv3.events import Event, Event0
 from softiommu.hardware.smmuv3.presets import FULL
-from softiommu.hardware.smmuv3.registers import Idr0
+from softiommu.hardware.smmuv3.registers import CommandError, Idr0, Registers
+from softiommu.hardware.smmuv3.tables import Cd0, Eats
 from softiommu.pagetable.formats import arm64
-from softiommu.pagetable.kinds import WRITE
-from softiommu.vmm.capabilities import Capability, Request, Verdict, lint, negotiate, told
+from softiommu.vmm.capabilities import Capability, Request, Verdict, lint, negotiate, probe
+from softiommu.vmm.offers import smmuv3_offer
+from softiommu.vmm.smmuv3 import VirtualSmmu
+from softiommu.vmm.smmuv3_viommu import OnViommu
+from vmm import smmuv3_vm
+from vmm.smmuv3_vm import BLANK, IOVA, RESULT, RW, TEST
 
-IOVA = 0x5000
-PAGE = (1 << 30) + 0x3000
-#: The host shows the guest's memory from 1 GiB 32 MiB upwards.
-HOST = (32 << 20) + 0x3000
-#: KVM has VMIDs of its own; the vIOMMU takes it for the stage-2 domain if it is asked to.
+#: KVM has VMIDs of its own.
 KVMS = 3
+ASID = 7
 #: What the uAPI had before it knew of either.
 OLD = ~(Capability.BTM | Capability.HTTU)
-BTM, HTTU = 1 << 62, 1 << 63
+BLOCKED, READ_ONLY_CLEAN = bytes(8), arm64.DBM | arm64.AP_READ_ONLY
+
+HEARS = "idr0 = { BTM = 1 }"
+KNOWS_BTM, KNOWS_HTTU = "extensions = { BTM = 1 }", "extensions = { HTTU = 1 }"
+#: IDR0 says HTTU, the interconnect has no atomic accesses, and the firmware knows.
+BROKEN = ('atomics = "no"', "iort = { HTTU = 0 }", KNOWS_HTTU)
 
 
-def info(idr0, capabilities=0):
-    data = abi.HwInfoArmSmmuv3(idr0=int(idr0), idr1=int(FULL.idr1), idr3=int(FULL.idr3), idr5=int(FULL.idr5))
-    return HwInfo(int(abi.HwInfoType.ARM_SMMUV3), data.to_bytes(), capabilities, 0)
+class Vm(smmuv3_vm.Vm):
+    """A VMM and its guest. `vmm` is old (it knows neither feature), new, or raw: it copies both from the register."""
+
+    def __init__(self, vmm, *lines):
+        self.vmm = vmm
+        super().__init__(arm(*lines))
+        self.hardware = self.iommufd.backend.machine.hardware
+        self.commands = 0
+
+    def make_unit(self):
+        self.seen = seen = probe(self.iommufd, self.test_device)
+        self.parent = self.test_device.hwpt(self.ioas, HwptAllocFlags.ALLOC_NEST_PARENT)
+        known = seen if self.vmm == "new" else seen._replace(kernel=seen.kernel & OLD)
+        self.requests = Request.BTM if Capability.BTM in known.kernel else Request(0)
+        flags = negotiate(seen.infos[0], known.kernel, self.requests).flags
+        data = bytearray(ViommuBtm(KVMS).to_bytes()) if flags else None
+        self.viommu = self.test_device.viommu(ViommuType.ARM_SMMUV3, self.parent, data, flags)
+        identity = smmuv3_offer(known, self.requests)
+        if self.vmm == "raw":
+            has = Idr0(abi.HwInfoArmSmmuv3.from_bytes(seen.infos[0].data).idr0)
+            identity = identity._replace(idr0=identity.idr0.replace(BTM=has.BTM, HTTU=has.HTTU))
+        self.identity = identity
+        self.backing = OnViommu(self.viommu, 16, self.notes.append)
+        return VirtualSmmu(self.ram, self.backing, identity, self.heard)
+
+    # The guest's driver
+
+    @property
+    def shown(self):
+        return self.guest.read(Registers.IDR0)
+
+    def boot(self, *, ats=Eats.OFF):
+        """A table whose leaves the guest's hardware is to mark, where it can; ASIDs are those of the guest's CPUs."""
+        self.pages, self.old = self.table(), self.ram.page(b"old page")
+        self.pages.map(IOVA, self.old, 4096, RW)
+        self.guest.stream(TEST, EATS=ats)
+        self.guest.use(TEST, self.pages, ASID)
+        flags = {"ASET": 0, "HA": int(self.shown.HTTU >= 1), "HD": int(self.shown.HTTU >= 2)}
+        self.ram.write_u64(self.guest.contexts[TEST], int(context(self.pages, ASID, **flags)[0]))
+        self.guest.boot()
+
+    def move(self):
+        """Another page at the address, and what the guest's driver does so that devices see it."""
+        self.pages.unmap(IOVA, 4096)
+        self.pages.map(IOVA, self.ram.page(b"new page"), 4096, RW)
+        if self.shown.BTM:
+            # TLBI VAE1IS of one of its CPUs, which has KVM's VMID in VTTBR_EL2.
+            self.hardware.broadcast(Broadcast(Tlbi.VAE1, KVMS, ASID, IOVA, IOVA + 4095))
+        else:
+            self.tell(tlbi_va(IOVA, ASID))
+
+    def tell(self, *commands):
+        self.commands += len(commands)
+        assert self.guest.submit(*commands) == CommandError.NONE
+
+    def sees_after_move(self):
+        assert self.read_by_test(IOVA) == b"old page"
+        self.move()
+        return self.read_by_test(IOVA)
+
+    def leaf(self):
+        (found,) = self.pages.leaves(RESULT, RESULT)
+        return found
+
+    def write_where_clean(self):
+        """A device writes to a page that nobody used yet: what came of it, and the guest's entry."""
+        found = self.leaf()
+        # A guest without HTTU marks the page before it gives it to the device.
+        if self.shown.HTTU >= 2:
+            self.ram.write_u64(found.at, found.pte & ~arm64.AF | READ_ONLY_CLEAN)
+        self.ram.write(self.blank, b"a secret")
+        self.ram.write(self.result, b"untouchd")
+        for at, command in ((BLANK, 3), (RESULT, 1)):
+            self.test.run(at, command)
+        return self.ram.read(self.result, 8), self.leaf().pte
+
+
+@pytest.fixture
+def make():
+    made = []
+
+    def vm(*arguments):
+        made.append(Vm(*arguments))
+        return made[-1]
+
+    yield vm
+    for one in made:
+        one.close()
 
 
 # BTM: TLB maintenance of CPUs is broadcast with the VMID that KVM gave the VM
 
 
-class Guest:
-    """Its driver leaves TLB maintenance to the CPUs where the SMMU says that it listens to them."""
-
-    def __init__(self, idr0: Idr0, stage2_vmid: int):
-        self.idr0, self.vmid = idr0, stage2_vmid
-        self.rig = Rig()
-        self.pages, _ = nest(self.rig, cd={}, S2VMID=stage2_vmid)
-        mapped(self.pages, IOVA, PAGE)
-
-    def unmap(self):
-        self.pages.unmap(IOVA, IOVA + 0xFFF)
-        if self.idr0.BTM:
-            self._invalidate(KVMS)  # TLBI VAE1IS: as the interconnect brings it
-        else:
-            self._invalidate(self.vmid)  # CMD_TLBI_NH_VA, whose VMID the kernel overwrites
-
-    def _invalidate(self, vmid):
-        self.rig.op(Op.TLBI_NH_VA, VMID=vmid, ASID=ASID, ADDR=IOVA >> 12, LEAF=1)
-
-    def dma(self):
-        return reach(self.rig.smmu, IOVA)
+@pytest.mark.parametrize("lines", [(HEARS,), (HEARS, KNOWS_BTM)], ids=["old kernel", "new kernel"])
+def test_an_old_vmm_masks_btm_and_its_guest_sends_commands(make, lines):
+    vm = make("old", *lines)
+    assert (vm.shown.BTM, vm.requests) == (0, Request(0))
+    vm.boot()
+    assert vm.sees_after_move() == b"new page"
+    assert vm.commands == 1
+    assert not lint({"IDR0": vm.identity.idr0}, vm.seen.infos[0], vm.seen.kernel & OLD)
 
 
-HAS_BTM = FULL.idr0.replace(BTM=1)
+def test_a_new_vmm_on_an_old_kernel_masks_btm_too(make):
+    vm = make("new", HEARS)
+    assert (vm.shown.BTM, vm.requests) == (0, Request(0))
+    vm.boot()
+    assert vm.sees_after_move() == b"new page"
 
 
-def test_an_old_vmm_masks_btm_whatever_the_kernel_says():
-    seen = info(HAS_BTM, BTM)
-    offer = negotiate(seen, told(seen) & OLD)
-    answer = offer.answer("IDR0", "BTM")
-    assert (answer.verdict, answer.offered, offer.flags) == (Verdict.NEEDS, 0, 0)
-    guest = Guest(offer.words["IDR0"], VMID)
-    assert guest.dma() == HOST
-    guest.unmap()
-    assert guest.dma() is Event.F_TRANSLATION
+def test_a_new_vmm_enables_btm_and_its_guest_sends_no_command(make):
+    vm = make("new", HEARS, KNOWS_BTM)
+    assert (vm.shown.BTM, vm.requests) == (1, Request.BTM)
+    vm.boot()
+    assert vm.sees_after_move() == b"new page"
+    assert vm.commands == 0
+    assert not lint({"IDR0": vm.identity.idr0}, vm.seen.infos[0], vm.seen.kernel, vm.requests)
+
+
+def test_a_device_tlb_still_needs_commands(make):
+    vm = make("new", HEARS, KNOWS_BTM)
+    vm.boot(ats=Eats.FULL)
+    assert vm.sees_after_move() == b"old page"
+    vm.tell(atc_inv(TEST, IOVA))
+    assert vm.read_by_test(IOVA) == b"new page"
+
+
+@pytest.mark.parametrize("lines", [(HEARS,), (HEARS, KNOWS_BTM)], ids=["old kernel", "new kernel"])
+def test_a_vmm_that_forwards_btm_lets_devices_reach_what_the_guest_unmapped(make, lines):
+    vm = make("raw", *lines)
+    assert vm.shown.BTM == 1
+    vm.boot()
+    assert vm.sees_after_move() == b"old page"
+    (finding,) = lint({"IDR0": vm.identity.idr0.replace(HTTU=0)}, vm.seen.infos[0], vm.seen.kernel & OLD)
+    assert (finding.register, finding.field, finding.allowed) == ("IDR0", "BTM", 0)
+    assert "KVM's VMID in the stage-2 domain" in finding.reason
+
+
+def test_another_vms_cpus_are_not_heard(make):
+    vm = make("new", HEARS, KNOWS_BTM)
+    vm.boot()
+    assert vm.read_by_test(IOVA) == b"old page"
+    vm.pages.unmap(IOVA, 4096)
+    vm.hardware.broadcast(Broadcast(Tlbi.VMALLE1, KVMS + 1))
+    assert vm.read_by_test(IOVA) == b"old page"
+    vm.hardware.broadcast(Broadcast(Tlbi.VMALLE1, KVMS))
+    assert vm.read_by_test(IOVA) == BLOCKED
+
+
+BTM, HAS_BTM = 1 << 62, FULL.idr0.replace(BTM=1)
+
+
+def info(idr0, capabilities=0):
+    data = abi.HwInfoArmSmmuv3(idr0=int(idr0), idr1=int(FULL.idr1), idr3=int(FULL.idr3), idr5=int(FULL.idr5))
+    return HwInfo(int(abi.HwInfoType.ARM_SMMUV3), data.to_bytes(), capabilities, 0)
 
 
 @pytest.mark.parametrize(
@@ -90,82 +209,58 @@ def test_btm_needs_the_kernel_and_the_request(capabilities, request_, missing):
     assert [need.step.value for need in answer.missing] == missing
 
 
-def test_a_new_vmm_enables_btm_and_the_vmid_is_shared():
-    offer = negotiate(info(HAS_BTM, BTM), None, Request.BTM)
-    assert offer.answer("IDR0", "BTM").verdict is Verdict.FORWARD
-    assert offer.flags == 1 << 31
-    guest = Guest(offer.words["IDR0"], KVMS)
-    assert guest.dma() == HOST
-    guest.unmap()
-    assert guest.dma() is Event.F_TRANSLATION
+# HTTU: the register says that hardware sets flags in tables; the firmware may say that it cannot
 
 
-def test_a_vmm_that_forwards_btm_lets_devices_reach_what_the_guest_unmapped():
-    seen = info(HAS_BTM)
-    shown = negotiate(seen).words["IDR0"].replace(BTM=HAS_BTM.BTM)
-    guest = Guest(shown, VMID)
-    assert guest.dma() == HOST
-    guest.unmap()
-    assert guest.dma() == HOST  # no invalidation named the VMID of stage 2
-    (finding,) = lint({"IDR0": shown}, seen)
-    assert (finding.register, finding.field, finding.allowed) == ("IDR0", "BTM", 0)
-    assert "KVM's VMID in the stage-2 domain" in finding.reason
-
-
-def test_a_kernel_that_does_not_know_the_request_refuses_it():
-    flags = negotiate(info(HAS_BTM, BTM), None, Request.BTM).flags
-    with softiommu.open("smmuv3") as iommufd, iommufd.ioas() as ioas, iommufd.device("edu0") as device:
-        cmd = abi.ViommuAlloc(40, flags, int(abi.ViommuType.ARM_SMMUV3), device.id, ioas.id)
-        with pytest.raises(OSError, match="flags") as error:
-            iommufd.backend.call("VIOMMU_ALLOC", abi.VIOMMU_ALLOC, cmd)
-        assert error.value.errno == EOPNOTSUPP
-
-
-# HTTU: the register says that hardware sets flags in tables; the IORT may say that it cannot
-
-
-def write(silicon, shown):
-    """What a write reaches of a guest that uses HTTU where it is shown, and the entry afterwards."""
-    rig = Rig(silicon)
-    pages, _ = nest(rig)
-    flags = {"HA": int(shown.HTTU >= 1), "HD": int(shown.HTTU >= 2)}
-    rig.cd(*context(pages, **flags))
-    mapped(pages, IOVA, PAGE)
-    found = leaf(pages, IOVA)
-    if flags["HD"]:  # clean: the hardware is to make it writable, and so dirty
-        rig.memory.write_u64(found.at, found.pte & ~arm64.AF | arm64.DBM | arm64.AP_READ_ONLY)
-    return reach(rig.smmu, IOVA, WRITE), leaf(pages, IOVA).pte
-
-
-BROKEN = FULL._replace(idr0=FULL.idr0.replace(HTTU=0))
-
-
-def test_httu_is_forwarded_where_the_kernel_says_that_the_firmware_leaves_it():
-    shown = negotiate(info(FULL.idr0, HTTU)).words["IDR0"]
-    assert shown.HTTU == 2
-    pa, pte = write(FULL, shown)
-    assert pa == HOST
+def test_httu_is_forwarded_where_the_firmware_leaves_it_and_marks_the_guests_tables(make):
+    vm = make("new", KNOWS_HTTU)
+    assert vm.shown.HTTU == 2
+    vm.boot()
+    data, pte = vm.write_where_clean()
+    assert data == b"a secret"
     assert pte & arm64.AF
     assert not pte & arm64.AP_READ_ONLY
 
 
-@pytest.mark.parametrize("silicon", [FULL, BROKEN], ids=["works", "broken"])
-def test_httu_is_masked_where_the_kernel_does_not_say_so(silicon):
-    seen = info(FULL.idr0)
-    answer = negotiate(seen).answer("IDR0", "HTTU")
+@pytest.mark.parametrize("lines", [(), (KNOWS_HTTU,), BROKEN], ids=["old kernel", "new kernel", "broken"])
+def test_an_old_vmm_masks_httu_and_its_guest_marks_pages_itself(make, lines):
+    vm = make("old", *lines)
+    assert vm.shown.HTTU == 0
+    vm.boot()
+    assert vm.write_where_clean()[0] == b"a secret"
+
+
+@pytest.mark.parametrize("lines", [(), BROKEN], ids=["old kernel", "broken"])
+def test_a_new_vmm_masks_httu_where_the_kernel_does_not_vouch_for_the_firmware(make, lines):
+    vm = make("new", *lines)
+    answer = negotiate(vm.seen.infos[0], vm.seen.kernel).answer("IDR0", "HTTU")
     assert (answer.verdict, answer.hardware, answer.offered) == (Verdict.NEEDS, 2, 0)
     assert [need.step.value for need in answer.missing] == ["a firmware table"]
-    assert write(silicon, negotiate(seen).words["IDR0"])[0] == HOST
+    assert vm.shown.HTTU == 0
+    vm.boot()
+    assert vm.write_where_clean()[0] == b"a secret"
 
 
-def test_an_old_vmm_masks_httu_whatever_the_kernel_says():
-    seen = info(FULL.idr0, HTTU)
-    assert negotiate(seen, told(seen) & OLD).words["IDR0"].HTTU == 0
-
-
-def test_a_vmm_that_forwards_httu_stops_the_devices_of_its_guest():
-    seen = info(FULL.idr0)
-    shown = negotiate(seen).words["IDR0"].replace(HTTU=FULL.idr0.HTTU)
-    assert write(BROKEN, shown)[0] is Event.C_BAD_CD
-    (finding,) = lint({"IDR0": shown}, seen)
+def test_a_vmm_that_forwards_httu_stops_the_devices_of_its_guest_and_tells_it_nothing(make):
+    vm = make("raw", *BROKEN)
+    assert vm.shown.HTTU == 2
+    vm.boot()
+    data, pte = vm.write_where_clean()
+    assert data == b"untouchd"
+    assert not pte & arm64.AF
+    # The hardware's event is none of those that are handed to a guest: only the host's log has it.
+    vm.smmu.service()
+    assert vm.guest.records() == []
+    assert any("f walk eabt" in line for line in vm.iommufd.backend.machine.messages)
+    (finding,) = lint({"IDR0": vm.identity.idr0}, vm.seen.infos[0], vm.seen.kernel)
     assert (finding.field, finding.offered, finding.allowed) == ("HTTU", 2, 0)
+
+
+def test_a_vmm_that_invents_httu_makes_every_context_an_error(make):
+    vm = make("old", "idr0 = { HTTU = 0 }")
+    vm.boot()
+    word = Cd0(vm.ram.read_u64(vm.guest.contexts[TEST])).replace(HA=1, HD=1)
+    vm.ram.write_u64(vm.guest.contexts[TEST], int(word))
+    assert vm.write_where_clean()[0] == b"untouchd"
+    vm.smmu.service()
+    assert {Event0(record[0]).TYPE for record in vm.guest.records()} == {Event.C_BAD_CD}

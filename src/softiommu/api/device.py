@@ -61,9 +61,9 @@ class Device:
         self.iommufd.backend.call("HWPT_ALLOC", abi.HWPT_ALLOC, cmd)
         return Hwpt(self.iommufd, cmd.out_hwpt_id)
 
-    def viommu(self, type: int, parent: Hwpt, data: bytearray | None = None) -> Viommu:
+    def viommu(self, type: int, parent: Hwpt, data: bytearray | None = None, flags: int = 0) -> Viommu:
         """A vIOMMU over a nesting parent. `data` is the driver's structure, which it may change."""
-        return Viommu.new(self.iommufd, type, self.id, parent.id, data)
+        return Viommu.new(self, type, parent.id, data, flags)
 
 
 class MockDevice(Device):

@@ -47,9 +47,9 @@ class Viommu(_Owned):
     """A vIOMMU."""
 
     @classmethod
-    def new(cls, iommufd: Iommufd, type: int, device_id: int, hwpt_id: int, data: bytearray | None) -> Viommu:
+    def new(cls, device: Device, type: int, hwpt_id: int, data: bytearray | None, flags: int) -> Viommu:
         """A vIOMMU of `type` over a nesting parent."""
-        cmd = abi.ViommuAlloc(40, 0, type, device_id, hwpt_id)
+        iommufd, cmd = device.iommufd, abi.ViommuAlloc(40, flags, type, device.id, hwpt_id)
         raw = (ctypes.c_char * len(data)).from_buffer(data) if data is not None else None
         if data is not None and raw is not None:
             cmd.data_len, cmd.data_uptr = len(data), ctypes.addressof(raw)

@@ -265,6 +265,9 @@ class DeviceFeatures(NamedTuple):
     pasid_exec: bool = False
     pasid_priv: bool = False
     isolated_msi: bool = True
+    #: Of extensions (docs/extensions.md): bits of out_capabilities, and flags that VIOMMU_ALLOC takes.
+    capabilities: int = 0
+    viommu_flags: int = 0
 
 
 class Viommu(Protocol):
@@ -305,6 +308,9 @@ class Viommu(Protocol):
 
 class ViommuHost(Protocol):
     """What the manager does for a vIOMMU while the driver makes it, and later."""
+
+    #: Those of VIOMMU_ALLOC.
+    flags: int
 
     def mmap_region(self, length: int, poll: Callable[[], None] | None = None) -> int:
         """Pages that the VMM can map from the iommufd file: their offset in it. `poll` is called now and then, since

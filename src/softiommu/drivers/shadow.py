@@ -80,7 +80,9 @@ class ShadowDevice:
     @property
     def features(self) -> DeviceFeatures:
         """The vendor's, and nesting."""
-        return self.inner.features._replace(nesting=True, nested_domains=True)
+        features = self.inner.features._replace(nesting=True, nested_domains=True)
+        # What a vIOMMU of the vendor's could be asked for is nothing where there is none.
+        return features if self._shadows.mixed else features._replace(capabilities=0, viommu_flags=0)
 
     def reserved_regions(self) -> Sequence[Reserved]:
         """The vendor's."""

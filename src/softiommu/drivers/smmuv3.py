@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from softiommu.drivers import smmuv3_pages
+from softiommu.abi.smmuv3_extension import HW_CAP_BTM
+from softiommu.drivers import smmuv3_pages, smmuv3_platform
 from softiommu.drivers.driver import PageResponse
 from softiommu.drivers.function import Bus, Function
 from softiommu.drivers.ids import Ids
@@ -17,6 +18,7 @@ from softiommu.drivers.smmuv3_cmdqv import Cmdqv
 from softiommu.drivers.smmuv3_device import SmmuDevice
 from softiommu.drivers.smmuv3_domain import Route
 from softiommu.drivers.smmuv3_faults import EventLog
+from softiommu.drivers.smmuv3_platform import NO_EXTENSIONS, Extensions, Iort, as_registers_say
 from softiommu.drivers.smmuv3_queue import CommandQueue
 from softiommu.drivers.smmuv3_requests import PageRequestQueue
 from softiommu.drivers.smmuv3_routes import Routes, Target
@@ -42,6 +44,8 @@ class Quirks:
     tells_hardware: bool = True
     #: A domain can be made for nesting (of stage 2), or for PASIDs.
     knows_nesting: bool = True
+    #: What no released kernel has.
+    extensions: Extensions = NO_EXTENSIONS
 
 
 LINUX_6_12 = Quirks(tells_hardware=False, knows_nesting=False)
@@ -52,11 +56,23 @@ class SmmuDriver:
     """One SMMU, set up and running."""
 
     def __init__(
-        self, memory: PhysicalMemory, bus: Bus, quirks: Quirks = LINUX_7_2, extension: Bus | None = None
+        self,
+        memory: PhysicalMemory,
+        bus: Bus,
+        quirks: Quirks = LINUX_7_2,
+        extension: Bus | None = None,
+        iort: Iort | None = None,
     ) -> None:
-        """`extension`: the registers of Tegra241's CMDQV, where there is one."""
+        """`extension`: the registers of Tegra241's CMDQV, where there is one. `iort`: what the firmware says."""
         self.memory, self.quirks, self._bus = memory, quirks, bus
-        self.idr0 = Idr0(self.read32(Registers.IDR0.offset))
+        raw = Idr0(self.read32(Registers.IDR0.offset))
+        iort = as_registers_say(raw) if iort is None else iort
+        #: As the firmware has it.
+        self.idr0 = raw.replace(COHACC=iort.COHACC, HTTU=iort.HTTU)
+        #: A guest's stage 1 can lie over a stage 2 of ours, and needs no maintenance of caches for it.
+        self.nests = bool(quirks.knows_nesting and self.idr0.S1P and self.idr0.S2P and self.idr0.COHACC)
+        #: Of extensions: bits of out_capabilities.
+        self.capabilities = smmuv3_platform.capabilities(raw, iort, quirks.extensions) if self.nests else 0
         idr1 = Idr1(self.read32(Registers.IDR1.offset))
         self.limits = smmuv3_pages.limits(Idr5(self.read32(Registers.IDR5.offset)))
         #: TLBI commands take ranges.
@@ -64,9 +80,8 @@ class SmmuDriver:
         #: Stage 1 is of EL2, with the two halves and the ASIDs of a host (E2H).
         self.is_host = bool(self.idr0.HYP)
         self.asids = Ids((1 << (16 if self.idr0.ASID16 else 8)) - 1)
-        self.vmids = Ids((1 << (16 if self.idr0.VMID16 else 8)) - 1)
-        #: A guest's stage 1 can lie over a stage 2 of ours, and needs no maintenance of caches for it.
-        self.nests = bool(quirks.knows_nesting and self.idr0.S1P and self.idr0.S2P and self.idr0.COHACC)
+        # Hypervisors give VMs the low ones, which a stage 2 may then be asked to take.
+        self.vmids = Ids((1 << (16 if self.idr0.VMID16 else 8)) - 1, descending=self.listens)
         self.cmdqv = Cmdqv(extension, idr1.CMDQS) if extension is not None and self.nests else None
         self._enable(Cr0(0))
         self.queue = CommandQueue(memory, bus, idr1.CMDQS)
@@ -85,6 +100,11 @@ class SmmuDriver:
         """A register of 32 bits."""
         return self._bus.read(offset, 4)
 
+    @property
+    def listens(self) -> bool:
+        """Whether the SMMU takes part in the TLB maintenance of CPUs, and stage 2 can have a VM's own VMID."""
+        return bool(self.capabilities & HW_CAP_BTM)
+
     def _enable(self, enables: Cr0) -> None:
         """Turn parts on. ModelError: the hardware does not acknowledge."""
         self._bus.write(Registers.CR0.offset, 4, enables)
@@ -96,7 +116,7 @@ class SmmuDriver:
         attributes = {"IC": _WRITE_BACK, "OC": _WRITE_BACK, "SH": _INNER}
         cr1 = Cr1.of(**{f"{what}_{name}": value for what in ("TABLE", "QUEUE") for name, value in attributes.items()})
         self._bus.write(Registers.CR1.offset, 4, cr1)
-        self._bus.write(Registers.CR2.offset, 4, Cr2.of(PTM=1, RECINVSID=1, E2H=int(self.is_host)))
+        self._bus.write(Registers.CR2.offset, 4, Cr2.of(PTM=int(not self.listens), RECINVSID=1, E2H=int(self.is_host)))
         self._bus.write(Registers.STRTAB_BASE.offset, 8, self.routes.base)
         self._bus.write(Registers.STRTAB_BASE_CFG.offset, 4, self.routes.shape)
         enables = Cr0.of(CMDQEN=1)

@@ -7,6 +7,7 @@ from errno import EINVAL, ENOENT
 from typing import TYPE_CHECKING
 
 from softiommu.abi.iommufd import HwInfoArmSmmuv3, HwInfoType, ViommuType
+from softiommu.abi.smmuv3_extension import VIOMMU_ALLOC_BTM
 from softiommu.drivers.driver import (
     Device,
     DeviceFeatures,
@@ -27,7 +28,7 @@ from softiommu.drivers.driver import (
 from softiommu.drivers.smmuv3_cmdqv import CmdqvViommu
 from softiommu.drivers.smmuv3_domain import Route, SmmuDomain
 from softiommu.drivers.smmuv3_nested import SmmuNested
-from softiommu.drivers.smmuv3_viommu import Guest, SmmuViommu
+from softiommu.drivers.smmuv3_viommu import Guest, SmmuViommu, read_vmid
 from softiommu.errors import UapiError
 from softiommu.hardware.smmuv3.registers import Registers
 from softiommu.hardware.smmuv3.tables import Config
@@ -66,6 +67,8 @@ class SmmuDevice:
             page_faults=driver.routes.asks_for_pages(function.sids[0]) or self.stalls,
             ats=driver.routes.uses_ats(function.sids[0]),
             max_pasids=1 << bits if bits else 0,
+            capabilities=driver.capabilities,
+            viommu_flags=VIOMMU_ALLOC_BTM if driver.listens else 0,
         )
         self._smmu = driver
 
@@ -110,11 +113,16 @@ class SmmuDevice:
         return (ViommuType.ARM_SMMUV3,) if self.features.nesting else ()
 
     def alloc_viommu(self, type: int, parent: PagingDomain, host: ViommuHost, data: UserData | None) -> Viommu:
-        """A guest's slice. EINVAL: a parent of another SMMU; errors of a CMDQV."""
+        """A guest's slice. EINVAL: a parent of another SMMU; errors of a CMDQV, and of a VMID that is asked for."""
         if not isinstance(parent, SmmuDomain) or parent.owner is not self._smmu:
             raise UapiError(EINVAL, f"the parent is not of the IOMMU of {self.name}")
+        wants_vmid = bool(host.flags & VIOMMU_ALLOC_BTM)
         if type == ViommuType.TEGRA241_CMDQV and self._smmu.cmdqv is not None:
+            if wants_vmid:
+                raise unsupported("a vIOMMU with queues of its own takes no VMID")
             return CmdqvViommu(self._smmu, self._smmu.cmdqv, parent, host, data)
+        if wants_vmid:
+            parent.share_vmid(read_vmid(type, data))
         return SmmuViommu(self._smmu, parent, host)
 
     def attach(self, domain: Domain, pasid: int | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from errno import EINVAL, ENOMEM
+from errno import EBUSY, EINVAL, ENOMEM
 from typing import TYPE_CHECKING, NamedTuple
 
 from softiommu.drivers import smmuv3_pages
@@ -74,6 +74,9 @@ class SmmuDomain:
         self.routes: list[Route] = []
         #: The streams of guests whose STEs lie over this stage 2.
         self.nested: list[Route] = []
+        #: How many vIOMMUs are made over it.
+        self.viommus = 0
+        self._own_id = self.id
         self._removed: list[Run] = []
         self._tables: list[TableRange] = []
 
@@ -100,6 +103,34 @@ class SmmuDomain:
     def leave(self, route: Route) -> None:
         """It is not any more."""
         self.routes.remove(route)
+
+    # A VM's VMID
+
+    def share_vmid(self, vmid: int) -> None:
+        """Take the VMID that a VM has on its CPUs, so that what these broadcast is for this stage 2, too. EINVAL: no
+        VMID of this SMMU; EBUSY: another domain has it, or a vIOMMU over this one rests on another."""
+        if not 0 < vmid <= self._ids.last:
+            raise UapiError(EINVAL, f"VMID {vmid:#x} is none of 0x1..{self._ids.last:#x}")
+        if self.viommus and vmid != self.id:
+            raise UapiError(EBUSY, f"a vIOMMU over the parent rests on VMID {self.id:#x}, and not on {vmid:#x}")
+        if vmid != self.id and not self._ids.claim(vmid):
+            raise UapiError(EBUSY, f"another domain has VMID {vmid:#x}")
+        self._rename(vmid)
+
+    def take_own_vmid(self) -> None:
+        """No VM's VMID is shared any more. What the SMMU has cached under it goes, before another VM has it."""
+        shared = self.id
+        if shared != self._own_id:
+            self._rename(self._own_id)
+            self._ids.give(shared)
+
+    def _rename(self, vmid: int) -> None:
+        old, self.id = self.id, vmid
+        if vmid == old:
+            return
+        for route in (*self.routes, *self.nested):
+            self.owner.routes.renew(route.sid)
+        self.owner.queue.submit((Vmid0.of(OPCODE=Op.TLBI_S12_VMALL, VMID=old), 0))
 
     # Mapping
 
@@ -237,7 +268,7 @@ class SmmuDomain:
         self._forget([], [])
         self.pages.free_tables(self._tables)
         self.pages.destroy()
-        self._ids.give(self.id)
+        self._ids.give(self._own_id)
 
 
 def _range_code(granule_lg2: int) -> int:

@@ -205,7 +205,7 @@ class Routes:
             stream.table.clear(pasid)
         if had and not stream.uses_ats:
             stream.set_ats(False)
-        write_entry(self._memory, stream.at, self._words(stream), used_of_ste, lambda: self._forget(sid))
+        self.renew(sid)
         if pasid is None and context is None and stream.table is not None:
             stream.table.clear(0)
         if stream.stalls and stream.domain is None and not stream.pasids:
@@ -214,6 +214,11 @@ class Routes:
             self._queue.submit(*(every_atc(sid) if leaves_guest else (atc_inv(sid, pasid),)))
         elif stream.uses_ats:
             stream.set_ats(True)
+
+    def renew(self, sid: int) -> None:
+        """What a stream's domain says of it has changed: write the STE again, without a gap where one word differs."""
+        stream = self._streams[sid]
+        write_entry(self._memory, stream.at, self._words(stream), used_of_ste, lambda: self._forget(sid))
 
     def _forget(self, sid: int) -> None:
         self._queue.submit((Stream0.of(OPCODE=Op.CFGI_STE, SID=sid), Leaf1.of(LEAF=1)))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from softiommu.abi.generic_invalidation import Outcome
 from softiommu.abi.iommufd import InvalidateDataType, VeventArmSmmuv3, VeventqType, ViommuArmSmmuv3Invalidate
+from softiommu.abi.smmuv3_extension import ViommuBtm
 from softiommu.drivers import generic_invalidation, smmuv3_generic
 from softiommu.drivers.driver import Device, Handled, NestedDomain, UserArray, UserData, Viommu, ViommuHost, unsupported
 from softiommu.drivers.generic_invalidation import Invalidation, is_generic
@@ -47,6 +48,7 @@ class SmmuViommu:
 
     def __init__(self, owner: SmmuDriver, parent: SmmuDomain, host: ViommuHost) -> None:
         self.owner, self.parent, self.host = owner, parent, host
+        parent.viommus += 1
         self._sids: dict[int, int] = {}
         self._names: dict[Device, int] = {}
         by_vmid, by_stream = self._with_vmid, self._with_stream
@@ -162,7 +164,10 @@ class SmmuViommu:
         """There are none."""
 
     def free(self) -> None:
-        """The hardware has nothing of it but what the parent's VMID tags."""
+        """The hardware has nothing of it but what the parent's VMID tags. With the last of a VM goes the VM's VMID."""
+        self.parent.viommus -= 1
+        if not self.parent.viommus:
+            self.parent.take_own_vmid()
 
 
 _: type[Viommu] = SmmuViommu
@@ -181,6 +186,16 @@ class Guest:
             return False
         renamed = first.replace(SID=self._name & Event0.SID.mask >> Event0.SID.low)
         return self._viommu.report(VeventqType.ARM_SMMUV3, VeventArmSmmuv3(int(renamed), *record[1:4]).to_bytes())
+
+
+def read_vmid(type: int, data: UserData | None) -> int:
+    """The VMID that VIOMMU_ALLOC asks for. EINVAL: no data, or of another length; EOPNOTSUPP: reserved."""
+    if data is None:
+        raise UapiError(EINVAL, "the VM's VMID is asked for, and not told")
+    asked = data.copy(ViommuBtm, type)
+    if asked.reserved:
+        raise unsupported(f"reserved is {asked.reserved:#x}")
+    return asked.vmid
 
 
 def _refused(number: int, command: Command, why: str) -> UapiError:

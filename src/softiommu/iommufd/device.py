@@ -338,7 +338,7 @@ def get_hw_info(ctx: Context, cmd: abi.HwInfo) -> None:
     cmd.data_len = len(data)
     cmd.data_type = info.type if info else 0
     features = device.features
-    cmd.out_capabilities = _CAP_DIRTY if features.dirty_tracking else 0
+    cmd.out_capabilities = features.capabilities | (_CAP_DIRTY if features.dirty_tracking else 0)
     if features.max_pasids:
         cmd.out_max_pasid_log2 = features.max_pasids.bit_length() - 1
         cmd.out_capabilities |= _CAP_PASID_EXEC if features.pasid_exec else 0

@@ -30,9 +30,9 @@ class ViommuObject(Object):
     kind = "vIOMMU"
     viommu: Viommu
 
-    def __init__(self, ctx: Context, device: DeviceObject, hwpt: HwptPaging, type: int) -> None:
+    def __init__(self, ctx: Context, device: DeviceObject, hwpt: HwptPaging, type: int, flags: int) -> None:
         super().__init__()
-        self.iommu, self.hwpt, self.type = device.device.iommu, hwpt, type
+        self.iommu, self.hwpt, self.type, self.flags = device.device.iommu, hwpt, type, flags
         self.event_queues: dict[int, VeventQueue] = {}
         self.vdevices: dict[int, Vdevice] = {}
         self.hw_queues: dict[int, HwQueue] = {}
@@ -87,7 +87,7 @@ class ViommuObject(Object):
 
 def viommu_alloc(ctx: Context, cmd: abi.ViommuAlloc) -> None:
     """IOMMU_VIOMMU_ALLOC."""
-    if cmd.flags or not cmd.type:
+    if cmd.flags & ~_known_flags(ctx, cmd.dev_id) or not cmd.type:
         raise UapiError(EOPNOTSUPP, f"flags {cmd.flags:#x} and type {cmd.type:#x} make no vIOMMU")
     device = ctx.objects.get(cmd.dev_id, DeviceObject)
     if cmd.type not in device.device.viommu_types():
@@ -95,10 +95,16 @@ def viommu_alloc(ctx: Context, cmd: abi.ViommuAlloc) -> None:
     hwpt = ctx.objects.get(cmd.hwpt_id, HwptPaging)
     if not hwpt.nest_parent:
         raise UapiError(EINVAL, f"HWPT {hwpt.id} was made without NEST_PARENT")
-    viommu = ctx.new(ViommuObject(ctx, device, hwpt, cmd.type))
+    viommu = ctx.new(ViommuObject(ctx, device, hwpt, cmd.type, cmd.flags))
     data = UserData(ctx.caller, cmd.data_uptr, cmd.data_len, cmd.type) if cmd.data_len else None
     viommu.make(device, data)
     cmd.out_viommu_id = viommu.id
+
+
+def _known_flags(ctx: Context, device_id: int) -> int:
+    """The flags that a device's driver takes: a released kernel knows none."""
+    device = ctx.objects.find(device_id)
+    return device.device.features.viommu_flags if isinstance(device, DeviceObject) else 0
 
 
 class Vdevice(Object):

@@ -15,6 +15,7 @@ from softiommu.memory.physical import Mmio, PhysicalMemory
 if TYPE_CHECKING:
     from softiommu.drivers.driver import Device
     from softiommu.hardware import pci
+    from softiommu.hardware.smmuv3.broadcast import Broadcast
     from softiommu.iommufd.kernels import Kernel
     from softiommu.machine.description import Description, Iommu
     from softiommu.machine.models import Built
@@ -89,6 +90,15 @@ class Hardware:
         )
         identity = replace(device, **function.identity._asdict())
         return Wired(identity, place, function, shown)
+
+    def broadcast(self, message: Broadcast) -> None:
+        """A CPU of the machine does TLB maintenance (a TLBI instruction): every IOMMU that listens hears it. There are
+        no CPUs here: who plays one calls this."""
+        from softiommu.hardware.smmuv3.broadcast import Listener
+
+        for built in self.iommus.values():
+            if isinstance(built.unit, Listener):
+                built.unit.hear(message)
 
     @staticmethod
     def _doorbell(offset: int, data: bytes) -> None:

@@ -9,10 +9,10 @@ from softiommu.hardware.smmuv3.presets import Identity
 from softiommu.hardware.smmuv3.registers import SIZES, Aidr, Idr0, Idr1, Idr3, Idr5, Iidr
 from softiommu.hardware.vtd.presets import Preset, check
 from softiommu.hardware.vtd.registers import Cap, Ecap
-from softiommu.vmm.capabilities import negotiate
+from softiommu.vmm.capabilities.negotiate import NOTHING, negotiate
 
 if TYPE_CHECKING:
-    from softiommu.vmm.capabilities import Offer, Seen
+    from softiommu.vmm.capabilities import Offer, Request, Seen
 
 #: Of the virtual SMMUv3: log2 of the entries of its queues.
 _QUEUE_LG2 = 16
@@ -20,8 +20,8 @@ _QUEUE_LG2 = 16
 _SUBSTREAMS_LG2 = 10
 
 
-def _offer(seen: Seen, register: str, what: str) -> Offer:
-    offer = negotiate(seen.infos[0], seen.kernel)
+def _offer(seen: Seen, register: str, what: str, requests: Request = NOTHING) -> Offer:
+    offer = negotiate(seen.infos[0], seen.kernel, requests)
     if register not in offer.words:
         raise ConfigError(f"the device is not behind {what}")
     return offer
@@ -57,12 +57,13 @@ def _complete(cap: Cap, ecap: Ecap) -> Preset:
     return Preset(cap, ecap)
 
 
-def smmuv3_offer(seen: Seen) -> Identity:
+def smmuv3_offer(seen: Seen, requests: Request = NOTHING) -> Identity:
     """The ID registers of a virtual SMMUv3 over one of the host. ConfigError: it is no SMMUv3, or cannot nest.
 
+    `requests` is what its vIOMMU is allocated with: BTM makes the guest leave TLB maintenance to its CPUs.
     Transactions do not stall: no event queue of a vIOMMU tells of those that wait.
     """
-    words = _offer(seen, "IDR0", "an SMMUv3").words
+    words = _offer(seen, "IDR0", "an SMMUv3", requests).words
     idr0 = Idr0(words["IDR0"])
     if not idr0.S1P:
         raise ConfigError("the SMMUv3 of the host does not nest: there is no stage 1 for a guest")

@@ -8,13 +8,18 @@ idr1 = { SSIDSIZE = 0 }
 idr3 = { RIL = 0 }
 idr5 = { GRAN64K = 0 }
 cmdqv = { NUM_VCMDQ_LOG2 = 4, NUM_VINTF_LOG2 = 2 }  # of tegra241: fields of the CMDQV's PARAM
+atomics = "no"                       # the interconnect has no atomic accesses: nobody sets flags in tables
+iort = { HTTU = 0 }                  # what the firmware's table says, whatever IDR0 says
+extensions = { BTM = 1, HTTU = 1 }   # what the kernel does that no released one does
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from softiommu.drivers.smmuv3 import LINUX_6_12, LINUX_7_2, SmmuDriver
+from softiommu.drivers.smmuv3_platform import NO_EXTENSIONS, Extensions, Iort, as_registers_say
 from softiommu.errors import ModelError
 from softiommu.hardware.smmuv3.cmdqv import TEGRA241, Cmdqv, check
 from softiommu.hardware.smmuv3.model import Smmu
@@ -27,6 +32,7 @@ if TYPE_CHECKING:
     from softiommu.machine.reading import Table
 
 _TEGRA241 = "tegra241"
+_ATOMICS = ("yes", "no")
 _UNITS = {"qemu": QEMU, "full": FULL, _TEGRA241: FULL}
 
 
@@ -35,6 +41,8 @@ class Features(NamedTuple):
 
     identity: Identity
     cmdqv: Param | None
+    iort: Iort
+    extensions: Extensions
 
 
 def read(table: Table) -> Features:
@@ -47,14 +55,18 @@ def read(table: Table) -> Features:
         idr1=table.word("idr1", unit.idr1),
         idr3=table.word("idr3", unit.idr3),
         idr5=table.word("idr5", unit.idr5),
+        atomics=table.choice("atomics", _ATOMICS) != "no",
     )
+    iort, extensions = table.word("iort", as_registers_say(found.idr0)), table.word("extensions", NO_EXTENSIONS)
     try:
         found.check()
         if param is not None:
             check(param)
     except ModelError as error:
         raise table.error(None, str(error)) from error
-    return Features(found, param)
+    if iort.HTTU > found.idr0.HTTU:
+        raise table.error("iort", f"the firmware cannot add to IDR0.HTTU, which is {found.idr0.HTTU}")
+    return Features(found, param, iort, extensions)
 
 
 def build(features: object, site: Site) -> Built:
@@ -72,6 +84,6 @@ def build(features: object, site: Site) -> Built:
 
     unit = Smmu(site.memory, features.identity, interrupt=hear, wired=lambda wire: hear())
     extension = Cmdqv(unit, site.memory, features.cmdqv, fail) if features.cmdqv is not None else None
-    quirks = LINUX_6_12 if site.kernel.name == "6.12" else LINUX_7_2
-    driver = SmmuDriver(site.memory, unit, quirks, extension)
+    quirks = replace(LINUX_6_12 if site.kernel.name == "6.12" else LINUX_7_2, extensions=features.extensions)
+    driver = SmmuDriver(site.memory, unit, quirks, extension, features.iort)
     return Built(unit, driver)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from enum import Enum, Flag, auto
 from typing import NamedTuple
 
+from softiommu.abi.smmuv3_extension import HW_CAP_BTM, HW_CAP_HTTU, VIOMMU_ALLOC_BTM
+
 
 class Capability(Flag):
     """What a kernel can be known to do. `TOLD` says how each is known."""
@@ -50,7 +52,7 @@ TOLD = {
 }
 
 #: Bits of out_capabilities that no released kernel has, far from those that they have.
-EXTENSIONS = {Capability.BTM: 1 << 62, Capability.HTTU: 1 << 63}
+EXTENSIONS = {Capability.BTM: HW_CAP_BTM, Capability.HTTU: HW_CAP_HTTU}
 
 #: How a VMM makes a request.
 ASKED = {
@@ -59,7 +61,7 @@ ASKED = {
 }
 
 #: The flags of VIOMMU_ALLOC that make a request; a released kernel has none, and refuses each.
-REQUEST_FLAGS = {Request.BTM: 1 << 31}
+REQUEST_FLAGS = {Request.BTM: VIOMMU_ALLOC_BTM}
 
 
 class Step(Enum):
