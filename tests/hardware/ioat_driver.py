@@ -35,6 +35,8 @@ class IoatDriver:
         self.ring, self.done, self.count = RING + channel * 0x2000, DONE + channel * 64, 0
         self.heard = []
         self.function.on_interrupt = self.heard.append
+        self.refused = []
+        self.function.on_refusal = self.refused.append
         self.function.write_config(4, 2, 6)
 
     def read(self, offset, width=4):

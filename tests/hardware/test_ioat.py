@@ -249,6 +249,26 @@ def test_what_cannot_be_run_halts_and_is_told(driver, what, bit):
     assert driver.memory.read(B, 4096) == bytes(4096)
 
 
+@pytest.mark.parametrize(
+    ("what", "why"),
+    [
+        (
+            (A, B, 4097, COPY),
+            "<Errors 0x800 LENGTH=1>: the descriptor at 0x10000: 0x1001 bytes: 1..0x1000 are possible",
+        ),
+        ((1 << 40, B, 1, COPY), "<Errors 0x100 READ_DATA=1>: the descriptor at 0x10000: DMA at iova 0x10000000000: "),
+        (
+            (A, B, 1, 0x87 << 24),
+            "<Errors 0x400 CONTROL=1>: the descriptor at 0x10000: there is no such operation: <Copy",
+        ),
+    ],
+)
+def test_people_hear_why(driver, what, why):
+    driver.run(*what)
+    (told,) = driver.refused
+    assert told.startswith(f"channel 0 halts, {why}")
+
+
 @pytest.mark.parametrize(("at", "bit"), [(RING + 1, 4), (RING + 32, 4), (1 << 40, 4)])
 def test_a_chain_that_is_not_there_is_an_error_of_its_address(driver, at, bit):
     driver.chain(at)

@@ -32,18 +32,18 @@ _PATTERN = 8
 
 
 class ChannelError(Exception):
-    """A descriptor that cannot be run, and the bit of CHANERR that says why."""
+    """A descriptor that cannot be run: the bit of CHANERR that tells software, and a sentence for people."""
 
-    def __init__(self, errors: Errors) -> None:
-        super().__init__(repr(errors))
+    def __init__(self, errors: Errors, why: str) -> None:
+        super().__init__(why)
         self.errors = errors
 
 
 class Channel:
-    """One channel. `interrupt` tells the engine that it has one."""
+    """One channel. `interrupt` tells the engine that it has one, `refuse` people why it halts."""
 
-    def __init__(self, port: Port, interrupt: Callable[[], None]) -> None:
-        self._port, self._interrupt = port, interrupt
+    def __init__(self, port: Port, interrupt: Callable[[], None], refuse: Callable[[str], None]) -> None:
+        self._port, self._interrupt, self._refuse = port, interrupt, refuse
         self.registers = ChannelRegisters(self)
         self._state = State.HALTED
         #: The address of the last descriptor that was run, of the next one, and how many of the chain were.
@@ -97,7 +97,7 @@ class Channel:
         elif new == Command.of(RESUME=1):
             self._resume()
         elif new:
-            self._halt(Errors.of(COMMAND=1))
+            self._halt(Errors.of(COMMAND=1), f"{new!r} is no command")
 
     def _reset(self) -> None:
         """Errors stay until software says that it has seen them."""
@@ -152,23 +152,24 @@ class Channel:
             self._run(descriptor)
         except ChannelError as error:
             if chain == self._chain:
-                self._halt(error.errors)
+                self._halt(error.errors, f"the descriptor at {at:#x}: {error}")
             return
         if chain == self._chain:
             self._complete(at, descriptor)
 
     def _fetch(self, at: int) -> Descriptor:
         """A descriptor, which must be one that can be run."""
+        chain = Errors.of(CHAIN_ADDRESS=1) if self._fresh else None
         if at % DESCRIPTOR_SIZE:
-            raise ChannelError(Errors.of(CHAIN_ADDRESS=1) if self._fresh else Errors.of(NEXT_ALIGNMENT=1))
+            raise ChannelError(chain or Errors.of(NEXT_ALIGNMENT=1), f"it is at no multiple of {DESCRIPTOR_SIZE}")
         try:
             descriptor = Descriptor.from_bytes(self._port.read(at, DESCRIPTOR_SIZE))
         except DmaError as error:
-            raise ChannelError(Errors.of(CHAIN_ADDRESS=1) if self._fresh else Errors.of(NEXT_ADDRESS=1)) from error
+            raise ChannelError(chain or Errors.of(NEXT_ADDRESS=1), str(error)) from error
         if not descriptor.valid:
-            raise ChannelError(Errors.of(CONTROL=1))
+            raise ChannelError(Errors.of(CONTROL=1), f"there is no such operation: {descriptor.control!r}")
         if not 1 <= descriptor.size <= 1 << XFERCAP:  # of null descriptors, too: drivers give them one byte
-            raise ChannelError(Errors.of(LENGTH=1))
+            raise ChannelError(Errors.of(LENGTH=1), f"{descriptor.size:#x} bytes: 1..{1 << XFERCAP:#x} are possible")
         return descriptor
 
     def _run(self, descriptor: Descriptor) -> None:
@@ -182,19 +183,19 @@ class Channel:
         else:
             data = self._load(descriptor.source, size)
         if descriptor.destination + size > _ADDRESSES:
-            raise ChannelError(Errors.of(DESTINATION_ADDRESS=1))
+            raise ChannelError(Errors.of(DESTINATION_ADDRESS=1), "the destination goes past 2**64")
         try:
             self._port.write(descriptor.destination, data)
         except DmaError as error:
-            raise ChannelError(Errors.of(WRITE_DATA=1)) from error
+            raise ChannelError(Errors.of(WRITE_DATA=1), str(error)) from error
 
     def _load(self, source: int, size: int) -> bytes:
         if source + size > _ADDRESSES:
-            raise ChannelError(Errors.of(SOURCE_ADDRESS=1))
+            raise ChannelError(Errors.of(SOURCE_ADDRESS=1), "the source goes past 2**64")
         try:
             return self._port.read(source, size)
         except DmaError as error:
-            raise ChannelError(Errors.of(READ_DATA=1)) from error
+            raise ChannelError(Errors.of(READ_DATA=1), str(error)) from error
 
     def _complete(self, at: int, descriptor: Descriptor) -> None:
         """A descriptor was run: count it, and tell who wants to know."""
@@ -202,25 +203,29 @@ class Channel:
         self._done = (self._done + 1) % _COUNTS
         if self._state is State.ACTIVE and not self._waiting:
             self._state = State.IDLE
-        if descriptor.control.COMPLETION_WRITE and not self._write_status():
-            self._halt(Errors.of(COMPLETION_ADDRESS=1))
-        elif descriptor.control.INTERRUPT:
+        try:
+            if descriptor.control.COMPLETION_WRITE:
+                self._write_status()
+        except DmaError as error:
+            self._halt(Errors.of(COMPLETION_ADDRESS=1), f"a completion cannot be written: {error}")
+            return
+        if descriptor.control.INTERRUPT:
             self._signal()
 
-    def _write_status(self) -> bool:
-        """Store CHANSTS where software looks for it; False: it cannot be."""
-        try:
-            self._port.write(int(self.registers.CHANCMP), self.on_read_CHANSTS().to_bytes(8, "little"))
-        except DmaError:
-            return False
-        return True
+    def _write_status(self) -> None:
+        """Store CHANSTS where software looks for it. DmaError."""
+        self._port.write(int(self.registers.CHANCMP), self.on_read_CHANSTS().to_bytes(8, "little"))
 
-    def _halt(self, errors: Errors) -> None:
+    def _halt(self, errors: Errors, why: str) -> None:
         """Stop at an error, and tell as software asked to be told. CHANERRMSK keeps interrupts away, not the halt."""
         self._state = State.HALTED
+        self._refuse(f"halts, {errors!r}: {why}")
         registers = self.registers
         registers.CHANERR = Errors(registers.CHANERR | errors)
-        if registers.CHANCTRL.ERR_COMPLETION_EN and not self._write_status():
+        try:
+            if registers.CHANCTRL.ERR_COMPLETION_EN:
+                self._write_status()
+        except DmaError:
             registers.CHANERR = registers.CHANERR.replace(COMPLETION_ADDRESS=1)
         if registers.CHANCTRL.ERR_INT_EN and errors & ~registers.CHANERRMSK:
             self._signal()

@@ -34,7 +34,9 @@ class Ioat:
         if not 1 <= channels <= MAX_CHANNELS:
             raise ModelError(f"{channels} channels: 1..{MAX_CHANNELS} can be told apart")
         self.registers = Registers(self)
-        self.channels = [Channel(port, partial(self._attend, number)) for number in range(channels)]
+        self.channels = [
+            Channel(port, partial(self._attend, number), partial(self._refuse, number)) for number in range(channels)
+        ]
         self._told = False
         self._make()
         features = Features(msi=1, msix=MsixPlace(channels, 0, MSIX_TABLE, MSIX_PENDING))
@@ -72,6 +74,9 @@ class Ioat:
         channel = self.channels[number - 1]
         channel.work()
         channel.registers.write(at, width, value)
+
+    def _refuse(self, number: int, why: str) -> None:
+        self.function.on_refusal(f"channel {number} {why}")
 
     # Interrupts
 
