@@ -141,6 +141,7 @@ class BoundDomain:
         except UapiError:
             self._merge.drop_all(first, last)
             raise
+        work.tables += len(found.tables)
         work.entries += found.entries
         self._relink(first, last, found.tables)
         leaves = (part for leaf in found.leaves for part in self._allowed(leaf.part(first, last)))

@@ -27,8 +27,9 @@ class Work:
     #: Leaves of children that were put into shadows, and taken out.
     merged: int = 0
     dropped: int = 0
-    #: Ranges of guests' tables that were read (again), and the entries that were read for that.
+    #: Ranges of guests' tables that were read (again), and the tables and entries that were read for that.
     ranges: int = 0
+    tables: int = 0
     entries: int = 0
     #: Leaves and tables of children that a change of their parent reached.
     reached: int = 0

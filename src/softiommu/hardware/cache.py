@@ -25,6 +25,10 @@ class Counters:
     def __init__(self) -> None:
         self.hits = self.misses = self.fills = self.evictions = self.dropped = 0
 
+    def told(self) -> dict[str, int]:
+        """Those of a cache of translations, as `machine.counts` names them."""
+        return {"found": self.hits, "walked": self.misses, "forgotten": self.dropped}
+
 
 class Cache(Generic[K, V]):
     """Key to value. The set of a key is its hash's; in a full set the least recently used entry makes room."""

@@ -103,6 +103,10 @@ class AmdIommu(Face):
         """Software wrote a register that may let the command buffer go on."""
         self.commands.run()
 
+    def counts(self) -> dict[str, int]:
+        """As `machine.counts.CountingIommu` has it."""
+        return self.iotlb.cache.counters.told()
+
     # Translation
 
     def translate(

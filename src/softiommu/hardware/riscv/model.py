@@ -66,6 +66,11 @@ class RiscvIommu:
         """Software writes a register (4 or 8 bytes)."""
         self.registers.write(offset, width, value)
 
+    def counts(self) -> dict[str, int]:
+        """As `machine.counts.CountingIommu` has it. First and second stages are cached, and counted, each by itself."""
+        first, second = (each.cache.counters.told() for each in (self.translator.first, self.translator.second))
+        return {name: count + second[name] for name, count in first.items()}
+
     # Requests
 
     def translate(

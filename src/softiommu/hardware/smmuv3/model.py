@@ -70,6 +70,10 @@ class Smmu(RegisterRules):
         self.ats = Ats(self, requests)
         self._commands = CommandQueue(self, memory)
 
+    def counts(self) -> dict[str, int]:
+        """As `machine.counts.CountingIommu` has it."""
+        return self.tlb.iotlb.cache.counters.told()
+
     # Translation
 
     def translate(

@@ -101,6 +101,12 @@ class Unit:
         #: The state of TE, and that of the mode: they are asked at each request.
         self._translates = self._scalable = False
 
+    def counts(self) -> dict[str, int]:
+        """As `machine.counts.CountingIommu` has it; and walks of both stages, with the tables of first stages read for them."""
+        paging = self._paging
+        nested = {"nested_walks": paging.nested_walks, "first_stage_tables": paging.first_stage_tables}
+        return self.caches.iotlb.cache.counters.told() | nested
+
     def new_caches(self, shapes: Shapes) -> Caches:
         """The caches of a unit that is made."""
         return Caches(shapes)

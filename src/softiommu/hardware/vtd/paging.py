@@ -56,6 +56,8 @@ class Paging:
 
     def __init__(self, memory: PhysicalMemory, cap: Cap, links: Links) -> None:
         self._memory, self._cap, self._tables = memory, cap, LinkedWalker(memory, links)
+        #: Walks of both stages, and the tables of first stages that were read for them.
+        self.nested_walks = self.first_stage_tables = 0
 
     def translate(self, route: Route, request: Request, lenient: bool = False) -> Found:
         """Walk the route's tables; `lenient` tells what is allowed, also when that is less than is wanted.
@@ -116,6 +118,9 @@ class Paging:
 
     def _nested(self, route: Route, stages: tuple[Stage, Stage], request: Request, asked: tuple[int, int]) -> Found:
         both = nested_walk(*stages, self._memory, *asked)
+        self.nested_walks += 1
+        if both.stage1 is not None:
+            self.first_stage_tables += stages[0].table.top - both.stage1.level + 1
         if both.fetch_ipa is not None and both.stage2 is not None:
             self._check_fetch(both.stage2, both, route, request)
         if both.stage1 is not None and both.stage1.status == NOT_MAPPED:
