@@ -9,6 +9,7 @@ from pcitest_driver import FROM_MEMORY, TO_MEMORY, Rig
 
 from softiommu.hardware.amd.commands import Iotlb0, Opcode, PprResponse0, PprResponse1
 from softiommu.hardware.amd.events import PprRecord
+from softiommu.hardware.iommu import Translation
 from softiommu.hardware.riscv import commands as riscv, events as riscv_events
 from softiommu.hardware.smmuv3 import events as smmuv3_events
 from softiommu.hardware.smmuv3.commands import Op, Resp
@@ -23,6 +24,7 @@ from softiommu.hardware.vtd.commands import (
 )
 from softiommu.hardware.vtd.registers import Registers
 from softiommu.hardware.vtd.tables import Pgtt, ScalableContext0
+from softiommu.memory.physical import PhysicalMemory
 from softiommu.pagetable.kinds import READ, WRITE
 
 IOVA, OTHER, PA = 0x10000, 0x20000, 0x1000000
@@ -159,3 +161,30 @@ def test_a_page_that_misses_is_asked_for_and_used_when_software_has_answered(sid
     assert not side.card.busy
     assert side.memory.read(PA + 0x2000, 4096) == b"d" * 4096
     assert side.card.pri_status() == 0
+
+
+class Everywhere:
+    """An IOMMU that has every address where it is."""
+
+    def connect(self, sid, endpoint):
+        """It forgets nothing."""
+
+    def ats_translate(self, sid, iova, want, pasid=None, privileged=False):
+        return Translation(iova, 12, RW)
+
+    def admit_translated(self, sid, pa, want, pasid=None):
+        return Translation(pa, 64, RW)
+
+
+@pytest.mark.parametrize(
+    ("pasid", "first", "left"),
+    [(5, IOVA, {None, 6}), (7, IOVA, {None, 5, 6}), (None, IOVA, set()), (None, OTHER, {None, 5, 6})],
+)
+def test_an_invalidation_names_a_pasid_or_reaches_all(pasid, first, left):
+    card = Rig(PhysicalMemory(4 << 20), Everywhere(), 0x20)
+    card.enable()
+    for each in (None, 5, 6):
+        assert not card.copy(IOVA, FROM_MEMORY, each)
+    assert card.device.tlb.invalidate(pasid, first, first + 0xFFF)
+    kept = card.device.tlb.tlb.cache.items()
+    assert {None if page.tags[0] < 0 else page.tags[0] for page, _ in kept} == left
