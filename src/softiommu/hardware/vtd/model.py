@@ -102,7 +102,8 @@ class Unit:
         self._translates = self._scalable = False
 
     def counts(self) -> dict[str, int]:
-        """As `machine.counts.CountingIommu` has it; and walks of both stages, with the tables of first stages read for them."""
+        """As `machine.counts.CountingIommu` has it; and walks of both stages, with the first stage's tables that were
+        read for them."""
         paging = self._paging
         nested = {"nested_walks": paging.nested_walks, "first_stage_tables": paging.first_stage_tables}
         return self.caches.iotlb.cache.counters.told() | nested
