@@ -23,6 +23,8 @@ from softiommu.memory.files import POLLIN, POLLOUT, File
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from softiommu.memory.client import Caller
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _IN_CLOSE = 0x18
 _EVENT = struct.Struct("=iIII")
@@ -76,12 +78,14 @@ class Descriptors:
         #: Readable when a last close waits to be drained, or a descriptor that a file watches is readable.
         self.closers = select.epoll()
         self.closers.register(self._inotify, select.EPOLLIN)
-        self.on_close: Callable[[OpenFile], None] = lambda record: None
+        self.on_close: list[Callable[[OpenFile], None]] = []
+        #: Why accesses of a caller to a mapping without pages cannot be carried out; nothing when they can.
+        self.trap_obstacle: Callable[[Caller], str] | None = None
 
     def make(self, file: File, path: str, flags: int) -> tuple[OpenFile, int]:
         """A descriptor of ours to hand out (the caller closes it), and its record. `flags` are those of open(2)."""
         record = OpenFile(file, path, flags)
-        file.watch = self.watch
+        file.watch, file.trap_obstacle = self.watch, self.trap_obstacle
         pages = file.pages_fd()
         if file.has_data and pages is None and not file.always_empty:
             fd = self._make_socket(record, flags)
@@ -202,7 +206,8 @@ class Descriptors:
             _libc.inotify_rm_watch(self._inotify, record.watch)
         if release:
             record.file.release()
-            self.on_close(record)
+            for told in self.on_close:
+                told(record)
 
     def close(self) -> None:
         """Give the descriptors of our own back."""

@@ -141,12 +141,17 @@ class FileCalls:
             return CONTINUE
         request = MmapRequest(-(-length // PAGE_SIZE) * PAGE_SIZE, offset, prot, flags)
         if self._log is None:
-            record.file.mmap(task, request)
+            self._map(task, record, request)
             return CONTINUE
         fields = {"length": hex(request.length), "offset": hex(offset), "prot": prot}
         with self._log.noted(task.name, record.file.kind, "mmap", fields):
-            record.file.mmap(task, request)
+            self._map(task, record, request)
         return CONTINUE
+
+    def _map(self, task: Task, record: OpenFile, request: MmapRequest) -> None:
+        record.file.mmap(task, request)
+        if record.file.is_trapped(request.offset):
+            self._session.before_trap(task, record)
 
     def _duplicate(self, task: Task, fd: int, at_least: int, cloexec: bool) -> int | Reply:
         """dup(2), F_DUPFD: the copy of a file with data stays where the filter tells of its reads."""

@@ -75,7 +75,9 @@ class Session:
         #: Whether the memory of a task could be read yet.
         self.reached = False
         if log is not None:
-            self.descriptors.on_close = lambda record: log.call("-", record.file.kind, "close", {}, 0)
+            self.descriptors.on_close.append(lambda record: log.call("-", record.file.kind, "close", {}, 0))
+        #: Called before a task maps a file without pages, whose accesses are carried out one by one. UapiError.
+        self.before_trap: Callable[[Task, OpenFile], None] = lambda task, record: None
         #: The descriptor that a read or write is for, while it is carried out.
         self.current: tuple[Task, int, OpenFile] | None = None
         #: The number that the last opened file got.

@@ -1,7 +1,8 @@
 """Signals of the supervisor, and a thread that waits for what the main loop does not.
 
 The main loop sleeps in the listener alone, which is a third faster than a poll before each call. The watcher passes on
-signals, and nudges the main loop out of its sleep when files were closed, or when the last process is gone.
+signals, and nudges the main loop out of its sleep when files were closed, or when the last process is gone. It rests
+while the main loop waits for all of that itself (`attention`).
 
 A signal from the terminal reaches the program by itself, since it is in the same process group; only one that a process
 sent to the supervisor is passed on.
@@ -25,8 +26,6 @@ _NUDGE = signal.SIGIO
 _SFD_FLAGS = os.O_NONBLOCK | os.O_CLOEXEC
 _INFO_SIZE = 128
 _PATIENCE_S = 0.01
-#: How often the main loop is woken for glances at mapped pages, while there are such.
-_GLANCE_MS = 1
 
 
 class Signals:
@@ -69,11 +68,14 @@ class Watcher:
         self._stop, self._wake = (os.eventfd(0, os.EFD_CLOEXEC) for _ in range(2))
         #: Set by the main loop around its sleep, so that it is not disturbed at work.
         self.asleep = False
-        self._glances = False
+        self._resting, self._rests = False, threading.Event()
         self._poller = select.poll()
         self._poller.register(signals.fd, select.POLLIN)
         self._poller.register(self._stop, select.POLLIN)
         self._poller.register(self._wake, select.POLLIN)
+        self._roused = select.poll()
+        self._roused.register(self._stop, select.POLLIN)
+        self._roused.register(self._wake, select.POLLIN)
         self._urgent = select.poll()
         self._urgent.register(closers, select.POLLIN)
         self._urgent.register(listener, 0)  # hang-up only
@@ -85,26 +87,31 @@ class Watcher:
 
     def _run(self) -> None:
         while True:
-            ready = {fd for fd, _ in self._poller.poll(_GLANCE_MS if self._glances else None)}
+            if self._resting:
+                self._rests.set()
+            ready = {fd for fd, _ in (self._roused if self._resting else self._poller).poll()}
             if self._wake in ready:
                 os.eventfd_read(self._wake)
-            if self._signals.fd in ready:
-                self._on_signals()
             if self._stop in ready:
                 return
+            if self._resting:
+                continue
+            if self._signals.fd in ready:
+                self._on_signals()
             if self._urgent.poll(0):
                 # A main loop that is awake sees it by itself. The nudge is repeated: the first may come too early.
                 threading.Event().wait(_PATIENCE_S)
                 if self._urgent.poll(0):
                     signal.pthread_kill(self._main, _NUDGE)
-            elif self._glances and self.asleep:
-                signal.pthread_kill(self._main, _NUDGE)
 
-    def glance(self, wanted: bool) -> None:
-        """Whether the main loop wants to be woken now and then."""
-        if wanted != self._glances:
-            self._glances = wanted
+    def rest(self, resting: bool) -> None:
+        """Do nothing, or go on. When this returns the thread takes no signals, and reaps nobody, any more."""
+        if resting != self._resting:
+            self._rests.clear()
+            self._resting = resting
             os.eventfd_write(self._wake, 1)
+            if resting:
+                self._rests.wait()
 
     def stop(self) -> None:
         """End the thread."""

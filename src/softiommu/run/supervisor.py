@@ -10,12 +10,12 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from softiommu.errors import ConfigError, UapiError
 from softiommu.run import child, seccomp
+from softiommu.run.attention import Attention
 from softiommu.run.fileops import FileCalls
 from softiommu.run.folders import FolderCalls
 from softiommu.run.lifecalls import LifeCalls
@@ -26,10 +26,13 @@ from softiommu.run.session import CONTINUE, Handler, Reply, Session, high_thresh
 from softiommu.run.signals import Signals, Watcher
 from softiommu.run.statcalls import StatCalls
 from softiommu.run.syscalls import Nr
+from softiommu.run.tracer import Tracer
 
 if TYPE_CHECKING:
     from softiommu.machine.nodes import World
+    from softiommu.run.descriptors import OpenFile
     from softiommu.run.log import CallLog
+    from softiommu.run.tracee import Task
 
 EXIT_BUG = 70
 _EIO = 5
@@ -42,6 +45,8 @@ class RunOptions(NamedTuple):
     log: CallLog | None = None
     #: Die by the signal that killed the program, as a shell expects of a wrapper. Else `run` returns 128 + signal.
     die_alike: bool = True
+    #: Called when all have ended, whatever the program died of.
+    on_end: Callable[[], None] = lambda: None
 
 
 def run(world: World, argv: Sequence[str], options: RunOptions | None = None) -> int:
@@ -62,6 +67,7 @@ def run(world: World, argv: Sequence[str], options: RunOptions | None = None) ->
     finally:
         signals.restore()
         supervisor.close()
+        options.on_end()
     return supervisor.exit_code(options.die_alike)
 
 
@@ -83,6 +89,12 @@ class Supervisor:
             **LifeCalls(session).handlers,
         }
         self._status: int | None = None
+        self._tracer = Tracer(session, self._ended)
+        self._pollers = session.world.pollers
+        self._watcher: Watcher | None = None
+        session.before_trap = self._before_trap
+        session.descriptors.trap_obstacle = self._tracer.obstacle
+        session.descriptors.on_close.append(self._tracer.forget)
         self.bugs = 0
         #: Why supervision cannot work here, found at the first call.
         self.obstacle: ConfigError | None = None
@@ -91,11 +103,14 @@ class Supervisor:
         """Answer every call; returns when nobody is left who could make one, and all files are released."""
         closers, listener = self._closers, self._listener
         receive, closed, answer = listener.receive, closers.poll, self._answer
-        signals = self._signals
-        pollers = self._session.world.pollers
-        watcher = Watcher(signals, listener.fd, closers.fileno(), lambda: signals.take(self._targets, self._reap))
+        tracer, pollers = self._tracer, self._pollers
+        watcher = self._watcher = Watcher(self._signals, listener.fd, closers.fileno(), self._take_signals)
         try:
             while True:
+                if pollers or tracer:
+                    if not self._attend(watcher):
+                        break
+                    continue
                 watcher.asleep = True
                 call = receive()
                 watcher.asleep = False
@@ -104,21 +119,55 @@ class Supervisor:
                     self._guarded(self._session.descriptors.drain, "closing files")
                 if call is not None:
                     answer(call)
-                    watcher.glance(bool(pollers))
                 elif listener.hung_up():
                     break
-                else:
-                    for poll in list(pollers.values()):
-                        self._guarded(poll, "looking at what waits")
-                    watcher.glance(bool(pollers))
         finally:
             watcher.stop()
-        self._reap(wait=True)
+        tracer.collect(wait=True)
         self._guarded(self._session.descriptors.drain, "closing files")
+
+    def _attend(self, watcher: Watcher) -> bool:
+        """Serve while something is mapped or traced: False when nobody is left who could make a call."""
+        attention = Attention(self._listener.fd, self._signals.fd, self._closers.fileno())
+        watcher.rest(True)
+        while self._pollers or self._tracer:
+            heard = attention.wait(bool(self._pollers))
+            if heard.signals:
+                self._take_signals()
+            if self._closers.poll(0):
+                self._guarded(self._session.descriptors.drain, "closing files")
+            self._look(attention)
+            if heard.call:
+                call = self._listener.receive()
+                if call is not None:
+                    self._answer(call)
+                    attention.happened()
+            elif heard.hung_up:
+                return False
+        watcher.rest(False)
+        return True
+
+    def _look(self, attention: Attention) -> None:
+        """Look at the pages that programs store into."""
+        for poll in list(self._pollers.values()):
+            try:
+                if poll():
+                    attention.happened()
+            except Exception:
+                self._report("looking at a mapped page")
+
+    def _take_signals(self) -> None:
+        self._signals.take(self._targets, self._tracer.collect)
+
+    def _before_trap(self, task: Task, record: OpenFile) -> None:
+        """From here on this thread alone waits for children, for they stop as traced tasks, too."""
+        assert self._watcher is not None, "calls are answered while there is a watcher"
+        self._watcher.rest(True)
+        self._tracer.begin(task, record)
 
     def _targets(self) -> list[int]:
         """Who gets a signal that was sent to us: the program; once it has ended, all it left behind."""
-        self._reap()
+        self._tracer.collect()
         return [self._program.pid] if self._status is None else list(self._session.processes())
 
     def _answer(self, call: Notification) -> None:
@@ -163,18 +212,14 @@ class Supervisor:
         print(f"softiommu: this is a bug of softiommu, please report it: while {what}", file=sys.stderr)
         traceback.print_exc(file=sys.stderr)
 
-    def _reap(self, wait: bool = False) -> None:
-        """Collect ended children: the program, and orphans of its own that came to us."""
-        with suppress(ChildProcessError):
-            while True:
-                pid, status = os.waitpid(-1, 0 if wait else os.WNOHANG)
-                if pid == 0:
-                    return
-                if pid == self._program.pid:
-                    self._status = status
+    def _ended(self, pid: int, status: int) -> None:
+        """A child ended: the program, an orphan of its own that came to us, or a traced thread."""
+        if pid == self._program.pid:
+            self._status = status
 
     def close(self) -> None:
         """Give everything back."""
+        self._tracer.close()
         self._resolver.shadow.close()
         self._session.close()
 

@@ -1,0 +1,65 @@
+"""Waiting for calls, signals, closes and the next look at mapped pages at once, while anything is mapped or traced.
+
+How long: pages that programs store into are looked at again after a quarter of the time in which nothing happened, and
+after 4 ms at most. Right after a store or a call that is at once, for a program that waits for its answer is about to
+ask again; and one who waits for a slow device waits a quarter longer.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from errno import EINTR
+from typing import NamedTuple
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_POLLIN, _POLLHUP = 1, 16
+_HOT, _MOST = 50_000, 4_000_000
+_SECOND = 1_000_000_000
+
+
+class _Descriptor(ctypes.Structure):
+    _fields_ = (("fd", ctypes.c_int), ("events", ctypes.c_short), ("revents", ctypes.c_short))
+
+
+class _Time(ctypes.Structure):
+    _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
+
+
+class Heard(NamedTuple):
+    """What there is to do."""
+
+    call: bool
+    hung_up: bool
+    signals: bool
+
+
+class Attention:
+    """Waits on the listener, on signals and on closes."""
+
+    def __init__(self, listener: int, signals: int, closers: int) -> None:
+        self._fds = (_Descriptor * 3)(*(_Descriptor(fd, _POLLIN) for fd in (listener, signals, closers)))
+        self._last = 0
+
+    def wait(self, looks: bool) -> Heard:
+        """Sleep until there is something; `looks`: at most until the next look is due."""
+        until = None
+        if looks:
+            pause = self._pause()
+            until = ctypes.byref(_Time(pause // _SECOND, pause % _SECOND))
+        if _libc.ppoll(self._fds, len(self._fds), until, None) < 0:
+            number = ctypes.get_errno()
+            if number != EINTR:
+                raise OSError(number, "ppoll")
+            return Heard(False, False, False)
+        listener, signals, _ = (descriptor.revents for descriptor in self._fds)
+        return Heard(bool(listener & _POLLIN), bool(listener & _POLLHUP), bool(signals))
+
+    def happened(self) -> None:
+        """A program did something: it will do more soon."""
+        self._last = time.monotonic_ns()
+
+    def _pause(self) -> int:
+        """Nanoseconds until the next look."""
+        quiet = time.monotonic_ns() - self._last
+        return 0 if quiet < _HOT else min(quiet >> 2, _MOST)
