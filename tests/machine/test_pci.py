@@ -41,7 +41,17 @@ def test_files_hold_what_linux_writes():
         f"{folder}/class": b"0x00ff00\n",
         f"{folder}/revision": b"0x10\n",
         f"{folder}/modalias": modalias,
+        f"{folder}/ari_enabled": b"0\n",
+        f"{folder}/broken_parity_status": b"0\n",
+        f"{folder}/consistent_dma_mask_bits": b"32\n",
+        f"{folder}/dma_mask_bits": b"32\n",
+        f"{folder}/enable": b"0\n",
+        f"{folder}/irq": b"0\n",
+        f"{folder}/msi_bus": b"1\n",
         f"{folder}/numa_node": b"-1\n",
+        f"{folder}/power/control": b"on\n",
+        f"{folder}/power/runtime_status": b"active\n",
+        f"{folder}/power_state": b"D0\n",
         f"{folder}/uevent": b"PCI_CLASS=FF00\nPCI_ID=1234:11E8\nPCI_SUBSYS_ID=1AF4:1100\n"
         b"PCI_SLOT_NAME=0000:00:1e.0\nMODALIAS=" + modalias,
     }

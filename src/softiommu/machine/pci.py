@@ -11,6 +11,20 @@ from dataclasses import dataclass
 
 from softiommu.machine.nodes import Entry, Link, Text
 
+#: Files that say the same of every function here: no driver of the host's own runs it, and one node has all memory.
+_EVERYWHERE = {
+    "ari_enabled": "0",
+    "broken_parity_status": "0",
+    "consistent_dma_mask_bits": "32",
+    "dma_mask_bits": "32",
+    "enable": "0",
+    "irq": "0",
+    "msi_bus": "1",
+    "numa_node": "-1",
+    "power/control": "on",
+    "power/runtime_status": "active",
+    "power_state": "D0",
+}
 _ADDRESS = re.compile(r"(?:([0-9a-f]{4}):)?([0-9a-f]{2}):([01][0-9a-f])\.([0-7])", re.IGNORECASE)
 
 
@@ -74,6 +88,16 @@ class PciDevice:
         base, sub, interface = self.class_code.to_bytes(3, "big")
         return f"pci:v{self.vendor:08X}d{self.device:08X}{subsystem}bc{base:02X}sc{sub:02X}i{interface:02X}"
 
+    def uevent(self, driver: str = "") -> list[str]:
+        """What the kernel tells of it, with the driver that has it."""
+        return [f"DRIVER={driver}"] * bool(driver) + [
+            f"PCI_CLASS={self.class_code:04X}",
+            f"PCI_ID={self.vendor:04X}:{self.device:04X}",
+            f"PCI_SUBSYS_ID={self.subsystem_vendor:04X}:{self.subsystem_device:04X}",
+            f"PCI_SLOT_NAME={self.address}",
+            f"MODALIAS={self.modalias}",
+        ]
+
     def attributes(self) -> dict[str, str]:
         """The files of its folder, and the line or lines in each."""
         return {
@@ -84,16 +108,8 @@ class PciDevice:
             "class": f"{self.class_code:#08x}",
             "revision": f"{self.revision:#04x}",
             "modalias": self.modalias,
-            "uevent": "\n".join(
-                (
-                    f"PCI_CLASS={self.class_code:04X}",
-                    f"PCI_ID={self.vendor:04X}:{self.device:04X}",
-                    f"PCI_SUBSYS_ID={self.subsystem_vendor:04X}:{self.subsystem_device:04X}",
-                    f"PCI_SLOT_NAME={self.address}",
-                    f"MODALIAS={self.modalias}",
-                )
-            ),
-            "numa_node": "-1",
+            "uevent": "\n".join(self.uevent()),
+            **_EVERYWHERE,
         }
 
 

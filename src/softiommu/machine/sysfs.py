@@ -1,7 +1,7 @@
 """What sysfs shows around devices behind an IOMMU: groups, IOMMUs, drivers, and the VFIO device of each.
 
 Files and their formats as Linux has them (drivers/iommu/iommu.c, iommu-sysfs.c, drivers/pci/pci-sysfs.c,
-drivers/vfio/device_cdev.c).
+drivers/vfio/device_cdev.c, group.c).
 """
 
 from __future__ import annotations
@@ -19,35 +19,85 @@ if TYPE_CHECKING:
 _MEMORY, _IO, _PREFETCH, _64_BIT = 0x40200, 0x40101, 0x2000, 0x100000
 
 
+_DRIVER = "vfio-pci"
+_DRIVER_FOLDER = f"/sys/bus/pci/drivers/{_DRIVER}"
+
+
 def entries(wired: Sequence[Wired], majors: tuple[int, int]) -> dict[str, Entry]:
     """The entries of these devices. `majors`: the numbers of VFIO's group nodes, and of its device nodes."""
     shown: dict[str, Entry] = {}
     for number, device in enumerate(wired):
-        folder, group = device.pci.folder, f"/sys/kernel/iommu_groups/{device.place.group}"
-        up = "../" * (folder.count("/") - 1)
-        shown |= {
-            f"{folder}/config": Text(_config(device.function)),
-            f"{folder}/resource": Text(_resource(device.function)),
-            f"{folder}/driver": Link("../../../bus/pci/drivers/vfio-pci"),
-            f"{folder}/driver_override": Text(_line("vfio-pci")),
-            f"{folder}/iommu_group": Link(f"{up}kernel/iommu_groups/{device.place.group}"),
-            f"{folder}/iommu": Link(f"{up}devices/virtual/iommu/{device.pci.iommu}"),
-            f"{folder}/vfio-dev/vfio{number}/dev": Text(_line(f"{majors[1]}:{number}")),
-            f"{group}/type": Text(_line("DMA")),
-            f"{group}/reserved_regions": Text(_regions(device.device.reserved_regions())),
-            f"{group}/devices/{device.pci.address}": Link("../../../.." + folder.removeprefix("/sys")),
-            f"/sys/class/iommu/{device.pci.iommu}": Link(f"../../devices/virtual/iommu/{device.pci.iommu}"),
-            f"/sys/devices/virtual/iommu/{device.pci.iommu}/devices/{device.pci.address}": Link(
-                "../../../../.." + folder.removeprefix("/sys")
-            ),
-            f"/sys/bus/pci/drivers/vfio-pci/{device.pci.address}": Link("../../../.." + folder.removeprefix("/sys")),
-            f"/sys/class/vfio-dev/vfio{number}": Link(f"../..{folder.removeprefix('/sys')}/vfio-dev/vfio{number}"),
-        }
+        name = f"vfio{number}"
+        shown |= _function(device) | _group(device, majors[0]) | _iommu(device) | _vfio(device, name, majors[1], number)
     return shown
 
 
+def _function(device: Wired) -> dict[str, Entry]:
+    """What the folder of a function has beside its identity."""
+    folder, up = device.pci.folder, "../" * (device.pci.folder.count("/") - 1)
+    shown: dict[str, Entry] = {
+        f"{folder}/config": Text(_config(device.function)),
+        f"{folder}/resource": Text(_resource(device.function)),
+        f"{folder}/uevent": Text(_line("\n".join(device.pci.uevent(_DRIVER)))),
+        f"{folder}/driver": Link(f"../../../bus/pci/drivers/{_DRIVER}"),
+        f"{folder}/driver_override": Text(_line(_DRIVER)),
+        f"{folder}/iommu_group": Link(f"{up}kernel/iommu_groups/{device.place.group}"),
+        f"{folder}/iommu": Link(f"{up}devices/virtual/iommu/{device.pci.iommu}"),
+        f"{_DRIVER_FOLDER}/{device.pci.address}": Link("../../../.." + folder.removeprefix("/sys")),
+    }
+    methods = ["flr"] * device.function.can_reset + ["bus"] * (device.place.sid != device.place.sids[0])
+    if methods:
+        shown[f"{folder}/reset_method"] = Text(_line(" ".join(methods)))
+    return shown
+
+
+def _group(device: Wired, major: int) -> dict[str, Entry]:
+    """Its group: what the IOMMU says of that, and the group's VFIO device."""
+    number, folder = device.place.group, f"/sys/devices/virtual/vfio/{device.place.group}"
+    group = f"/sys/kernel/iommu_groups/{number}"
+    return {
+        f"{group}/type": Text(_line("DMA")),
+        f"{group}/reserved_regions": Text(_regions(device.device.reserved_regions())),
+        f"{group}/devices/{device.pci.address}": Link("../../../.." + device.pci.folder.removeprefix("/sys")),
+        **_node(folder, "vfio", f"vfio/{number}", (major, number)),
+        f"/sys/class/vfio/{number}": Link(f"../../devices/virtual/vfio/{number}"),
+    }
+
+
+def _iommu(device: Wired) -> dict[str, Entry]:
+    """The device in the list of its IOMMU."""
+    name, folder = device.pci.iommu, f"/sys/devices/virtual/iommu/{device.pci.iommu}"
+    return {
+        f"/sys/class/iommu/{name}": Link(f"../../devices/virtual/iommu/{name}"),
+        f"{folder}/subsystem": Link("../../../../class/iommu"),
+        f"{folder}/devices/{device.pci.address}": Link("../../../../.." + device.pci.folder.removeprefix("/sys")),
+    }
+
+
+def _vfio(device: Wired, name: str, major: int, minor: int) -> dict[str, Entry]:
+    """Its own VFIO device."""
+    folder = f"{device.pci.folder}/vfio-dev/{name}"
+    return {
+        **_node(folder, "vfio-dev", f"vfio/devices/{name}", (major, minor)),
+        f"{folder}/device": Link(f"../../../{device.pci.address}"),
+        f"/sys/class/vfio-dev/{name}": Link(f"../..{folder.removeprefix('/sys')}"),
+    }
+
+
+def _node(folder: str, kind: str, name: str, numbers: tuple[int, int]) -> dict[str, Entry]:
+    """The folder of a character device, and its name among all of them."""
+    major, minor = numbers
+    return {
+        f"{folder}/dev": Text(_line(f"{major}:{minor}")),
+        f"{folder}/uevent": Text(_line(f"MAJOR={major}\nMINOR={minor}\nDEVNAME={name}")),
+        f"{folder}/subsystem": Link("../" * (folder.count("/") - 1) + f"class/{kind}"),
+        f"/sys/dev/char/{major}:{minor}": Link(f"../..{folder.removeprefix('/sys')}"),
+    }
+
+
 def _config(function: pci.Function) -> Callable[[], bytes]:
-    return lambda: b"".join(function.read_config(at, 4).to_bytes(4, "little") for at in range(0, 4096, 4))
+    size = function.config_size
+    return lambda: b"".join(function.read_config(at, 4).to_bytes(4, "little") for at in range(0, size, 4))
 
 
 def _resource(function: pci.Function) -> Callable[[], bytes]:
