@@ -96,7 +96,7 @@ def test_it_tells_what_drive_it_is(tmp_path):
     done = Machine(tmp_path).run("info")
     said = done.stdout.decode().splitlines()
     assert said[:3] == [
-        "softiommu NVMe, serial number SOFTIOMMU0001",
+        "softiommu NVMe, serial number SOFTIOMMU0002",
         "8 MiB: 16384 blocks of 512 bytes",
         "a command moves up to 512 KiB",
     ]

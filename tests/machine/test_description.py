@@ -5,6 +5,7 @@ import pytest
 from softiommu.errors import ConfigError
 from softiommu.machine import description
 from softiommu.machine.description import Iommu, builtin_names, load, parse
+from softiommu.machine.devices import nvme
 from softiommu.machine.pci import Bridge, PciDevice
 
 HEAD = 'name = "lab"\n'
@@ -86,6 +87,7 @@ def test_what_is_left_out_has_a_default():
         (HEAD + VIRTIO + "input_bits = 0", "x.toml:5: input_bits is 0: expected 1..64"),
         (HEAD + VIRTIO + "features = { MAP_UNMAP = 0 }", "x.toml:5: MAP_UNMAP = 0: the driver needs map requests"),
         (HEAD + VIRTIO + "features = { INPUT_RANGE = 0 }", "x.toml:5: virtio-iommu: input_range has limits, but"),
+        (HEAD + VTD + NVME + 'serial = ""', "x.toml:9: serial is '': expected 1..20 printable ASCII characters"),
         (HEAD + VTD + NVME + "block = 1024", "x.toml:9: block is 1024: expected one of 512, 4096"),
         (HEAD + VTD + NVME + "size = 4096", "x.toml:9: size is 0x1000: expected a multiple of 4096, and 0x100000"),
         (HEAD + VTD + NVME + "pairs = 0", "x.toml:9: pairs is 0: expected 1.."),
@@ -132,3 +134,11 @@ def test_a_machine_that_cannot_be_read_says_why(name, message, tmp_path, monkeyp
     (tmp_path / "latin.toml").write_bytes(b'name = "\xe9"')
     with pytest.raises(ConfigError, match=message):
         load(name)
+
+
+def test_every_nvme_controller_of_a_machine_has_a_serial_number_of_its_own():
+    loaded = parse(HEAD + VTD + NVME + NVME.replace('"e"', '"f"').replace("04.0", "05.0"), "x")
+    first, second = (device.options for device in loaded.devices)
+    assert isinstance(first, nvme.Options)
+    assert isinstance(second, nvme.Options)
+    assert first.serial != second.serial

@@ -63,12 +63,14 @@ class Table:
     """One table of the file while it is read: takes keys out, and refuses what is left."""
 
     def __init__(self, document: Document, values: Mapping[str, Any], header: str | None, index: int = 0) -> None:
-        self._document, self._values, self._header, self._index = document, dict(values), header, index
+        self._document, self._values, self._header = document, dict(values), header
+        #: Which of the tables with this header it is, from 0.
+        self.index = index
         self._known: list[str] = []
 
     def error(self, key: str | None, what: str) -> ConfigError:
         """A ConfigError at the line of a key, or of the table."""
-        return self._document.error(self._document.line(self._header, self._index, key), what)
+        return self._document.error(self._document.line(self._header, self.index, key), what)
 
     def text(self, key: str, default: str | None = None) -> str:
         """A string. Without a default, the key must be there."""

@@ -6,6 +6,7 @@ size = 0x4000000                     # bytes of a namespace in memory; 64 MiB wh
 file = "disk.img"                    # or a file that holds it, and keeps it
 block = 512                          # bytes of a block: 512 or 4096
 pairs = 8                            # I/O queue pairs, each with an interrupt vector
+serial = "SOFTIOMMU0001"             # each has its own: left out, one made of which [[device]] this is
 page_requests = true                 # it asks for pages that miss, where its IOMMU serves ATS and page requests
 """
 
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from softiommu.errors import ConfigError
 from softiommu.hardware.devices.nvme.controller import Nvme
+from softiommu.hardware.devices.nvme.identify import SERIAL_LENGTH
 from softiommu.hardware.devices.nvme.namespace import FORMATS, FileBacking, Namespace, RamBacking
 from softiommu.hardware.devices.nvme.registers import MAX_PAIRS
 from softiommu.hardware.iommu import AtsIommu
@@ -36,6 +38,7 @@ class Options(NamedTuple):
     file: str
     format: int
     pairs: int
+    serial: str
     page_requests: bool = False
 
 
@@ -47,13 +50,17 @@ def read(table: Table) -> Options:
     pairs = table.number("pairs", MAX_PAIRS, 8)
     if not pairs:
         raise table.error("pairs", f"pairs is 0: expected 1..{MAX_PAIRS}")
+    # Linux takes two controllers of one serial number for one drive, and refuses the second.
+    serial = table.text("serial", f"SOFTIOMMU{table.index + 1:04}")
+    if not serial.isascii() or not serial.isprintable() or not 1 <= len(serial) <= SERIAL_LENGTH:
+        raise table.error("serial", f"serial is {serial!r}: expected 1..{SERIAL_LENGTH} printable ASCII characters")
     asks = table.flag("page_requests")
     if file:
-        return Options(0, file, _BLOCKS.index(block), pairs, asks)
+        return Options(0, file, _BLOCKS.index(block), pairs, serial, asks)
     size = table.number("size", _MOST, _SIZE)
     if size < _LEAST or size % _BLOCKS[-1]:
         raise table.error("size", f"size is {size:#x}: expected a multiple of 4096, and {_LEAST:#x} or more")
-    return Options(size, "", _BLOCKS.index(block), pairs, asks)
+    return Options(size, "", _BLOCKS.index(block), pairs, serial, asks)
 
 
 def build(options: object, port: Port, express: bool) -> Function:
@@ -61,7 +68,7 @@ def build(options: object, port: Port, express: bool) -> Function:
     assert isinstance(options, Options), "options are what `read` gave"
     backing = _file(options.file) if options.file else RamBacking(options.size)
     ats = port.iommu if options.page_requests and isinstance(port.iommu, AtsIommu) else None
-    return Nvme(port, [Namespace(backing, options.format)], pairs=options.pairs, ats=ats).function
+    return Nvme(port, [Namespace(backing, options.format)], options.serial, options.pairs, ats=ats).function
 
 
 def _file(path: str) -> FileBacking:

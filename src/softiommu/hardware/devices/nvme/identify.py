@@ -21,6 +21,9 @@ from softiommu.hardware.devices.nvme.structures import (
 #: log2 of the largest transfer in pages of 4 KiB: 512 KiB.
 MDTS = 7
 
+#: Characters of a serial number, at most.
+SERIAL_LENGTH = 20
+
 _IO_CONTROLLER = 1
 _OACS_FORMAT = 1 << 1
 #: Compare, Dataset Management, Write Zeroes, and the Select field of Get Features.
@@ -81,7 +84,7 @@ class Subsystem(NamedTuple):
         return CONTROLLER.pack(
             VID=self.vendor,
             SSVID=self.subsystem_vendor,
-            SN=self.serial.encode().ljust(20),
+            SN=self.serial.encode().ljust(SERIAL_LENGTH),
             MN=self.model.encode().ljust(40),
             FR=logs.FIRMWARE_REVISION,
             MDTS=MDTS,
