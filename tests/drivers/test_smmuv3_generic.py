@@ -10,8 +10,11 @@ from softiommu.abi.generic_invalidation import GENERIC, Hint, InvalidateV1, Inva
 from softiommu.drivers.driver import Handled, UserArray
 from softiommu.drivers.function import Function
 from softiommu.errors import UapiError
+from softiommu.hardware.smmuv3.commands import Op
 from softiommu.hardware.smmuv3.events import Event
 from softiommu.hardware.smmuv3.presets import FULL
+from softiommu.hardware.smmuv3.queue import CommandQueue
+from softiommu.hardware.smmuv3.registers import Registers
 
 OLD, NEW = RAM + 0x100000, RAM + 0x180000
 ALL_TLBS = Target.LEAF | Target.TABLES
@@ -138,6 +141,89 @@ def test_a_device_that_does_not_answer_is_told():
     number, count, after = ask(rig.viommu, *entries)
     assert (number, count) == (0, 2)
     assert [entry.out_fault for entry in after] == [Outcome.NONE, Outcome.DEVICE_TIMEOUT]
+
+
+class Fussy(Endpoint):
+    """It does not answer for one page."""
+
+    def invalidate(self, pasid, first, last):
+        super().invalidate(pasid, first, last)
+        return not first <= 0x3000 <= last
+
+
+def test_of_many_entries_those_are_told_whose_device_does_not_answer():
+    rig = Stale()
+    rig.unit.connect(SID, Fussy())
+    pages = [PAGE | {"addr": number << 12} for number in (1, 3, 2, 3)]
+    entries = [InvalidateV2(scope=Scope.RANGE_ALL_PASIDS, targets=Target.DEVICE_TLB, **page) for page in pages]
+    assert ask(rig.viommu, *entries)[:2] == (0, 4)
+    after = ask(rig.viommu, *entries)[2]
+    assert [entry.out_fault for entry in after] == [0, Outcome.DEVICE_TIMEOUT, 0, Outcome.DEVICE_TIMEOUT]
+
+
+class Doorbells:
+    """The hardware's registers, and how often a driver rings."""
+
+    def __init__(self, bus):
+        self.bus, self.rings = bus, 0
+
+    def read(self, offset, width):
+        return self.bus.read(offset, width)
+
+    def write(self, offset, width, value):
+        self.rings += offset == Registers.CMDQ_PROD.offset
+        self.bus.write(offset, width, value)
+
+
+@pytest.mark.parametrize(("count", "rings"), [(1, 1), (250, 1), (1000, 5)])
+def test_the_entries_of_a_call_go_together(monkeypatch, count, rings):
+    """One SYNC for all; the queue has room for 256 commands at a time."""
+    rig = Stale()
+    synced = []
+    execute = CommandQueue.execute
+
+    def seen(queue, low, high):
+        synced.append(low & 0xFF)
+        return execute(queue, low, high)
+
+    monkeypatch.setattr(CommandQueue, "execute", seen)
+    monkeypatch.setattr(CommandQueue, "at_once", lambda *arguments: 0)
+    rig.driver.queue._bus = bells = Doorbells(rig.unit)
+    entry = InvalidateV1(scope=Scope.RANGE_ALL_PASIDS, targets=ALL_TLBS, **PAGE)
+    assert ask(rig.viommu, *[entry] * count)[:2] == (0, count)
+    assert (synced.count(Op.SYNC), len(synced)) == (1, count + 1)
+    assert bells.rings <= rings
+    assert rig.forgotten() == {None, 3}
+
+
+@pytest.mark.parametrize("wrong", [{"scope": 9}, {"targets": 0}, {"valid": Valid.DEVICE, "device": OTHER}])
+def test_entries_before_a_wrong_one_are_done_and_counted_and_none_behind_it(wrong):
+    rig = Stale()
+    good = InvalidateV2(scope=Scope.NO_PASID, targets=Target.LEAF, valid=Valid.ARCH_ID, arch_id=5)
+    behind = InvalidateV2(scope=Scope.DOMAIN, targets=ALL_TLBS)
+    bad = InvalidateV2(**{"scope": Scope.DOMAIN, "targets": ALL_TLBS} | wrong)
+    behind.out_errno = 77
+    number, count, after = ask(rig.viommu, good, bad, behind)
+    assert (number, count) == (errno.EOPNOTSUPP if "scope" in wrong else errno.EINVAL, 1)
+    assert [entry.out_errno for entry in after] == [0, number, 77]
+    assert rig.forgotten() == {None}
+
+
+def test_entries_before_memory_that_is_not_there_are_done():
+    rig = Stale()
+    entry = InvalidateV1(scope=Scope.DOMAIN, targets=ALL_TLBS).to_bytes()
+
+    class Short(Memory):
+        def read(self, va, length):
+            if va - 4096 + length > len(self.raw):
+                raise UapiError(errno.EFAULT, "no memory")
+            return super().read(va, length)
+
+    handled = Handled()
+    with pytest.raises(UapiError) as error:
+        rig.viommu.invalidate(UserArray(Short(entry), 4096, GENERIC, len(entry), 2), handled)
+    assert (error.value.errno, handled.count) == (errno.EFAULT, 1)
+    assert rig.forgotten() == {None, 3}
 
 
 def test_only_a_viommu_knows_devices_and_only_its_own():

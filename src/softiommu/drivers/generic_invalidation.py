@@ -5,9 +5,10 @@ A driver turns each `Invalidation` into its own commands. It may drop more than 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from errno import EINVAL, EOPNOTSUPP, EOVERFLOW
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from softiommu.abi.generic_invalidation import (
     GENERIC,
@@ -19,9 +20,10 @@ from softiommu.abi.generic_invalidation import (
     Target,
     Valid,
 )
-from softiommu.abi.struct import UserStruct
 from softiommu.drivers.driver import Handled, Range, UserArray
 from softiommu.errors import UapiError
+
+T = TypeVar("T")
 
 _ALL_TARGETS, _ALL_HINTS, _ALL_VALID = (sum(kind) for kind in (Target, Hint, Valid))
 _RANGES = frozenset((Scope.RANGE, Scope.RANGE_ALL_PASIDS, Scope.RANGE_NO_PASID))
@@ -76,17 +78,51 @@ def carry_out(entries: UserArray, handled: Handled, do: Callable[[Invalidation],
 
     EINVAL: no version has such a length; E2BIG: an unknown field is not 0; and the errors of `decode` and `do`.
     """
-    version = _version(entries.entry_len) if entries.entry_num else InvalidateV1
-    for index in range(entries.entry_num):
-        entry = _upgrade(entries.entry(index, version, GENERIC))
-        try:
-            entry.out_fault, entry.out_errno = int(do(decode(entry, index))), 0
-        except UapiError as error:
-            entry.out_fault, entry.out_errno = Outcome.NONE, error.errno
-            _report(entries, index, version, entry)
-            raise
+    for index, entry in _entries(entries):
+        outcome = _attempt(entries, index, entry, do)
         handled.count += 1
-        _report(entries, index, version, entry)
+        _report(entries, index, 0, outcome)
+
+
+def gather(
+    entries: UserArray,
+    handled: Handled,
+    take: Callable[[Invalidation], None],
+    complete: Callable[[], Mapping[int, Outcome]],
+) -> None:
+    """The same for a driver that gathers what is asked for (`take`) and carries it out together (`complete`, which
+    tells of the entries that had another outcome than NONE, by their numbers): also before an entry that is refused."""
+    taken = 0
+    try:
+        for index, entry in _entries(entries):
+            _attempt(entries, index, entry, take)
+            taken += 1
+    finally:
+        outcomes = complete()
+        handled.count = taken
+        for index in range(taken if entries.entry_len >= InvalidateV2.SIZE else 0):
+            _report(entries, index, 0, outcomes.get(index, Outcome.NONE))
+
+
+def _entries(entries: UserArray) -> Iterator[tuple[int, InvalidateV2]]:
+    """Each entry in the newest version, with its number. Errors as `carry_out`."""
+    version = _version(entries.entry_len) if entries.entry_num else InvalidateV1
+    raw = b""
+    if entries.entry_len == version.SIZE:
+        with suppress(UapiError):  # read one by one, those before the place that cannot be read are carried out
+            raw = entries.packed(version, GENERIC)
+    for index in range(entries.entry_num):
+        entry = version.from_bytes(raw, index * version.SIZE) if raw else entries.entry(index, version, GENERIC)
+        yield index, _upgrade(entry)
+
+
+def _attempt(entries: UserArray, index: int, entry: InvalidateV2, do: Callable[[Invalidation], T]) -> T:
+    """Carry an entry out; one that is refused is told so."""
+    try:
+        return do(decode(entry, index))
+    except UapiError as error:
+        _report(entries, index, error.errno, Outcome.NONE)
+        raise
 
 
 def _version(length: int) -> type[InvalidateV1] | type[InvalidateV2]:
@@ -105,11 +141,11 @@ def _upgrade(entry: InvalidateV1 | InvalidateV2) -> InvalidateV2:
     return InvalidateV2(**{field: getattr(entry, field) for field in InvalidateV1.FIELDS})
 
 
-def _report(entries: UserArray, index: int, version: type[UserStruct], entry: InvalidateV2) -> None:
-    """Store what became of an entry, in a version that has room for that."""
-    if version is InvalidateV2:
+def _report(entries: UserArray, index: int, errno: int, outcome: Outcome) -> None:
+    """Store what became of an entry, in a version that has room for that. EFAULT."""
+    if entries.entry_len >= InvalidateV2.SIZE:
         at = InvalidateV2.OFFSETS["out_errno"]
-        result = entry.out_errno.to_bytes(4, "little") + entry.out_fault.to_bytes(4, "little")
+        result = errno.to_bytes(4, "little") + int(outcome).to_bytes(4, "little")
         entries.caller.write(entries.uptr + index * entries.entry_len + at, result)
 
 

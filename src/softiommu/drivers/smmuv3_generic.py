@@ -23,20 +23,49 @@ _PAGE_LG2 = 12
 _LAST = (1 << 64) - 1
 
 
-def carry_out(driver: SmmuDriver, vmid: int, sids: Sequence[int], asked: Invalidation) -> Outcome:
-    """Forget what is asked for of these streams, which have this VMID; whether a device TLB did not answer."""
-    commands: list[Command] = []
-    if asked.targets & Target.CONFIG:
-        commands += [_context(sid, asked) for sid in sids]
-    if asked.translations:
-        commands += _translations(vmid, 16 if driver.idr0.ASID16 else 8, asked)
-    driver.queue.submit(*commands)
-    # A device TLB is emptied after the IOTLB, from which it would be filled again.
-    timeouts = driver.queue.timeouts
-    if asked.targets & Target.DEVICE_TLB:
-        cached = [sid for sid in sids if driver.routes.uses_ats(sid)]
-        driver.queue.submit(*(command for sid in cached for command in _device(sid, asked)))
-    return Outcome.NONE if driver.queue.timeouts == timeouts else Outcome.DEVICE_TIMEOUT
+class Gathered:
+    """What the entries of one call ask for, of streams with one VMID: all translations go in one submission, then all
+    that device TLBs have."""
+
+    def __init__(self, driver: SmmuDriver, vmid: int) -> None:
+        self._driver, self._vmid = driver, vmid
+        self._asid_bits = 16 if driver.idr0.ASID16 else 8
+        self._commands: list[Command] = []
+        #: By the number of an entry.
+        self._devices: dict[int, list[Command]] = {}
+        self._taken = 0
+
+    def take(self, sids: Sequence[int], asked: Invalidation) -> None:
+        """The next entry: forget what is asked for of these streams."""
+        if asked.targets & Target.CONFIG:
+            self._commands += [_context(sid, asked) for sid in sids]
+        if asked.translations:
+            self._commands += _translations(self._vmid, self._asid_bits, asked)
+        if asked.targets & Target.DEVICE_TLB:
+            cached = [sid for sid in sids if self._driver.routes.uses_ats(sid)]
+            self._devices[self._taken] = [command for sid in cached for command in _device(sid, asked)]
+        self._taken += 1
+
+    def complete(self) -> dict[int, Outcome]:
+        """Carry it out; the entries for which a device TLB did not answer, by their numbers."""
+        queue = self._driver.queue
+        if self._commands:
+            queue.submit(*self._commands)
+        # A device TLB is emptied after the IOTLB, from which it would be filled again.
+        together = [command for commands in self._devices.values() for command in commands]
+        if not together or self._answered(together):
+            return {}
+        # A SYNC tells that a device did not answer, and not to which command.
+        return {
+            number: Outcome.DEVICE_TIMEOUT
+            for number, commands in self._devices.items()
+            if len(self._devices) == 1 or not self._answered(commands)
+        }
+
+    def _answered(self, commands: Sequence[Command]) -> bool:
+        timeouts = self._driver.queue.timeouts
+        self._driver.queue.submit(*commands)
+        return self._driver.queue.timeouts == timeouts
 
 
 def _context(sid: int, asked: Invalidation) -> Command:

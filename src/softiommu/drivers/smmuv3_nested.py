@@ -8,12 +8,11 @@ from __future__ import annotations
 from errno import EINVAL, EIO
 from typing import TYPE_CHECKING
 
-from softiommu.abi.generic_invalidation import Outcome
 from softiommu.abi.iommufd import HwptArmSmmuv3, HwptDataType
-from softiommu.drivers import smmuv3_generic
 from softiommu.drivers.driver import Handled, NestedDomain, UserArray, UserData, unsupported
-from softiommu.drivers.generic_invalidation import Invalidation, carry_out, is_generic
+from softiommu.drivers.generic_invalidation import gather, is_generic
 from softiommu.drivers.smmuv3_domain import ABORT, Entry, Route
+from softiommu.drivers.smmuv3_generic import Gathered
 from softiommu.errors import UapiError
 from softiommu.hardware.smmuv3.tables import Config, Eats, S1Dss, S1Fmt, Ste0, Ste1
 from softiommu.words import Word, bit, bits
@@ -94,12 +93,13 @@ class SmmuNested:
         """Entries of the generic form. EOPNOTSUPP: only the vIOMMU takes commands; errors of the generic form."""
         if not is_generic(entries):
             raise unsupported("the commands of an SMMUv3 guest are for its vIOMMU")
-        carry_out(entries, handled, self._generic)
+        waiting = Gathered(self.owner, self.viommu.parent.id)
+        gather(entries, handled, lambda asked: waiting.take(self._streams(asked.device), asked), waiting.complete)
 
-    def _generic(self, asked: Invalidation) -> Outcome:
-        if asked.device is not None:
-            raise UapiError(EINVAL, f"only a vIOMMU knows a device {asked.device:#x}")
-        return smmuv3_generic.carry_out(self.owner, self.viommu.parent.id, self._sids, asked)
+    def _streams(self, name: int | None) -> list[int]:
+        if name is not None:
+            raise UapiError(EINVAL, f"only a vIOMMU knows a device {name:#x}")
+        return self._sids
 
     def free(self) -> None:
         """The hardware has nothing of it but what the parent's VMID tags."""

@@ -66,10 +66,11 @@ class CommandQueue:
         return done
 
     def _attempt(self, commands: Sequence[Command]) -> int:
+        """As many as the queue holds at a time, and one SYNC behind the last."""
         room = max(1, (1 << self._ring.lg2) - 1)
         for start in range(0, max(len(commands), 1), room):
-            first = self._prod
-            refused = self._put((*commands[start : start + room], _SYNC))
+            first, some = self._prod, commands[start : start + room]
+            refused = self._put(some if start + room < len(commands) else (*some, _SYNC))
             if refused is not None:
                 return start + (refused - first & (2 << self._ring.lg2) - 1)
         return len(commands)

@@ -11,12 +11,11 @@ from errno import EINVAL, EIO
 from struct import iter_unpack
 from typing import TYPE_CHECKING
 
-from softiommu.abi.generic_invalidation import Outcome
 from softiommu.abi.iommufd import InvalidateDataType, VeventArmSmmuv3, VeventqType, ViommuArmSmmuv3Invalidate
 from softiommu.abi.smmuv3_extension import ViommuBtm
-from softiommu.drivers import generic_invalidation, smmuv3_generic
 from softiommu.drivers.driver import Device, Handled, NestedDomain, UserArray, UserData, Viommu, ViommuHost, unsupported
-from softiommu.drivers.generic_invalidation import Invalidation, is_generic
+from softiommu.drivers.generic_invalidation import gather, is_generic
+from softiommu.drivers.smmuv3_generic import Gathered
 from softiommu.drivers.smmuv3_nested import read_nested
 from softiommu.errors import UapiError
 from softiommu.hardware.smmuv3.commands import Op, Stream0, Vmid0
@@ -97,18 +96,21 @@ class SmmuViommu:
         """Carry out a guest's commands. EINVAL: of another type, or none; EIO: at one that no guest may give. Entries
         of the generic form have their own errors; EINVAL: no device has the name."""
         if is_generic(entries):
-            generic_invalidation.carry_out(entries, handled, self._generic)
+            waiting = Gathered(self.owner, self.parent.id)
+            gather(entries, handled, lambda asked: waiting.take(self._streams(asked.device), asked), waiting.complete)
             return
         if not entries.entry_num:
             raise UapiError(EINVAL, "there is no command")
         raw = entries.packed(ViommuArmSmmuv3Invalidate, InvalidateDataType.VIOMMU_INVALIDATE_DATA_ARM_SMMUV3)
         self.carry_out(iter_unpack("<QQ", raw), handled)
 
-    def _generic(self, asked: Invalidation) -> Outcome:
-        if asked.device is not None and asked.device not in self._sids:
-            raise UapiError(EINVAL, f"no vDEVICE has stream id {asked.device:#x}")
-        sids = list(self._sids.values()) if asked.device is None else [self._sids[asked.device]]
-        return smmuv3_generic.carry_out(self.owner, self.parent.id, sids, asked)
+    def _streams(self, name: int | None) -> list[int]:
+        """The stream of a name, or all that have one."""
+        if name is None:
+            return list(self._sids.values())
+        if name not in self._sids:
+            raise UapiError(EINVAL, f"no vDEVICE has stream id {name:#x}")
+        return [self._sids[name]]
 
     def carry_out(self, commands: Iterable[tuple[int, int]], handled: Handled) -> None:
         """Carry out commands up to the first that is refused, here or by the hardware. EIO."""
