@@ -81,3 +81,27 @@ def test_the_first_dma_moves_bytes_and_shows_the_fault(machine):
     (fault,) = ended.stderr.splitlines()
     assert fault.startswith("softiommu: kernel: DMA read by 00:04.0 at iova 0x100000 is blocked: ")
     assert "; <" in fault
+
+
+def test_the_ioat_driver_uses_nothing_but_what_a_program_on_hardware_has():
+    text = (EXAMPLES / "ioat_copy.py").read_text()
+    imports = {line.split()[1] for line in text.splitlines() if line.startswith(("import ", "from "))}
+    assert imports == {"ctypes", "fcntl", "mmap", "os", "pathlib", "select", "struct", "sys"}
+
+
+def test_the_ioat_driver_copies_and_recovers_from_an_address_where_nothing_is():
+    machine = str(EXAMPLES / "ioat.toml")
+    command = [sys.executable, "-m", "softiommu", "run", "--machine", machine, "--"]
+    ended = start(*command, sys.executable, str(EXAMPLES / "ioat_copy.py"))
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines() == [
+        "found an I/OAT engine at PCI address 0000:00:09.0",
+        "version 3.2, channels: 1, bytes in a descriptor: up to 4096",
+        "it filled 4096 bytes and copied them seven times: the channel is idle, errors: none",
+        "the last copy is b'I/OAT.. I/OAT\\x00'",
+        "now it writes behind the buffer, where nothing is mapped:",
+        "the channel is halted, errors: write data",
+        "after a reset the channel is idle again",
+    ]
+    (fault,) = ended.stderr.splitlines()
+    assert fault.startswith("softiommu: kernel: DMA write by 00:09.0 at iova 0x110000 is blocked: ")
