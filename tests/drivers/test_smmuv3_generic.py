@@ -175,9 +175,9 @@ class Doorbells:
         self.bus.write(offset, width, value)
 
 
-@pytest.mark.parametrize(("count", "rings"), [(1, 1), (250, 1), (1000, 5)])
+@pytest.mark.parametrize(("count", "rings"), [(1, 1), (250, 1), (1000, 1), (5000, 3)])
 def test_the_entries_of_a_call_go_together(monkeypatch, count, rings):
-    """One SYNC for all; the queue has room for 256 commands at a time."""
+    """One SYNC for all; the queue has room for 4,096 commands at a time."""
     rig = Stale()
     synced = []
     execute = CommandQueue.execute

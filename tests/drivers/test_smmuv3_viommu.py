@@ -31,8 +31,10 @@ from drivers.smmuv3_nest_rig import (
     Rig,
     errno_of,
 )
+from softiommu.drivers import smmuv3_commands
 from softiommu.drivers.driver import DomainFlags, Handled, UserArray
 from softiommu.drivers.function import Function
+from softiommu.drivers.smmuv3_commands import WORDS
 from softiommu.drivers.smmuv3_queue import CommandQueue
 from softiommu.hardware.smmuv3.commands import Op, Stream0, Vmid0
 from softiommu.hardware.smmuv3.events import Event, Event0
@@ -68,15 +70,17 @@ def queued(monkeypatch):
     seen = []
     attempt = CommandQueue.attempt
 
-    def recording(queue, commands):
-        seen.append([(int(low), int(high)) for low, high in commands])
-        return attempt(queue, commands)
+    def recording(queue, raw):
+        seen.append(list(WORDS.iter_unpack(raw)))
+        return attempt(queue, raw)
 
     monkeypatch.setattr(CommandQueue, "attempt", recording)
     return seen
 
 
-def test_commands_are_taken_whole_and_in_order(queued):
+@pytest.mark.parametrize("many", [1, 1 << 20], ids=["together", "one by one"])
+def test_commands_are_taken_whole_and_in_order(queued, monkeypatch, many):
+    monkeypatch.setattr(smmuv3_commands, "_MANY", many)
     rig = Rig()
     given = [
         tlbi_va(0x1000, 5, 0x1234),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import chain
 from struct import pack
 from typing import TYPE_CHECKING
@@ -17,10 +16,10 @@ if TYPE_CHECKING:
     from softiommu.memory.physical import PhysicalMemory
 
 Command = tuple[int, int]
-_SYNC: Command = (Sync0.of(OPCODE=Op.SYNC), 0)
+_SYNC = pack("<2Q", Sync0.of(OPCODE=Op.SYNC), 0)
 
-#: One page of commands, where the hardware has so many.
-_LG2 = 8
+#: So many commands, where the hardware has so many.
+_LG2 = 12
 #: ATC_INV of everything.
 EVERYTHING = 52
 
@@ -31,11 +30,12 @@ class CommandQueue:
     def __init__(self, memory: PhysicalMemory, bus: Bus, most_lg2: int) -> None:
         self._memory, self._bus = memory, bus
         self._ring = Ring(min(_LG2, most_lg2))
-        self._base = memory.alloc(PAGE)
+        size = max(COMMAND_BYTES << self._ring.lg2, PAGE)
+        self._base = memory.alloc(size, size)
         self._prod = self._cons = 0
         self._error = CmdqCons(0)
         self._busy = False
-        self._posted: list[Command] = []
+        self._posted = b""
         #: How often device TLBs did not answer.
         self.timeouts = 0
         base = QueueBase.of(LOG2SIZE=self._ring.lg2, ADDR=self._base >> 5, HINT=1)
@@ -45,40 +45,41 @@ class CommandQueue:
 
     def submit(self, *commands: Command) -> None:
         """Put commands and a SYNC in the queue, and return when the hardware has carried them out."""
-        done = self.attempt(commands)
+        done = self.attempt(pack(f"<{2 * len(commands)}Q", *chain.from_iterable(commands)))
         if done < len(commands):
             raise ModelError(f"the command queue stopped at {commands[done]}: {self._error!r}")
 
-    def attempt(self, commands: Sequence[Command]) -> int:
-        """The same for commands that the hardware may find illegal: how many it carried out before such a one. If what
-        others do that are waited for led here, they are carried out behind those."""
+    def attempt(self, raw: bytes) -> int:
+        """The same for commands as they lie in memory, which the hardware may find illegal: how many it carried out
+        before such a one. If what others do that are waited for led here, they are carried out behind those."""
         if self._busy:
-            self._posted.extend(commands)
-            return len(commands)
+            self._posted += raw
+            return len(raw) // COMMAND_BYTES
         self._busy = True
         try:
-            done = self._attempt(commands)
+            done = self._attempt(raw)
         finally:
             self._busy = False
         if self._posted:
-            posted, self._posted = self._posted, []
-            self.submit(*posted)
+            posted, self._posted = self._posted, b""
+            if self.attempt(posted) < len(posted) // COMMAND_BYTES:
+                raise ModelError(f"the command queue stopped: {self._error!r}")
         return done
 
-    def _attempt(self, commands: Sequence[Command]) -> int:
+    def _attempt(self, raw: bytes) -> int:
         """As many as the queue holds at a time, and one SYNC behind the last."""
-        room = max(1, (1 << self._ring.lg2) - 1)
-        for start in range(0, max(len(commands), 1), room):
-            first, some = self._prod, commands[start : start + room]
-            refused = self._put(some if start + room < len(commands) else (*some, _SYNC))
+        room = max(1, (1 << self._ring.lg2) - 1) * COMMAND_BYTES
+        for start in range(0, max(len(raw), 1), room):
+            first, some = self._prod, raw[start : start + room]
+            refused = self._put(some if start + room < len(raw) else some + _SYNC)
             if refused is not None:
-                return start + (refused - first & (2 << self._ring.lg2) - 1)
-        return len(commands)
+                return start // COMMAND_BYTES + (refused - first & (2 << self._ring.lg2) - 1)
+        return len(raw) // COMMAND_BYTES
 
-    def _put(self, commands: Sequence[Command]) -> int | None:
+    def _put(self, raw: bytes) -> int | None:
         """Put commands in the queue; a pointer to one that is illegal, behind which none is carried out."""
         start = 0
-        while start < len(commands):
+        while start < len(raw):
             # As many as there is room for, up to the end of the memory.
             room = self._ring.ahead(self._cons ^ 1 << self._ring.lg2, self._prod)
             if not room:
@@ -86,14 +87,13 @@ class CommandQueue:
                 if refused is not None:
                     return refused
                 continue
-            some = commands[start : start + room]
+            some = raw[start : start + room * COMMAND_BYTES]
             self._write(self._prod, some)
-            self._prod = self._ring.skip(self._prod, len(some))
+            self._prod = self._ring.skip(self._prod, len(some) // COMMAND_BYTES)
             start += len(some)
         return self._ring_doorbell()
 
-    def _write(self, pointer: int, commands: Sequence[Command]) -> None:
-        raw = pack(f"<{2 * len(commands)}Q", *chain.from_iterable(commands))
+    def _write(self, pointer: int, raw: bytes) -> None:
         self._memory.write(self._base + COMMAND_BYTES * self._ring.slot(pointer), raw)
 
     def _ring_doorbell(self) -> int | None:
@@ -116,7 +116,7 @@ class CommandQueue:
     def _skip(self, pointer: int) -> None:
         """Nothing from a command on is to be carried out: what is in the queue cannot be taken back."""
         while pointer != self._prod:
-            self._write(pointer, [_SYNC])
+            self._write(pointer, _SYNC)
             pointer = self._ring.next(pointer)
 
 

@@ -6,25 +6,24 @@ and what a guest has no business with is refused at its entry.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from errno import EINVAL, EIO
-from struct import iter_unpack
 from typing import TYPE_CHECKING
 
 from softiommu.abi.iommufd import InvalidateDataType, VeventArmSmmuv3, VeventqType, ViommuArmSmmuv3Invalidate
 from softiommu.abi.smmuv3_extension import ViommuBtm
 from softiommu.drivers.driver import Device, Handled, NestedDomain, UserArray, UserData, Viommu, ViommuHost, unsupported
 from softiommu.drivers.generic_invalidation import gather, is_generic
+from softiommu.drivers.smmuv3_commands import WORDS, convert
 from softiommu.drivers.smmuv3_generic import Gathered
 from softiommu.drivers.smmuv3_nested import read_nested
 from softiommu.errors import UapiError
-from softiommu.hardware.smmuv3.commands import Op, Stream0, Vmid0
+from softiommu.hardware.smmuv3.commands import COMMAND_BYTES
 from softiommu.hardware.smmuv3.events import Event, Event0, Event1
 
 if TYPE_CHECKING:
     from softiommu.drivers.smmuv3 import SmmuDriver
     from softiommu.drivers.smmuv3_domain import SmmuDomain
-    from softiommu.drivers.smmuv3_queue import Command
 
 #: What a guest is told of.
 _GUESTS_EVENTS = frozenset(
@@ -39,7 +38,6 @@ _GUESTS_EVENTS = frozenset(
         Event.F_PERMISSION,
     }
 )
-_OPCODE = Vmid0.OPCODE.mask
 
 
 class SmmuViommu:
@@ -50,17 +48,6 @@ class SmmuViommu:
         parent.viommus += 1
         self._sids: dict[int, int] = {}
         self._names: dict[Device, int] = {}
-        by_vmid, by_stream = self._with_vmid, self._with_stream
-        self._converters: dict[int, Callable[[int, int], Command]] = {
-            Op.TLBI_NSNH_ALL: self._all,
-            Op.TLBI_NH_ALL: by_vmid,
-            Op.TLBI_NH_ASID: by_vmid,
-            Op.TLBI_NH_VA: by_vmid,
-            Op.TLBI_NH_VAA: by_vmid,
-            Op.CFGI_CD: by_stream,
-            Op.CFGI_CD_ALL: by_stream,
-            Op.ATC_INV: by_stream,
-        }
 
     def alloc_nested(self, device: Device, flags: int, data: UserData) -> NestedDomain:
         """The domain of a guest's STE. Errors as `read_nested`."""
@@ -102,7 +89,7 @@ class SmmuViommu:
         if not entries.entry_num:
             raise UapiError(EINVAL, "there is no command")
         raw = entries.packed(ViommuArmSmmuv3Invalidate, InvalidateDataType.VIOMMU_INVALIDATE_DATA_ARM_SMMUV3)
-        self.carry_out(iter_unpack("<QQ", raw), handled)
+        self.carry_out(raw, handled)
 
     def _streams(self, name: int | None) -> list[int]:
         """The stream of a name, or all that have one."""
@@ -112,37 +99,15 @@ class SmmuViommu:
             raise UapiError(EINVAL, f"no vDEVICE has stream id {name:#x}")
         return [self._sids[name]]
 
-    def carry_out(self, commands: Iterable[tuple[int, int]], handled: Handled) -> None:
+    def carry_out(self, commands: bytes, handled: Handled) -> None:
         """Carry out commands up to the first that is refused, here or by the hardware. EIO."""
-        good, refusal = self._convert(commands)
+        good, refusal = convert(commands, self.parent.id, self._sids)
         handled.count = self.owner.queue.attempt(good)
-        if handled.count < len(good):
-            raise _refused(handled.count, good[handled.count], "the hardware calls it illegal")
-        if refusal is not None:
-            raise refusal
-
-    def _convert(self, commands: Iterable[tuple[int, int]]) -> tuple[list[Command], UapiError | None]:
-        """Commands for the hardware up to the first that a guest may not give, and why it may not."""
-        good: list[Command] = []
-        for low, high in commands:
-            convert = self._converters.get(low & _OPCODE)
-            if convert is None:
-                return good, _refused(len(good), (low, high), "it is no command of guests")
-            try:
-                good.append(convert(low, high))
-            except KeyError:
-                return good, _refused(len(good), (low, high), f"no vDEVICE has stream id {low >> Stream0.SID.low:#x}")
-        return good, None
-
-    def _all(self, low: int, high: int) -> Command:
-        """All that a guest can name is its own."""
-        return Op.TLBI_NH_ALL | self.parent.id << Vmid0.VMID.low, 0
-
-    def _with_vmid(self, low: int, high: int) -> Command:
-        return low & ~Vmid0.VMID.mask | self.parent.id << Vmid0.VMID.low, high
-
-    def _with_stream(self, low: int, high: int) -> Command:
-        return low & ~Stream0.SID.mask | self._sids[low >> Stream0.SID.low] << Stream0.SID.low, high
+        if handled.count < len(good) // COMMAND_BYTES:
+            refusal = "the hardware calls it illegal"
+        if refusal:
+            low, high = WORDS.unpack_from(commands, handled.count * COMMAND_BYTES)
+            raise UapiError(EIO, f"command {handled.count}, {low:#x} {high:#x}, is refused: {refusal}")
 
     def report(self, type: int, data: bytes) -> bool:
         """Tell the guest of an event; False: nobody listens."""
@@ -198,7 +163,3 @@ def read_vmid(type: int, data: UserData | None) -> int:
     if asked.reserved:
         raise unsupported(f"reserved is {asked.reserved:#x}")
     return asked.vmid
-
-
-def _refused(number: int, command: Command, why: str) -> UapiError:
-    return UapiError(EIO, f"command {number}, {int(command[0]):#x} {int(command[1]):#x}, is refused: {why}")
