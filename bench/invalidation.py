@@ -3,8 +3,9 @@
     python bench/invalidation.py      # prints one line of JSON
 
 Each entry is for one page. VT-d takes them for a nested HWPT, in its own form and in the generic one; SMMUv3 for a
-vIOMMU, as the guest's commands and in the generic form. Best of several runs, in microseconds. Target: a command of
-SMMUv3 costs in one call at most a twentieth of what it costs alone.
+vIOMMU, as the guest's commands and in the generic form. In each round both ways are timed, one after the other, so that
+other work on the machine weighs on both: the ratios are of a round, the microseconds of an entry the medians of all.
+Target: a command of SMMUv3 costs in one call at most a twentieth of what it costs alone.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import mmap
 import time
 from collections.abc import Callable
+from statistics import median
 
 import softiommu
 from softiommu.abi import iommufd as abi
@@ -22,18 +24,18 @@ from softiommu.abi.struct import UserStruct
 from softiommu.api import Hwpt, VfioDevice, Viommu
 from softiommu.hardware.smmuv3.commands import Address1, Op, Va0
 
-COUNT, ROUNDS, RAM = 1000, 5, 2 << 20
+COUNT, ROUNDS, RAM = 1000, 7, 2 << 20
+#: Calls with all entries in a round, so that both ways take long enough to be timed.
+REPEATS = 5
 NEST_PARENT = int(abi.HwptAllocFlags.ALLOC_NEST_PARENT)
 
 
-def best(work: Callable[[], object]) -> float:
-    """Microseconds of the fastest of several runs."""
-    times = []
-    for _ in range(ROUNDS):
-        start = time.perf_counter()
+def timed(work: Callable[[], object], times: int = 1) -> float:
+    """Microseconds of an entry."""
+    start = time.perf_counter()
+    for _ in range(times):
         work()
-        times.append(time.perf_counter() - start)
-    return min(times) * 1e6
+    return (time.perf_counter() - start) * 1e6 / COUNT / times
 
 
 def entries(target: Hwpt | Viommu, data_type: int, made: list[UserStruct]) -> dict[str, float]:
@@ -43,9 +45,18 @@ def entries(target: Hwpt | Viommu, data_type: int, made: list[UserStruct]) -> di
         for entry in made:
             target.invalidate(data_type, [entry])
 
-    together = best(lambda: target.invalidate(data_type, made)) / COUNT
-    apart = best(alone) / COUNT
-    return {"together us": round(together, 2), "alone us": round(apart, 2), "ratio": round(apart / together, 1)}
+    def together() -> None:
+        target.invalidate(data_type, made)
+
+    together()
+    rounds = [(timed(together, REPEATS), timed(alone)) for _ in range(ROUNDS)]
+    ratios = [apart / one for one, apart in rounds]
+    return {
+        "together us": round(median(one for one, _ in rounds), 2),
+        "alone us": round(median(apart for _, apart in rounds), 2),
+        "ratio": round(median(ratios), 1),
+        "least ratio": round(min(ratios), 1),
+    }
 
 
 def generic(version: type[InvalidateV1 | InvalidateV2]) -> list[UserStruct]:
