@@ -99,7 +99,7 @@ class Regions:
 
     def check_mmap(self, request: MmapRequest) -> Bar:
         """The BAR that is to be mapped. EINVAL: it cannot be, or not so."""
-        index, at = divmod(request.offset, 1 << _OFFSET_LG2)
+        index, at = divmod(request.offset, REGION_SIZE)
         bar = self._bar(index)
         if not request.flags & _MAP_SHARED:
             raise UapiError(EINVAL, "a region is mapped with MAP_SHARED")
@@ -115,16 +115,21 @@ class Regions:
         return bar
 
     def load(self, offset: int, width: int) -> int:
-        """A load from a mapping: one access of the bus. EIO: the device's memory is off, which is a bus error."""
-        region, at = divmod(offset, 1 << _OFFSET_LG2)
+        """A load from a mapping: one access of the bus where it is aligned. EIO: the device's memory is off."""
+        region, at = divmod(offset, REGION_SIZE)
+        if at % width:
+            return int.from_bytes(self.read(offset, width).ljust(width, b"\xff"), "little")
         self._check_enabled(region)
         if self._hidden(region, at):
             return (1 << 8 * width) - 1
         return self._function.read_bar(region, at, width)
 
     def store(self, offset: int, width: int, value: int) -> None:
-        """A store to a mapping: one access of the bus. EIO: the device's memory is off, which is a bus error."""
-        region, at = divmod(offset, 1 << _OFFSET_LG2)
+        """A store to a mapping: one access of the bus where it is aligned. EIO: the device's memory is off."""
+        region, at = divmod(offset, REGION_SIZE)
+        if at % width:
+            self.write(offset, value.to_bytes(width, "little")[: self.room(offset, width)])
+            return
         self._check_enabled(region)
         if not self._hidden(region, at):
             self._function.write_bar(region, at, width, value)
@@ -139,7 +144,7 @@ class Regions:
     def room(self, offset: int, count: int) -> int:
         """How many bytes an access to `count` bytes at a file offset moves. EINVAL: no region is there; EFAULT: past
         the end of configuration space."""
-        region, at = divmod(offset, 1 << _OFFSET_LG2)
+        region, at = divmod(offset, REGION_SIZE)
         if region == PciRegion.CONFIG:
             self._config.check(at, count)
             return count
@@ -151,7 +156,7 @@ class Regions:
     def read(self, offset: int, count: int) -> bytes:
         """The bytes at a file offset: fewer at the end of a region. EINVAL; EIO: the device's memory is off."""
         count = self.room(offset, count)
-        region, at = divmod(offset, 1 << _OFFSET_LG2)
+        region, at = divmod(offset, REGION_SIZE)
         if region == PciRegion.CONFIG:
             return self._config.read(at, count)
         data = b""
@@ -163,7 +168,7 @@ class Regions:
 
     def write(self, offset: int, data: bytes) -> int:
         """Store bytes at a file offset, as many as `room` says. EINVAL; EIO: the device's memory is off."""
-        region, at = divmod(offset, 1 << _OFFSET_LG2)
+        region, at = divmod(offset, REGION_SIZE)
         if region == PciRegion.CONFIG:
             return self._config.write(at, data)
         for place, width, hidden in self._accesses(region, at, len(data)):
