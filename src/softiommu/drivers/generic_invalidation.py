@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from errno import EINVAL, EOPNOTSUPP, EOVERFLOW
+from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 from softiommu.abi.generic_invalidation import (
@@ -25,7 +26,11 @@ from softiommu.errors import UapiError
 
 T = TypeVar("T")
 
-_ALL_TARGETS, _ALL_HINTS, _ALL_VALID = (sum(kind) for kind in (Target, Hint, Valid))
+_ALL_TARGETS, _ALL_HINTS, _ALL_VALID = (sum(int(one) for one in kind) for kind in (Target, Hint, Valid))
+#: Plain numbers: the operators of enumerations take ten times as long.
+_TABLES, _CONFIG, _DEVICE_TLB = int(Target.TABLES), int(Target.CONFIG), int(Target.DEVICE_TLB)
+_TRANSLATIONS, _LEAF_ONLY = int(Target.LEAF | Target.TABLES), int(Hint.LEAF_ONLY)
+_ARCH_ID, _DEVICE = int(Valid.ARCH_ID), int(Valid.DEVICE)
 _RANGES = frozenset((Scope.RANGE, Scope.RANGE_ALL_PASIDS, Scope.RANGE_NO_PASID))
 _OF_PASID = frozenset((Scope.PASID, Scope.RANGE))
 _WITHOUT_PASID = frozenset((Scope.NO_PASID, Scope.RANGE_NO_PASID))
@@ -54,12 +59,22 @@ class Invalidation(NamedTuple):
     @property
     def translations(self) -> bool:
         """Whether the IOMMU's own translations are a target, of leaves or tables."""
-        return bool(self.targets & (Target.LEAF | Target.TABLES))
+        return bool(self.targets._value_ & _TRANSLATIONS)
 
     @property
     def leaves_only(self) -> bool:
         """Whether what is known of tables may stay."""
-        return not self.targets & Target.TABLES
+        return not self.targets._value_ & _TABLES
+
+    @property
+    def configuration(self) -> bool:
+        """Whether what was read of the way to tables is a target."""
+        return bool(self.targets._value_ & _CONFIG)
+
+    @property
+    def device_tlbs(self) -> bool:
+        """Whether the translations that devices have are a target."""
+        return bool(self.targets._value_ & _DEVICE_TLB)
 
     def reaches(self, pasid: int | None) -> bool:
         """Whether it is for requests with this PASID; None: for those without one."""
@@ -112,8 +127,10 @@ def _entries(entries: UserArray) -> Iterator[tuple[int, InvalidateV2]]:
         with suppress(UapiError):  # read one by one, those before the place that cannot be read are carried out
             raw = entries.packed(version, GENERIC)
     for index in range(entries.entry_num):
-        entry = version.from_bytes(raw, index * version.SIZE) if raw else entries.entry(index, version, GENERIC)
-        yield index, _upgrade(entry)
+        at = index * version.SIZE
+        one = raw[at : at + version.SIZE] if raw else entries.entry(index, version, GENERIC).to_bytes()
+        # Who speaks version 1 names no architecture's id and no device: it begins as version 2 does, and ends there.
+        yield index, InvalidateV2.from_bytes(one.ljust(InvalidateV2.SIZE, b"\0"))
 
 
 def _attempt(entries: UserArray, index: int, entry: InvalidateV2, do: Callable[[Invalidation], T]) -> T:
@@ -134,13 +151,6 @@ def _version(length: int) -> type[InvalidateV1] | type[InvalidateV2]:
     raise UapiError(EINVAL, f"no version of the generic invalidation has entries of {length} bytes")
 
 
-def _upgrade(entry: InvalidateV1 | InvalidateV2) -> InvalidateV2:
-    """The same request in the newest version: who speaks version 1 names no architecture's id and no device."""
-    if isinstance(entry, InvalidateV2):
-        return entry
-    return InvalidateV2(**{field: getattr(entry, field) for field in InvalidateV1.FIELDS})
-
-
 def _report(entries: UserArray, index: int, errno: int, outcome: Outcome) -> None:
     """Store what became of an entry, in a version that has room for that. EFAULT."""
     if entries.entry_len >= InvalidateV2.SIZE:
@@ -153,36 +163,39 @@ def decode(entry: InvalidateV2, index: int = 0) -> Invalidation:
     """What an entry asks for. EOPNOTSUPP: a value or bit that is not known; EINVAL: fields that do not go together;
     EOVERFLOW: a range that ends beyond the last address."""
     _known(entry, index)
-    scope, targets, hints = Scope(entry.scope), Target(entry.targets), Hint(entry.hints)
-    if not targets:
+    scope, targets, hints = _named(entry.scope, entry.targets, entry.hints)
+    if not entry.targets:
         raise UapiError(EINVAL, f"entry {index} names no cache")
-    if targets & Target.TABLES and hints & Hint.LEAF_ONLY:
+    if entry.targets & _TABLES and entry.hints & _LEAF_ONLY:
         raise UapiError(EINVAL, f"entry {index} is for tables, and says that only leaves changed")
-    if targets & Target.CONFIG and scope in _RANGES:
+    if entry.targets & _CONFIG and scope in _RANGES:
         raise UapiError(EINVAL, f"entry {index}: configuration has no addresses, but the scope is {scope.name}")
     pasid = entry.pasid if scope in _OF_PASID else None
     if entry.pasid >= _PASIDS or (pasid is None and entry.pasid):
         raise UapiError(EINVAL, f"entry {index} has PASID {entry.pasid:#x} in scope {scope.name}")
-    arch_id = entry.arch_id if entry.valid & Valid.ARCH_ID else None
-    device = entry.device if entry.valid & Valid.DEVICE else None
+    arch_id = entry.arch_id if entry.valid & _ARCH_ID else None
+    device = entry.device if entry.valid & _DEVICE else None
     if (arch_id is None and entry.arch_id) or (device is None and entry.device):
         raise UapiError(EINVAL, f"entry {index} has an id whose bit in `valid` is not set")
     window = _window(entry, scope, index)
     return Invalidation(scope, pasid, window, entry.granule_lg2, targets, hints, arch_id, device)
 
 
+@lru_cache(maxsize=1024)
+def _named(scope: int, targets: int, hints: int) -> tuple[Scope, Target, Hint]:
+    """Known values by their names. An enumeration is slow to find them, and most entries of a guest have the same."""
+    return Scope(scope), Target(targets), Hint(hints)
+
+
 def _known(entry: InvalidateV2, index: int) -> None:
     """EOPNOTSUPP: something that no version has a meaning for."""
-    unknown = (
-        ("scope", entry.scope if entry.scope not in _SCOPES else 0),
-        ("targets", entry.targets & ~_ALL_TARGETS),
-        ("hints", entry.hints & ~_ALL_HINTS),
-        ("reserved", entry.reserved),
-        ("valid", entry.valid & ~_ALL_VALID),
-    )
-    for field, value in unknown:
-        if value:
-            raise UapiError(EOPNOTSUPP, f"entry {index}: {field} has {value:#x}, which is not known")
+    scope = entry.scope if entry.scope not in _SCOPES else 0
+    targets, hints, valid = entry.targets & ~_ALL_TARGETS, entry.hints & ~_ALL_HINTS, entry.valid & ~_ALL_VALID
+    if not (scope | targets | hints | entry.reserved | valid):
+        return
+    unknown = {"scope": scope, "targets": targets, "hints": hints, "reserved": entry.reserved, "valid": valid}
+    field, value = next((field, value) for field, value in unknown.items() if value)
+    raise UapiError(EOPNOTSUPP, f"entry {index}: {field} has {value:#x}, which is not known")
 
 
 def _window(entry: InvalidateV2, scope: Scope, index: int) -> Range | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from softiommu.abi.generic_invalidation import Hint, Outcome, Scope, Target
+from softiommu.abi.generic_invalidation import Hint, Outcome, Scope
 from softiommu.drivers.smmuv3_queue import Command, atc_inv, every_atc
 from softiommu.hardware.smmuv3.commands import Address1, CfgiCd0, Leaf1, Op, Stream0, Va0, Vaa0, Vmid0, VmidAsid0
 
@@ -37,11 +37,11 @@ class Gathered:
 
     def take(self, sids: Sequence[int], asked: Invalidation) -> None:
         """The next entry: forget what is asked for of these streams."""
-        if asked.targets & Target.CONFIG:
+        if asked.configuration:
             self._commands += [_context(sid, asked) for sid in sids]
         if asked.translations:
             self._commands += _translations(self._vmid, self._asid_bits, asked)
-        if asked.targets & Target.DEVICE_TLB:
+        if asked.device_tlbs:
             cached = [sid for sid in sids if self._driver.routes.uses_ats(sid)]
             self._devices[self._taken] = [command for sid in cached for command in _device(sid, asked)]
         self._taken += 1
