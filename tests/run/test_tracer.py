@@ -302,7 +302,8 @@ print(flags(device))
 WITHOUT_PTRACE = f"""
 import ctypes, os, struct, sys
 op = lambda code, k, yes=0, no=0: struct.pack("=HBBI", code, yes, no, k)
-code = op(0x20, 4) + op(0x15, {AUDIT_ARCH}, 0, 3) + op(0x20, 0) + op(0x15, 101, 0, 1) + op(6, 0x50001) + op(6, 0x7FFF0000)
+code = op(0x20, 4) + op(0x15, {AUDIT_ARCH}, 0, 3) + op(0x20, 0) + op(0x15, 101, 0, 1)
+code += op(6, 0x50001) + op(6, 0x7FFF0000)
 class Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("code", ctypes.c_char_p))
 libc = ctypes.CDLL(None)

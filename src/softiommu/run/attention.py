@@ -1,8 +1,8 @@
 """Waiting for calls, signals, closes and the next look at mapped pages at once, while anything is mapped or traced.
 
-How long: pages that programs store into are looked at again after a quarter of the time in which nothing happened, and
-after 4 ms at most. Right after a store or a call that is at once, for a program that waits for its answer is about to
-ask again; and one who waits for a slow device waits a quarter longer.
+How long: pages that programs store into are looked at again after a quarter of the time in which nothing happened, but
+after 4 ms at most; after seconds of nothing that grows to 20 ms. Right after a store or a call it is at once, for a
+program that waits for its answer is about to ask again; one that takes its time waits a quarter longer.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from typing import NamedTuple
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _POLLIN, _POLLHUP = 1, 16
-_HOT, _MOST = 50_000, 4_000_000
+#: Nanoseconds: how long it is "right after"; the longest pause, and the longest after seconds of nothing.
+_HOT, _MOST, _IDLE = 50_000, 4_000_000, 20_000_000
+_QUARTER_LG2, _SECONDS_LG2 = 2, 8
 _SECOND = 1_000_000_000
 
 
@@ -32,6 +34,7 @@ class Heard(NamedTuple):
     call: bool
     hung_up: bool
     signals: bool
+    closed: bool
 
 
 class Attention:
@@ -51,9 +54,9 @@ class Attention:
             number = ctypes.get_errno()
             if number != EINTR:
                 raise OSError(number, "ppoll")
-            return Heard(False, False, False)
-        listener, signals, _ = (descriptor.revents for descriptor in self._fds)
-        return Heard(bool(listener & _POLLIN), bool(listener & _POLLHUP), bool(signals))
+            return Heard(False, False, False, False)
+        listener, signals, closers = (descriptor.revents for descriptor in self._fds)
+        return Heard(bool(listener & _POLLIN), bool(listener & _POLLHUP), bool(signals), bool(closers))
 
     def happened(self) -> None:
         """A program did something: it will do more soon."""
@@ -62,4 +65,6 @@ class Attention:
     def _pause(self) -> int:
         """Nanoseconds until the next look."""
         quiet = time.monotonic_ns() - self._last
-        return 0 if quiet < _HOT else min(quiet >> 2, _MOST)
+        if quiet < _HOT:
+            return 0
+        return min(quiet >> _QUARTER_LG2, max(_MOST, quiet >> _SECONDS_LG2), _IDLE)

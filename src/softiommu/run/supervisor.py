@@ -134,7 +134,7 @@ class Supervisor:
             heard = attention.wait(bool(self._pollers))
             if heard.signals:
                 self._take_signals()
-            if self._closers.poll(0):
+            if heard.closed:
                 self._guarded(self._session.descriptors.drain, "closing files")
             self._look(attention)
             if heard.call:
