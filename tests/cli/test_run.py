@@ -1,5 +1,6 @@
 """`softiommu run`: exit codes, streams, the log, and machines."""
 
+import json
 import signal
 import sys
 from pathlib import Path
@@ -150,6 +151,16 @@ def test_the_log_may_be_standard_error(softiommu):
 def test_a_log_that_cannot_be_written_is_told_before_the_program_starts(softiommu, tmp_path):
     ended = softiommu("run", "--log", str(tmp_path), "--", "echo", "started")
     assert ended == (2, "", f"softiommu: the log {tmp_path} cannot be written: Is a directory\n")
+
+
+def test_what_was_counted_is_told_at_the_end_whatever_the_program_died_of(softiommu, tmp_path):
+    file = tmp_path / "counts"
+    script = f"{sys.executable} {EXAMPLES / 'first_dma.py'}; kill -TERM $$"
+    assert softiommu("run", "--machine", "vtd", "--counts", str(file), "--", "sh", "-c", script).code == -signal.SIGTERM
+    told = json.loads(file.read_text())
+    assert told["calls"]["IOAS_MAP"] == 1
+    assert told["iommus"]["dmar0"]["walked"] > 0
+    assert told["invalidated"] == 0
 
 
 def test_the_program_inherits_nothing_of_ours(softiommu, tmp_path):

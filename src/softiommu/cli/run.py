@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from typing import TextIO
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
 from softiommu.errors import ConfigError
 from softiommu.iommufd.kernels import DEFAULT, KERNELS
+
+if TYPE_CHECKING:
+    from softiommu.machine.assemble import Machine
 
 _KERNELS = ", ".join(f"{name} (default)" if name == DEFAULT else name for name in KERNELS)
 
@@ -19,8 +24,9 @@ _KERNELS = ", ".join(f"{name} (default)" if name == DEFAULT else name for name i
 )
 @click.option("--kernel", "-k", default=None, help=f"The kernel version to present: {_KERNELS}.")
 @click.option("--log", "-l", metavar="FILE", help="Write each call as one line to FILE (-: standard error).")
+@click.option("--counts", "-c", metavar="FILE", help="Write what was counted, as JSON, when PROGRAM has ended.")
 @click.argument("program", nargs=-1, required=True, type=click.UNPROCESSED)
-def run(machine: str, kernel: str | None, log: str | None, program: tuple[str, ...]) -> None:
+def run(machine: str, kernel: str | None, log: str | None, counts: str | None, program: tuple[str, ...]) -> None:
     """Run PROGRAM on a machine in user space.
 
     PROGRAM is not changed and not told: it opens /dev/iommu and works. Its exit code, signals, terminal and standard
@@ -35,16 +41,32 @@ def run(machine: str, kernel: str | None, log: str | None, program: tuple[str, .
     world.on_message = lambda line: print(f"softiommu: kernel: {line}", file=sys.stderr, flush=True)
     call_log = None
     if log is not None:
-        call_log = CallLog(_open_log(log))
+        call_log = CallLog(_open(log, "log"))
         world.services.on_call = call_log.on_call
         world.on_refusal = call_log.refusal
-    sys.exit(supervisor.run(world, list(program), supervisor.RunOptions(log=call_log)))
+    options = supervisor.RunOptions(log=call_log)
+    if counts is not None:
+        options = options._replace(on_end=_counting(world, _open(counts, "file of counts")))
+    sys.exit(supervisor.run(world, list(program), options))
 
 
-def _open_log(path: str) -> TextIO:
+def _counting(world: Machine, out: TextIO) -> Callable[[], None]:
+    """Count what is done on a machine from now on; -> a function that writes it."""
+    from softiommu.machine.counts import Counts
+
+    counts = Counts(world)
+
+    def write() -> None:
+        json.dump(counts.told(), out, indent=2)
+        print(file=out, flush=True)
+
+    return write
+
+
+def _open(path: str, what: str) -> TextIO:
     if path == "-":
         return sys.stderr
     try:
         return open(path, "w", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
-        raise ConfigError(f"the log {path} cannot be written: {error.strerror}") from error
+        raise ConfigError(f"the {what} {path} cannot be written: {error.strerror}") from error
