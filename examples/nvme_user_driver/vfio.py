@@ -112,8 +112,9 @@ class Region:
         fcntl.ioctl(self._fd, GET_REGION_INFO, raw)
         at = struct.unpack_from("=I", raw, 12)[0]
         while at:
-            kind, _, following, count = struct.unpack_from("=HHII", raw, at)
+            kind, _, following = struct.unpack_from("=HHI", raw, at)
             if kind == SPARSE_MMAP:
+                count = struct.unpack_from("=I", raw, at + 8)[0]
                 return [struct.unpack_from("=QQ", raw, at + 16 + 16 * n) for n in range(count)]
             at = following
         return None

@@ -48,7 +48,7 @@ def test_regions_have_sizes_and_places():
     for index in range(PciRegion.VGA):
         info = rig.call(file, vfio.DEVICE_GET_REGION_INFO, vfio.RegionInfo(32, 9, index, 0, 9, 9))
         assert (info.flags, info.size) == expected.get(index, (0, 0))
-        assert info.offset == index << 40
+        assert info.offset == (16 + index) << 40
     for index in (PciRegion.VGA, 9, 0xFFFFFFFF):
         assert rig.errno(file, vfio.DEVICE_GET_REGION_INFO, vfio.RegionInfo(32, 0, index)) == EINVAL
     assert rig.errno(file, vfio.DEVICE_GET_REGION_INFO, vfio.RegionInfo(31)) == EINVAL

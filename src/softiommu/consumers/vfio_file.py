@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from softiommu.abi import vfio
 from softiommu.consumers.calls import Call, carry_out
 from softiommu.consumers.vfio_mappings import Mappings
-from softiommu.consumers.vfio_regions import REGION_SIZE
+from softiommu.consumers.vfio_regions import offset_of, place_of
 from softiommu.drivers.driver import copy_struct
 from softiommu.errors import UapiError
 from softiommu.hardware.pci import Mapping
@@ -38,7 +38,7 @@ class DeviceFile(File):
         self.device, self._services, self._grouped = device, services, grouped
         self._granted = False
         self._position = 0
-        self._mappings = Mappings(device.function, REGION_SIZE)
+        self._mappings = Mappings(device.function, offset_of)
 
     def _open(self) -> OpenFunction:
         """The device, if this file has it. EINVAL: not bound."""
@@ -80,7 +80,7 @@ class DeviceFile(File):
         at = self._position if offset is None else offset
         count = pci.regions.room(at, count)
         done = pci.regions.write(at, caller.read(va, count))
-        if at < _BARS * REGION_SIZE:
+        if pci.regions.bar_at(at) is not None:
             pci.show()
         else:
             pci.refresh()
@@ -120,7 +120,8 @@ class DeviceFile(File):
 
     def is_trapped(self, offset: int) -> bool:
         """Whether a BAR's accesses come one by one."""
-        bar = self.device.function.bars[offset // REGION_SIZE] if offset < _BARS * REGION_SIZE else None
+        index, _ = place_of(offset)
+        bar = self.device.function.bars[index] if index < _BARS else None
         return bar is not None and bar.mapping is Mapping.TRAPPED
 
     def load(self, offset: int, width: int) -> int:

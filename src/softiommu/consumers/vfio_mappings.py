@@ -15,16 +15,18 @@ from softiommu.errors import ModelError
 from softiommu.hardware.pci import Mapping
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from softiommu.hardware.pci import Function
 
 _ONES = b"\xff"
 
 
 class Mappings:
-    """The mappings of one open file. `region` is how far regions lie apart in it."""
+    """The mappings of one open file. `offset_of` says where a BAR begins in it."""
 
-    def __init__(self, function: Function, region: int) -> None:
-        bars = [Place(index, index * region, bar) for index, bar in enumerate(function.bars) if bar is not None]
+    def __init__(self, function: Function, offset_of: Callable[[int], int]) -> None:
+        bars = [Place(index, offset_of(index), bar) for index, bar in enumerate(function.bars) if bar is not None]
         self._level = [place for place in bars if place.bar.mapping is Mapping.LEVEL]
         trapped = [place.start for place in bars if place.bar.mapping is Mapping.TRAPPED]
         self._size = max((place.start + pages(place.bar.size) for place in self._level), default=0)

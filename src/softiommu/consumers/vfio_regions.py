@@ -30,12 +30,24 @@ if TYPE_CHECKING:
     from softiommu.hardware.pci import Bar, Function
     from softiommu.memory.files import MmapRequest
 
-#: Where a region begins in the file: its index, shifted.
 _OFFSET_LG2 = 40
-REGION_SIZE = 1 << _OFFSET_LG2
+#: Where the first region begins, in regions. vfio-pci has it at 0, and takes index << 40 as we do, too. But accesses to
+#: small offsets of a descriptor that was passed by a socket do not come to us: `run.seccomp` goes by large offsets.
+_FIRST = 16
 _CAP_VERSION = 1
 _MAP_SHARED = 1
 _WIDTHS = (8, 4, 2, 1)
+
+
+def offset_of(index: int) -> int:
+    """Where a region begins in the file."""
+    return (_FIRST + index) << _OFFSET_LG2
+
+
+def place_of(offset: int) -> tuple[int, int]:
+    """The region at a file offset, and the offset in it."""
+    region, at = divmod(offset, 1 << _OFFSET_LG2)
+    return region - _FIRST if region >= _FIRST else region, at
 
 
 class Regions:
@@ -54,6 +66,10 @@ class Regions:
     def _bar(self, index: int) -> Bar | None:
         return self._function.bars[index] if index <= PciRegion.BAR5 else None
 
+    def bar_at(self, offset: int) -> Bar | None:
+        """The BAR at a file offset."""
+        return self._bar(place_of(offset)[0])
+
     # VFIO_DEVICE_GET_REGION_INFO
 
     def info(self, call: Call) -> None:
@@ -64,7 +80,7 @@ class Regions:
         cmd = call.struct(RegionInfo)
         if cmd.index >= PciRegion.VGA:
             raise UapiError(EINVAL, f"there is no region {cmd.index}")
-        cmd.offset, cmd.flags, cmd.size = cmd.index << _OFFSET_LG2, 0, 0
+        cmd.offset, cmd.flags, cmd.size = offset_of(cmd.index), 0, 0
         bar, caps = self._bar(cmd.index), b""
         if cmd.index == PciRegion.CONFIG:
             cmd.size, cmd.flags = self._config.size, int(RegionFlags.READ | RegionFlags.WRITE)
@@ -99,8 +115,8 @@ class Regions:
 
     def check_mmap(self, request: MmapRequest) -> Bar:
         """The BAR that is to be mapped. EINVAL: it cannot be, or not so."""
-        index, at = divmod(request.offset, REGION_SIZE)
-        bar = self._bar(index)
+        index, at = place_of(request.offset)
+        bar = self._bar(index) if request.offset >= offset_of(0) else None
         if not request.flags & _MAP_SHARED:
             raise UapiError(EINVAL, "a region is mapped with MAP_SHARED")
         if bar is None or bar.mapping is Mapping.NONE:
@@ -116,7 +132,7 @@ class Regions:
 
     def load(self, offset: int, width: int) -> int:
         """A load from a mapping: one access of the bus where it is aligned. EIO: the device's memory is off."""
-        region, at = divmod(offset, REGION_SIZE)
+        region, at = place_of(offset)
         if at % width:
             return int.from_bytes(self.read(offset, width).ljust(width, b"\xff"), "little")
         self._check_enabled(region)
@@ -126,7 +142,7 @@ class Regions:
 
     def store(self, offset: int, width: int, value: int) -> None:
         """A store to a mapping: one access of the bus where it is aligned. EIO: the device's memory is off."""
-        region, at = divmod(offset, REGION_SIZE)
+        region, at = place_of(offset)
         if at % width:
             self.write(offset, value.to_bytes(width, "little")[: self.room(offset, width)])
             return
@@ -144,7 +160,7 @@ class Regions:
     def room(self, offset: int, count: int) -> int:
         """How many bytes an access to `count` bytes at a file offset moves. EINVAL: no region is there; EFAULT: past
         the end of configuration space."""
-        region, at = divmod(offset, REGION_SIZE)
+        region, at = place_of(offset)
         if region == PciRegion.CONFIG:
             self._config.check(at, count)
             return count
@@ -156,7 +172,7 @@ class Regions:
     def read(self, offset: int, count: int) -> bytes:
         """The bytes at a file offset: fewer at the end of a region. EINVAL; EIO: the device's memory is off."""
         count = self.room(offset, count)
-        region, at = divmod(offset, REGION_SIZE)
+        region, at = place_of(offset)
         if region == PciRegion.CONFIG:
             return self._config.read(at, count)
         data = b""
@@ -168,7 +184,7 @@ class Regions:
 
     def write(self, offset: int, data: bytes) -> int:
         """Store bytes at a file offset, as many as `room` says. EINVAL; EIO: the device's memory is off."""
-        region, at = divmod(offset, REGION_SIZE)
+        region, at = place_of(offset)
         if region == PciRegion.CONFIG:
             return self._config.write(at, data)
         for place, width, hidden in self._accesses(region, at, len(data)):
