@@ -14,7 +14,7 @@ from softiommu.errors import UapiError
 from softiommu.memory.client import PAGE_SIZE
 
 _F_GET_SEALS = 1034
-_LARGE_FILE = 512 << 20
+_LARGE_FILE = 64 << 20
 
 
 def _has_seals(fd: int) -> bool:

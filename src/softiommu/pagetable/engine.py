@@ -15,8 +15,8 @@ from softiommu.pagetable.walk import Tree, Walk, signed, skipped, span_lg2, walk
 if TYPE_CHECKING:
     from softiommu.memory.physical import PhysicalMemory
 
-#: A change of more pages than this is worth loading the compiled kernels (5 ms of plain Python).
-PLAIN_PAGES = 4096
+#: A change of more leaves than this is worth loading the compiled kernels (5 ms of plain Python).
+PLAIN_LEAVES = 4096
 #: Triples that a kernel reports at once, plain and compiled.
 _FEW, _MANY = 64, 4096
 
@@ -91,10 +91,11 @@ class PageTable:
         self._owns_root = root is None
         self.root = memory.alloc(root_bytes, max(root_bytes, 4096)) if root is None else root
         self._tables: set[int] = set()
-        self._pages = 0
+        #: How many leaves there are.
+        self._count = 0
 
-    def _kernels(self, pages: int) -> _Kernels:
-        if self.compiled if self.compiled is not None else pages > PLAIN_PAGES:
+    def _kernels(self, leaves: int) -> _Kernels:
+        if self.compiled if self.compiled is not None else leaves > PLAIN_LEAVES:
             import numpy as np
 
             from softiommu.pagetable import jit
@@ -111,7 +112,8 @@ class PageTable:
         t = self.table
         if (iova + length - 1) >> t.input_bits or (oa + length - 1) >> t.output_bits:
             return OUT_OF_RANGE, 0
-        kernels = self._kernels(length >> t.granule_lg2)
+        leaves = self._leaves_in(iova, oa, length)
+        kernels = self._kernels(leaves)
         done, tables = 0, 0
         while True:
             fresh = self._stock(tables)
@@ -126,8 +128,20 @@ class PageTable:
             if status != NEED_TABLES:
                 break
             tables = min(max(t.top, 8 * tables), 4096)
-        self._pages += done >> t.granule_lg2
+        self._count += leaves if done == length else self._leaves_in(iova, oa, done)
         return status, done
+
+    def _leaves_in(self, iova: int, oa: int, length: int) -> int:
+        """How many leaves a run takes."""
+        granule, leaves = self.table.granule_lg2, 0
+        if length >> granule == 1:
+            return 1
+        while length >> granule:
+            lg2 = mapper.best_size(self.table, iova, oa, length, self.sizes)
+            run = min(length, mapper.until_larger(iova, lg2, self.sizes)) >> lg2
+            leaves, length = leaves + run, length - (run << lg2)
+            iova, oa = iova + (run << lg2), oa + (run << lg2)
+        return leaves
 
     def _stock(self, count: int) -> list[int]:
         """Up to `count` new tables: as many as there is memory for."""
@@ -151,7 +165,7 @@ class PageTable:
         """Remove every leaf that the range meets. A leaf that is cut goes whole, as the kernel's drivers do it."""
         t = self.table
         page, last = self._window(iova, iova + length - 1)
-        kernels = self._kernels(min(last - page + 1, self._pages))
+        kernels = self._kernels(min(last - page + 1, self._count))
         path, ranges, tables = kernels.array([0] * (t.top + 1)), [], []
         while page <= last:
             leaves, gone = kernels.report(), kernels.report()
@@ -159,7 +173,7 @@ class PageTable:
             ranges += self._runs(leaves)
             tables += [self._table_range(*triple) for triple in _triples(gone)]
         removed = sum(run.length for run in ranges)
-        self._pages -= removed >> t.granule_lg2
+        self._count -= sum(run.length >> run.lg2 for run in ranges)
         self._tables.difference_update(table.pa for table in tables)
         return Removed(removed, ranges, tables)
 
@@ -239,7 +253,7 @@ class PageTable:
         """The leaves in the range that were written since they were cleared; a TLB flush must follow a clear."""
         t = self.table
         page, end = self._window(first, last)
-        kernels = self._kernels(min(end - page + 1, self._pages))
+        kernels = self._kernels(min(end - page + 1, self._count))
         path, written = kernels.array([0] * (t.top + 1)), []
         while page <= end:
             found = kernels.report()
