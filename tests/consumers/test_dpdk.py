@@ -4,6 +4,8 @@ It finds the device in sysfs, takes it by its group and a type 1 container, maps
 looks at what was copied. The packages (dpdk-dev, librte-dma-ioat23) are 100 MiB: these tests run where they are there.
 """
 
+import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -13,13 +15,21 @@ import pytest
 
 PROGRAMS = ("dpdk-test", "dpdk-testpmd")
 DRIVERS = list(Path("/usr/lib").glob("*/dpdk/pmds-*/librte_dma_ioat.so"))
-pytestmark = pytest.mark.skipif(
-    not DRIVERS or not all(map(shutil.which, PROGRAMS)),
-    reason="needs Debian's packages dpdk-dev and librte-dma-ioat23",
-)
+MEBIBYTES = 128
+PINNABLE = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+pytestmark = [
+    pytest.mark.skipif(
+        not DRIVERS or not all(map(shutil.which, PROGRAMS)),
+        reason="needs Debian's packages dpdk-dev and librte-dma-ioat23",
+    ),
+    pytest.mark.skipif(
+        os.geteuid() != 0 and 0 <= PINNABLE < MEBIBYTES << 20,
+        reason=f"its memory is pinned: needs root, or RLIMIT_MEMLOCK of {MEBIBYTES} MiB",
+    ),
+]
 
 #: Options of its environment: memory without huge pages, and no files that other instances could meet.
-ALONE = ("--no-huge", "-m", "128", "--no-shconf", "--no-telemetry", "-l", "0,1")
+ALONE = ("--no-huge", "-m", str(MEBIBYTES), "--no-shconf", "--no-telemetry", "-l", "0,1")
 ADDRESSES = ("0000:00:09.0", "0000:00:0a.0")
 MACHINE = """
 name = "dpdk"
