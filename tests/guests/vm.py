@@ -28,6 +28,8 @@ from softiommu.guest.folder import DEFAULT, Folder, find
 #: Seconds. A guest boots in 3 on an idle machine.
 BOOT, COMMAND, LEAVE = 90, 120, 60
 _ROOT = Path(__file__).parents[2]
+#: QMP wants booleans where the command line has these words.
+_SWITCH: dict[str, object] = {"on": True, "off": False}
 
 
 def need_guests() -> Folder:
@@ -207,7 +209,8 @@ class Vm:
     def plug(self, device: str) -> None:
         """Add a device, told as for `-device`."""
         driver, *rest = device.split(",")
-        self.qmp("device_add", driver=driver, **dict(part.split("=", 1) for part in rest))
+        words = dict(part.split("=", 1) for part in rest)
+        self.qmp("device_add", driver=driver, **{key: _SWITCH.get(word, word) for key, word in words.items()})
 
     # The end
 

@@ -61,10 +61,13 @@ def root_port(number: int) -> list[str]:
     return ["-device", f"pcie-root-port,id=port{number},chassis={number + 1},slot={number + 1}"]
 
 
-def passed(address: str, name: str, bus: str | None = None, iommufd: bool = True) -> str:
-    """The value of `-device` (and of QMP's device_add) that passes on a device; by its group without `iommufd`."""
+def passed(address: str, name: str, bus: str | None = None, iommufd: bool = True, mapped: bool = False) -> str:
+    """The value of `-device` (and of QMP's device_add) that passes on a device; by its group without `iommufd`.
+
+    `mapped` lets QEMU map BARs, as it does unless told otherwise; a doorbell is then seen later than when it is told.
+    """
     parts = [f"vfio-pci,host={address}", f"id={name}"]
-    parts += [f"bus={bus}"] * (bus is not None) + [f"iommufd={IOMMUFD}"] * iommufd
+    parts += [f"bus={bus}"] * (bus is not None) + [f"iommufd={IOMMUFD}"] * iommufd + ["x-no-mmap=on"] * (not mapped)
     return ",".join(parts)
 
 
