@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -217,6 +218,13 @@ class Vm:
     def leave(self, timeout: float = LEAVE) -> int:
         """Let the guest power off; -> the status with which all ended."""
         self.start("leave")
+        return self.process.wait(timeout)
+
+    def kill(self, timeout: float = LEAVE) -> int:
+        """Kill QEMU outright; -> the status with which all ended."""
+        pid = self.process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        os.kill(int(children[0]) if children else pid, signal.SIGKILL)
         return self.process.wait(timeout)
 
     def close(self) -> None:
