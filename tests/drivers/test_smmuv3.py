@@ -509,3 +509,22 @@ AnyOrder.TestCase.settings = settings(
     max_examples=50, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
 )
 test_a_device_reaches_exactly_what_its_domain_holds = AnyOrder.TestCase
+
+
+@pytest.mark.parametrize(
+    ("identity", "keys", "recovers"),
+    [
+        (FULL, {"ats": True, "pri": True}, True),
+        (FULL, {"ats": True}, False),
+        (FULL, {"pri": True}, False),
+        (FULL, {"stalls": True}, True),
+        (FULL, {"ats": True, "stalls": True}, False),  # its requests for translations are answered, never held
+        (FORCED, {}, True),
+        (FORCED, {"ats": True}, False),
+        (FORCED._replace(idr0=FORCED.idr0.replace(ATS=0, PRI=0, ATSRECERR=0)), {"ats": True, "pri": True}, True),
+        (QEMU, {"ats": True, "pri": True, "stalls": True}, False),
+    ],
+)
+def test_faults_are_recoverable_for_who_asks_for_pages_or_is_held(identity, keys, recovers):
+    device = rig(identity)[1].device(Function("edu", (0x20,), **keys))
+    assert device.features.page_faults == recovers

@@ -142,9 +142,11 @@ class Routes:
                 stream.set_ats = function.set_ats
 
     def _may_stall(self, function: Function) -> bool:
-        """Whether a function waits for pages without asking for them."""
-        asks = function.pri and function.ats and self._idr0.PRI and self._idr0.ATS
-        return not asks and (self._idr0.STALL_MODEL == 2 or (self._idr0.STALL_MODEL == 0 and function.stalls))
+        """Whether a function waits for pages without asking for them. One with a TLB of its own does not: what it
+        asks for is answered, also that there is nothing."""
+        if function.ats and self._idr0.ATS:
+            return False
+        return self._idr0.STALL_MODEL == 2 or (self._idr0.STALL_MODEL == 0 and function.stalls)
 
     def stalls(self, sid: int) -> bool:
         """Whether transactions of a stream stall where a page is missing."""
