@@ -2,53 +2,15 @@
 
 import pytest
 from nvme_driver import FLUSH, READ, WRITE, Driver
+from paging_platform import PAGE, Platform, allow
 
 from softiommu.hardware.bus import Port
 from softiommu.hardware.devices.nvme.controller import Nvme
 from softiommu.hardware.devices.nvme.namespace import Namespace, RamBacking
-from softiommu.hardware.iommu import ALL, ResponseCode, Translation
 from softiommu.hardware.pci_config import ExtendedId
 from softiommu.memory.physical import PhysicalMemory
 
 DATA_TRANSFER_ERROR = 0x04
-PAGE = 4096
-
-
-class Platform:
-    """An IOMMU that serves ATS, and the software that answers: what is in `present` is there; `answer`, where
-    it is not None, answers requests at once."""
-
-    def __init__(self):
-        self.present, self.wanted = set(), []
-        self.answer = None
-
-    def connect(self, sid, endpoint):
-        self.endpoint = endpoint
-
-    def ats_translate(self, sid, iova, want, pasid=None, privileged=False):
-        return Translation(iova, 12, ALL if iova // PAGE in self.present else 0)
-
-    def translate(self, sid, iova, want, pasid=None, privileged=False):
-        return Translation(iova, 12, ALL)
-
-    def admit_translated(self, sid, pa, want, pasid=None):
-        return Translation(pa, 12, ALL)
-
-    def page_request(self, request):
-        self.wanted.append(request)
-        if self.answer is not None:
-            self.answer(request)
-
-    def supply(self, request):
-        """Make the page present."""
-        self.present.add(request.iova // PAGE)
-        self.respond(request)
-
-    def respond(self, request, code=ResponseCode.SUCCESS):
-        self.endpoint.page_response(None, request.group, code)
-
-    def refuse(self, request):
-        self.respond(request, ResponseCode.INVALID)
 
 
 class Rig(Driver):
@@ -60,18 +22,12 @@ class Rig(Driver):
         port = Port(memory, 0x38, self.platform)
         self.nvme = Nvme(port, [Namespace(RamBacking(1 << 20))], ats=self.platform)
         super().__init__(self.nvme.function, memory)
-        self.allow()
+        allow(self.function)
         self.platform.answer = self.platform.supply
         assert self.enable() == 1
         self.make_queues()
         assert self.run(1, FLUSH, 1).status == 0
         self.platform.wanted.clear()
-
-    def allow(self, ats=True):
-        config, find = self.function.write_config, self.function.find_capability
-        config(find(ExtendedId.PRI) + 12, 4, 1)
-        config(find(ExtendedId.PRI) + 4, 2, 1)
-        config(find(ExtendedId.ATS) + 6, 2, ats << 15)
 
     def start(self, opcode, lba, pages):
         """A command of one block a page of data, with nobody waiting for it."""
@@ -79,15 +35,6 @@ class Rig(Driver):
         cid = self.push(self.rings[1], opcode, 1, prp1=prp1, prp2=prp2, dword10=lba, dword12=len(pages) * 8 - 1)
         self.ring_doorbell(self.rings[1])
         return cid
-
-    def forget(self, *pages):
-        """Software takes pages away."""
-        for page in pages:
-            self.platform.present.discard(page // PAGE)
-            self.platform.endpoint.invalidate(None, page, page + PAGE - 1)
-
-    def asked(self):
-        return [request.iova for request in self.platform.wanted]
 
 
 @pytest.fixture
@@ -102,8 +49,8 @@ def test_an_answer_at_once_is_not_noticed(rig):
     assert rig.io(WRITE, 0, 24, source).status == 0
     assert rig.io(READ, 0, 24, target).status == 0
     assert [rig.load(page, PAGE) for page in target] == [rig.load(page, PAGE) for page in source]
-    assert set(source + target) <= set(rig.asked())
-    assert len(rig.asked()) == len(set(rig.asked()))
+    assert set(source + target) <= set(rig.platform.asked())
+    assert len(rig.platform.asked()) == len(set(rig.platform.asked()))
 
 
 def test_a_command_waits_until_it_is_answered(rig):
@@ -113,7 +60,7 @@ def test_a_command_waits_until_it_is_answered(rig):
     rig.platform.answer = None
     cid = rig.start(WRITE, 8, pages)
     for count, page in enumerate(pages, 1):
-        assert rig.asked() == pages[:count]
+        assert rig.platform.asked() == pages[:count]
         assert rig.peek(rig.rings[1]) is None
         rig.platform.supply(rig.platform.wanted[-1])
         assert page // PAGE in rig.platform.present
@@ -129,18 +76,18 @@ def test_what_comes_meanwhile_waits_too_and_asks_for_nothing(rig):
     first = rig.start(READ, 0, [page])
     second = rig.push(rig.rings[1], FLUSH, 1)
     rig.ring_doorbell(rig.rings[1])
-    assert rig.asked() == [page]
+    assert rig.platform.asked() == [page]
     rig.platform.supply(rig.platform.wanted[0])
     assert [rig.pop(rig.rings[1]).cid for _ in range(2)] == [first, second]
 
 
 def test_a_completion_is_not_lost_when_its_queue_is_not_there(rig):
     ring = rig.rings[1]
-    rig.forget(ring.completions)
+    rig.platform.forget(ring.completions)
     rig.platform.answer = None
     cid = rig.push(ring, FLUSH, 1)
     rig.ring_doorbell(ring)
-    assert rig.asked() == [ring.completions]
+    assert rig.platform.asked() == [ring.completions]
     assert rig.peek(ring) is None
     rig.platform.supply(rig.platform.wanted[0])
     done = rig.pop(ring)
@@ -171,7 +118,7 @@ def test_a_page_that_stays_missing_in_spite_of_good_answers_is_given_up(rig, at_
         rig.platform.respond(rig.platform.wanted[answered])
         answered += 1
     assert rig.pop(rig.rings[1]).status == DATA_TRANSFER_ERROR
-    assert set(rig.asked()) == {page}
+    assert set(rig.platform.asked()) == {page}
     rig.platform.answer = rig.platform.supply
     assert rig.io(READ, 0, 8, [page]).status == 0
 
@@ -185,7 +132,7 @@ def test_a_reset_ends_the_waiting(rig):
     rig.platform.respond(late)
     assert rig.function.read_config(rig.function.find_capability(ExtendedId.PRI) + 6, 2) & 2  # an unexpected group
     rig.function.write_config(4, 2, 6)
-    rig.allow()
+    allow(rig.function)
     rig.platform.answer = rig.platform.supply
     assert rig.enable() == 1
     rig.make_queues()
@@ -196,10 +143,10 @@ def test_without_ats_nothing_is_asked_and_nothing_is_waited_for(rig):
     page, other = rig.alloc(), rig.alloc()
     rig.platform.answer = None
     rig.start(READ, 0, [page])
-    rig.allow(ats=False)
+    allow(rig.function, ats=False)
     rig.ring_doorbell(rig.rings[1])
     assert rig.pop(rig.rings[1]).status == 0
-    rig.allow()
+    allow(rig.function)
     rig.platform.wanted.clear()
     rig.start(READ, 0, [other])
-    assert rig.asked() == [other]
+    assert rig.platform.asked() == [other]

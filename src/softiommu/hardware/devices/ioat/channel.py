@@ -3,11 +3,15 @@
 DMACOUNT says how many descriptors of the chain there are, modulo 2**16; the channel runs those that it has not run,
 when that register is written. A chain may be a ring: it is the count that ends the work. A descriptor that writes
 DMACOUNT could go on for ever, so one access runs no more than `BURST`, and the next one of this channel goes on.
+
+A channel that asks software for missing pages stays where it is until that has answered.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 from softiommu.hardware.bus import DmaError, Port
 from softiommu.hardware.devices.ioat.descriptors import DESCRIPTOR_SIZE, Descriptor, FillControl
@@ -22,13 +26,15 @@ from softiommu.hardware.devices.ioat.registers import (
     State,
     Value16,
 )
+from softiommu.hardware.paging import PageMissing, PagingPort
 
 #: Most descriptors that run in one access: any count, and a little.
 BURST = 1 << 16
 
 _COUNTS = 1 << 16
 _ADDRESSES = 1 << 64
-_PATTERN = 8
+#: Bytes that a fill repeats, and of CHANSTS.
+_PATTERN, _STATUS = 8, 8
 
 
 class ChannelError(Exception):
@@ -39,10 +45,24 @@ class ChannelError(Exception):
         self.errors = errors
 
 
+class Job(NamedTuple):
+    """A descriptor that can be run, and the bytes that it stores: none if it is a null descriptor."""
+
+    descriptor: Descriptor
+    data: bytes
+
+
+class Notice(NamedTuple):
+    """What software is to be told: by CHANSTS in memory, if any, and then by an interrupt."""
+
+    status: ChannelStatus | None
+    interrupt: bool
+
+
 class Channel:
     """One channel. `interrupt` tells the engine that it has one, `refuse` people why it halts."""
 
-    def __init__(self, port: Port, interrupt: Callable[[], None], refuse: Callable[[str], None]) -> None:
+    def __init__(self, port: Port | PagingPort, interrupt: Callable[[], None], refuse: Callable[[str], None]) -> None:
         self._port, self._interrupt, self._refuse = port, interrupt, refuse
         self.registers = ChannelRegisters(self)
         self._state = State.HALTED
@@ -50,6 +70,9 @@ class Channel:
         self._completed = self._next = self._done = 0
         #: Whether none of the chain was.
         self._fresh = True
+        #: The descriptor that is being run, and what was not told yet.
+        self._job: Job | None = None
+        self._notices: deque[Notice] = deque()
         #: An interrupt that INT_DISABLE holds back.
         self._held = False
         #: Which chain this is: a descriptor's own DMA may end it.
@@ -67,9 +90,10 @@ class Channel:
         """As after power-on."""
         self.registers.reset()
         self._restart(State.HALTED, 0)
+        self._notices.clear()
         self._held = False
 
-    def on_read_CHANSTS(self) -> int:
+    def on_read_CHANSTS(self) -> ChannelStatus:
         """The state, and how far the channel is."""
         return ChannelStatus.of(STATE=self._state, COMPLETED=self._completed >> 6)
 
@@ -98,6 +122,7 @@ class Channel:
             self._resume()
         elif new:
             self._halt(Errors.of(COMMAND=1), f"{new!r} is no command")
+            self.work()
 
     def _reset(self) -> None:
         """Errors stay until software says that it has seen them."""
@@ -118,7 +143,7 @@ class Channel:
         self.registers.DMACOUNT = Value16(0)
         self._state, self._next = state, first
         self._completed = self._done = 0
-        self._fresh = True
+        self._fresh, self._job = True, None
         self._chain += 1
 
     def on_write_DMACOUNT(self, old: Value16, new: Value16) -> None:
@@ -139,95 +164,112 @@ class Channel:
         self._working = True
         try:
             for _ in range(BURST):
-                if self._state is not State.ACTIVE:
+                if self._notices:
+                    self._tell(self._notices.popleft())
+                elif self._state is State.ACTIVE:
+                    self._step()
+                else:
                     break
-                self._step()
+        except PageMissing:
+            pass  # the answer calls again
         finally:
             self._working = False
 
     def _step(self) -> None:
         at, chain = self._next, self._chain
         try:
-            descriptor = self._fetch(at)
-            self._run(descriptor)
+            job = self._job = self._job or self._load(self._fetch(at))
+            if job.data:
+                self._write(job.descriptor.destination, job.data, Errors.of(WRITE_DATA=1))
         except ChannelError as error:
             if chain == self._chain:
                 self._halt(error.errors, f"the descriptor at {at:#x}: {error}")
             return
         if chain == self._chain:
-            self._complete(at, descriptor)
+            self._complete(at, job.descriptor)
 
     def _fetch(self, at: int) -> Descriptor:
         """A descriptor, which must be one that can be run."""
         chain = Errors.of(CHAIN_ADDRESS=1) if self._fresh else None
         if at % DESCRIPTOR_SIZE:
             raise ChannelError(chain or Errors.of(NEXT_ALIGNMENT=1), f"it is at no multiple of {DESCRIPTOR_SIZE}")
-        try:
-            descriptor = Descriptor.from_bytes(self._port.read(at, DESCRIPTOR_SIZE))
-        except DmaError as error:
-            raise ChannelError(chain or Errors.of(NEXT_ADDRESS=1), str(error)) from error
+        descriptor = Descriptor.from_bytes(self._read(at, DESCRIPTOR_SIZE, chain or Errors.of(NEXT_ADDRESS=1)))
         if not descriptor.valid:
             raise ChannelError(Errors.of(CONTROL=1), f"there is no such operation: {descriptor.control!r}")
         if not 1 <= descriptor.size <= 1 << XFERCAP:  # of null descriptors, too: drivers give them one byte
             raise ChannelError(Errors.of(LENGTH=1), f"{descriptor.size:#x} bytes: 1..{1 << XFERCAP:#x} are possible")
         return descriptor
 
-    def _run(self, descriptor: Descriptor) -> None:
-        """Copy or fill: nothing is stored unless all data arrived."""
+    def _load(self, descriptor: Descriptor) -> Job:
+        """What a descriptor stores. Nothing is stored unless all of it is there."""
         size, control = descriptor.size, descriptor.control
         if isinstance(control, FillControl):
             pattern = descriptor.source.to_bytes(_PATTERN, "little")
             data = (pattern * -(-size // _PATTERN))[:size]
         elif control.NULL:
-            return
+            return Job(descriptor, b"")
+        elif descriptor.source + size > _ADDRESSES:
+            raise ChannelError(Errors.of(SOURCE_ADDRESS=1), "the source goes past 2**64")
         else:
-            data = self._load(descriptor.source, size)
+            data = self._read(descriptor.source, size, Errors.of(READ_DATA=1))
         if descriptor.destination + size > _ADDRESSES:
             raise ChannelError(Errors.of(DESTINATION_ADDRESS=1), "the destination goes past 2**64")
-        try:
-            self._port.write(descriptor.destination, data)
-        except DmaError as error:
-            raise ChannelError(Errors.of(WRITE_DATA=1), str(error)) from error
+        return Job(descriptor, data)
 
-    def _load(self, source: int, size: int) -> bytes:
-        if source + size > _ADDRESSES:
-            raise ChannelError(Errors.of(SOURCE_ADDRESS=1), "the source goes past 2**64")
+    def _read(self, iova: int, size: int, errors: Errors) -> bytes:
+        """Bytes of memory. PageMissing; ChannelError with `errors`: they cannot be read."""
         try:
-            return self._port.read(source, size)
+            return self._port.read(iova, size)
+        except PageMissing:
+            raise
         except DmaError as error:
-            raise ChannelError(Errors.of(READ_DATA=1), str(error)) from error
+            raise ChannelError(errors, str(error)) from error
+
+    def _write(self, iova: int, data: bytes, errors: Errors) -> None:
+        """Store bytes. PageMissing; ChannelError with `errors`: they cannot be stored."""
+        try:
+            self._port.write(iova, data)
+        except PageMissing:
+            raise
+        except DmaError as error:
+            raise ChannelError(errors, str(error)) from error
 
     def _complete(self, at: int, descriptor: Descriptor) -> None:
         """A descriptor was run: count it, and tell who wants to know."""
-        self._completed, self._next, self._fresh = at, descriptor.next, False
+        self._completed, self._next, self._fresh, self._job = at, descriptor.next, False, None
         self._done = (self._done + 1) % _COUNTS
         if self._state is State.ACTIVE and not self._waiting:
             self._state = State.IDLE
-        try:
-            if descriptor.control.COMPLETION_WRITE:
-                self._write_status()
-        except DmaError as error:
-            self._halt(Errors.of(COMPLETION_ADDRESS=1), f"a completion cannot be written: {error}")
-            return
-        if descriptor.control.INTERRUPT:
-            self._signal()
-
-    def _write_status(self) -> None:
-        """Store CHANSTS where software looks for it. DmaError."""
-        self._port.write(int(self.registers.CHANCMP), self.on_read_CHANSTS().to_bytes(8, "little"))
+        control = descriptor.control
+        if control.COMPLETION_WRITE or control.INTERRUPT:
+            status = self.on_read_CHANSTS() if control.COMPLETION_WRITE else None
+            self._notices.append(Notice(status, bool(control.INTERRUPT)))
 
     def _halt(self, errors: Errors, why: str) -> None:
         """Stop at an error, and tell as software asked to be told. CHANERRMSK keeps interrupts away, not the halt."""
-        self._state = State.HALTED
+        self._state, self._job = State.HALTED, None
         self._refuse(f"halts, {errors!r}: {why}")
         registers = self.registers
         registers.CHANERR = Errors(registers.CHANERR | errors)
+        status = self.on_read_CHANSTS() if registers.CHANCTRL.ERR_COMPLETION_EN else None
+        interrupt = registers.CHANCTRL.ERR_INT_EN and errors & ~registers.CHANERRMSK
+        self._notices.append(Notice(status, bool(interrupt)))
+
+    def _tell(self, notice: Notice) -> None:
+        """Store CHANSTS where software looks for it, and interrupt. PageMissing: it is told later."""
         try:
-            if registers.CHANCTRL.ERR_COMPLETION_EN:
-                self._write_status()
-        except DmaError:
-            registers.CHANERR = registers.CHANERR.replace(COMPLETION_ADDRESS=1)
-        if registers.CHANCTRL.ERR_INT_EN and errors & ~registers.CHANERRMSK:
+            if notice.status is not None:
+                data = notice.status.to_bytes(_STATUS, "little")
+                self._write(int(self.registers.CHANCMP), data, Errors.of(COMPLETION_ADDRESS=1))
+        except PageMissing:
+            self._notices.appendleft(notice)
+            raise
+        except ChannelError as error:
+            if self._state is not State.HALTED:
+                self._halt(error.errors, f"a completion cannot be written: {error}")
+                return
+            self.registers.CHANERR = Errors(self.registers.CHANERR | error.errors)
+        if notice.interrupt:
             self._signal()
 
     def _signal(self) -> None:

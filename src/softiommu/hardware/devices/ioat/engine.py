@@ -22,26 +22,39 @@ from softiommu.hardware.devices.ioat.registers import (
     Registers,
     Value8,
 )
+from softiommu.hardware.iommu import AtsIommu
+from softiommu.hardware.paging import PagingPort
 from softiommu.hardware.pci import Bar, Features, Function, Identity, Mapping, MsixPlace
 
 IDENTITY = Identity(0x8086, 0x2021, 0x088000, 4, 0x8086, 0x2021)
 
+#: Page requests that may be open at a time, where it makes any.
+_PAGE_REQUESTS = 1
+
 
 class Ioat:
-    """The device, with `channels` of them and a vector for each."""
+    """The device, with `channels` of them and a vector for each. `ats`: the IOMMU in front of it, if it is to ask
+    that for translations and pages."""
 
-    def __init__(self, port: Port, channels: int = 1) -> None:
+    def __init__(self, port: Port, channels: int = 1, ats: AtsIommu | None = None) -> None:
         if not 1 <= channels <= MAX_CHANNELS:
             raise ModelError(f"{channels} channels: 1..{MAX_CHANNELS} can be told apart")
         self.registers = Registers(self)
-        self.channels = [
-            Channel(port, partial(self._attend, number), partial(self._refuse, number)) for number in range(channels)
-        ]
         self._told = False
-        self._make()
-        features = Features(msi=1, msix=MsixPlace(channels, 0, MSIX_TABLE, MSIX_PENDING))
+        features = Features(
+            msi=1,
+            msix=MsixPlace(channels, 0, MSIX_TABLE, MSIX_PENDING),
+            ats=ats is not None,
+            pri=_PAGE_REQUESTS if ats is not None else 0,
+        )
         bar = Bar(BAR_SIZE, self, is_64=True, mapping=Mapping.TRAPPED)
         self.function = Function(port, IDENTITY, {0: bar}, features, self.reset)
+        self._paging = None if ats is None else PagingPort(self.function, ats, self._go_on)
+        self.channels = [
+            Channel(self._paging or port, partial(self._attend, number), partial(self._refuse, number))
+            for number in range(channels)
+        ]
+        self._make()
 
     def _make(self) -> None:
         self.registers.reset()
@@ -53,6 +66,13 @@ class Ioat:
         self._told = False
         for channel in self.channels:
             channel.reset()
+        if self._paging is not None:
+            self._paging.reset()
+
+    def _go_on(self) -> None:
+        """A page that was asked for is there, or will not be."""
+        for channel in self.channels:
+            channel.work()
 
     # BAR 0
 
