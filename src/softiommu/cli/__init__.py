@@ -13,6 +13,7 @@ from softiommu.errors import ConfigError
 #: Command, its module and function, and the line that `--help` shows.
 _COMMANDS = {
     "run": ("softiommu.cli.run:run", "Run a program on a machine in user space."),
+    "guest": ("softiommu.cli.guest:guest", "Boot a guest of QEMU on a machine in user space."),
     "machine": ("softiommu.cli.machine:machine", "Show the machines there are."),
     "walk": ("softiommu.cli.walk:walk", "Show the way of one address through an IOMMU."),
     "caps": ("softiommu.cli.caps:caps", "Show what of an IOMMU a guest may be offered."),
@@ -57,6 +58,7 @@ def cli() -> None:
 
     \b
     softiommu run -- ./program        run a program that opens /dev/iommu, on a machine that has none
+    softiommu guest                   see QEMU boot a guest on devices that exist only here
     softiommu machine list            which machines there are
     softiommu walk -m vtd -d edu0 -a 0x1000 --map 0x1000:0x1000    the way of one address through an IOMMU
     """

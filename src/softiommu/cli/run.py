@@ -14,6 +14,7 @@ from softiommu.iommufd.kernels import DEFAULT, KERNELS
 
 if TYPE_CHECKING:
     from softiommu.machine.assemble import Machine
+    from softiommu.run.log import CallLog
 
 _KERNELS = ", ".join(f"{name} (default)" if name == DEFAULT else name for name in KERNELS)
 
@@ -35,19 +36,25 @@ def run(machine: str, kernel: str | None, log: str | None, counts: str | None, p
     """
     from softiommu.machine.assemble import machine as assemble
     from softiommu.run import supervisor
-    from softiommu.run.log import CallLog
 
     world = assemble(machine, kernel)
-    world.on_message = lambda line: print(f"softiommu: kernel: {line}", file=sys.stderr, flush=True)
-    call_log = None
-    if log is not None:
-        call_log = CallLog(_open(log, "log"))
-        world.services.on_call = call_log.on_call
-        world.on_refusal = call_log.refusal
-    options = supervisor.RunOptions(log=call_log)
+    options = supervisor.RunOptions(log=watch(world, log))
     if counts is not None:
         options = options._replace(on_end=_counting(world, _open(counts, "file of counts")))
     sys.exit(supervisor.run(world, list(program), options))
+
+
+def watch(world: Machine, log: str | None) -> CallLog | None:
+    """Show what the machine's kernel prints; -> the log of calls, where one is wanted. ConfigError: it has no place."""
+    from softiommu.run.log import CallLog
+
+    world.on_message = lambda line: print(f"softiommu: kernel: {line}", file=sys.stderr, flush=True)
+    if log is None:
+        return None
+    call_log = CallLog(_open(log, "log"))
+    world.services.on_call = call_log.on_call
+    world.on_refusal = call_log.refusal
+    return call_log
 
 
 def _counting(world: Machine, out: TextIO) -> Callable[[], None]:

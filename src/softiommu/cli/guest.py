@@ -1,0 +1,149 @@
+"""`softiommu guest`: a guest of QEMU for people who want to see one."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import click
+
+from softiommu.errors import ConfigError
+from softiommu.guest import nested, qemu
+from softiommu.guest.folder import DEFAULT, find
+
+if TYPE_CHECKING:
+    from softiommu.machine.assemble import Machine
+
+#: Models of devices that the guest's job has drivers for.
+_DRIVEN = ("nvme", "ioat")
+_JOB = Path(qemu.__file__).with_name("job.sh")
+#: Where the job stores 1 to end QEMU with status 3.
+_EXIT = "isa-debug-exit,iobase=0xf4,iosize=1"
+_JOB_FAILED = 3
+#: MiB. The drives of the machines that are built in take 50.
+_MOST = 4096
+
+
+class Wishes(NamedTuple):
+    """What the options say."""
+
+    viommu: str
+    group: bool
+    private: bool
+    mib: int
+    shell: bool
+    program: str | None
+    folder: str
+
+    @property
+    def default_machine(self) -> str:
+        """The machine, where none is named."""
+        return "vtd-nested" if self.viommu == "nested" else "vtd"
+
+
+@click.command()
+@click.option("--machine", "-m", metavar="NAME|FILE", help="A machine's name, or a TOML file. [default: vtd]")
+@click.option(
+    "--viommu",
+    type=click.Choice(["none", "shadow", "nested"]),
+    default="none",
+    show_default=True,
+    help="Which IOMMU the guest sees: none; Intel's, whose mappings QEMU makes on the machine, too (shadow); Intel's, "
+    "whose tables the machine's IOMMU walks (nested; needs QEMU 11).",
+)
+@click.option("--group", is_flag=True, help="Pass devices on by VFIO groups, without iommufd.")
+@click.option("--private", is_flag=True, help="The guest's RAM is private memory of QEMU, not a memfd.")
+@click.option("--mib", type=click.IntRange(1, _MOST), default=16, show_default=True, help="MiB to write to the drive.")
+@click.option("--shell", is_flag=True, help="A shell in the guest instead of its job; `poweroff -f` ends it.")
+@click.option("--print", "only_print", is_flag=True, help="Print the command that would be run, and do nothing.")
+@click.option("--log", "-l", metavar="FILE", help="Write each call of QEMU as one line to FILE (-: standard error).")
+@click.option("--qemu", "program", metavar="PROGRAM", help="Another QEMU than the one that is installed.")
+@click.option(
+    "--guests", "folder", metavar="FOLDER", default=DEFAULT, show_default=True, help="What `make guests` made."
+)
+def guest(machine: str | None, log: str | None, only_print: bool, **options: object) -> None:
+    """Boot a guest of an unmodified QEMU on a machine in user space.
+
+    The guest, a Debian kernel, finds the machine's NVMe drive or I/OAT engine and puts it to work. The last lines tell
+    what was mapped, translated and invalidated for that. `make guests` prepares what the guest boots.
+
+    Exit codes: 1 the guest failed, 2 wrong options, or something is not installed.
+    """
+    from softiommu.machine.assemble import machine as assemble
+
+    wishes = Wishes(**options)  # type: ignore[arg-type]
+    world = assemble(machine or wishes.default_machine)
+    command = _command(world, wishes)
+    if only_print:
+        name = shlex.quote(machine or wishes.default_machine)
+        print(f"softiommu run --machine {name} -- {shlex.join(command)}")
+        return
+    if sys.stdout.isatty() or wishes.shell:
+        print(f"softiommu: QEMU starts on machine {world.description.name}", file=sys.stderr)
+    sys.exit(_run(world, command, log))
+
+
+def _command(world: Machine, wishes: Wishes) -> list[str]:
+    """QEMU's command line. ConfigError: something is missing."""
+    devices = [device for device in world.description.devices if device.model in _DRIVEN]
+    if not devices:
+        raise ConfigError(
+            f"machine {world.description.name} has no device that the guest can drive: expected one of model "
+            f"{' or '.join(_DRIVEN)}\nhint: `softiommu machine list` tells which machines there are"
+        )
+    front = {"none": [], "shadow": qemu.virtual_vtd(), "nested": nested.virtual_vtd()}[wishes.viommu]
+    lines = {"none": "", "shadow": "intel_iommu=on", "nested": nested.KERNEL_LINE}
+    job = ["-fw_cfg", f"name=opt/org.softiommu/job,file={_JOB}", "-device", _EXIT]
+    passed = [qemu.passed(device.address, device.name, iommufd=not wishes.group) for device in devices]
+    return qemu.Guest(
+        folder=find(wishes.folder),
+        job="shell" if wishes.shell else "script",
+        program=(_program(wishes),),
+        shared=not wishes.private,
+        kernel_line=f"quiet mib={wishes.mib} {lines[wishes.viommu]}".rstrip(),
+        options=[
+            *(
+                ["-serial", "mon:stdio"]
+                if wishes.shell
+                else ["-chardev", "stdio,id=out,signal=on", "-serial", "chardev:out"]
+            ),
+            *([] if wishes.shell else job),
+            *front,
+            *([] if wishes.group else qemu.iommufd()),
+            *[word for device in passed for word in ("-device", device)],
+        ],
+    ).command()
+
+
+def _program(wishes: Wishes) -> str:
+    """Which QEMU. ConfigError: it is not there."""
+    if wishes.program is None and wishes.viommu == "nested":
+        return nested.program(wishes.folder)
+    found = shutil.which(wishes.program or qemu.PROGRAM)
+    if found is None:
+        raise ConfigError(
+            f"{wishes.program or qemu.PROGRAM} is not installed\nhint: Debian's package {qemu.PACKAGE} has it; "
+            "that of bookworm knows no iommufd, that of bookworm-backports does"
+        )
+    return found
+
+
+def _run(world: Machine, command: list[str], log: str | None) -> int:
+    """Run QEMU, and tell what was counted; -> the exit code."""
+    from softiommu.cli.run import watch
+    from softiommu.guest import report
+    from softiommu.machine.counts import Counts
+    from softiommu.run import supervisor
+
+    call_log = watch(world, log)
+    counts = Counts(world)
+    # The supervisor leaves standard output to the program.
+    with os.fdopen(os.dup(1), "w") as out:
+        status = supervisor.run(world, command, supervisor.RunOptions(log=call_log, die_alike=False))
+        for line in report.lines(counts.told()):
+            print(f"softiommu: {line}", file=out)
+    return 1 if status == _JOB_FAILED else status
