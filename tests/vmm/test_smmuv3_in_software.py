@@ -8,6 +8,7 @@ from softiommu.hardware.smmuv3.commands import Address1, Op, Va0
 from softiommu.hardware.smmuv3.events import Event, Event0, Event1
 from softiommu.hardware.smmuv3.registers import CommandError, Cr0, Registers
 from softiommu.hardware.smmuv3.tables import Config
+from softiommu.vmm import offers
 from vmm.smmuv3_vm import EDU, IOVA, RW, TEST, forget_stream
 from vmm.software_vm import SmmuVm
 from vmm.test_any_guest import SmmuGuest
@@ -109,6 +110,23 @@ def test_a_range_without_a_granule_is_illegal(vm):
     start = vm.guest.prod
     assert vm.guest.submit(tlbi_all(), wrong) == CommandError.ILL
     assert vm.guest.read(Registers.CMDQ_CONS).RD == start + 1
+
+
+def test_a_full_table_of_contexts_makes_the_vmm_attach_no_more_than_it_offered(monkeypatch):
+    monkeypatch.setattr(offers, "PASIDS_LG2", 4)
+    vm = SmmuVm()
+    pages, *_ = a_guest(vm, S1CDMAX=4)
+    for ssid in range(32):
+        vm.guest.use(TEST, pages, 5, ssid)
+    vm.guest.boot()
+    assert len(vm.backing.passed[TEST].held.held) == 16
+    assert [vm.read_by_test(IOVA, pasid) for pasid in (None, 15, 16)] == [b"old page", b"old page", UNTOUCHED]
+    # What is more than its IDR1 says makes an STE illegal.
+    vm.guest.stream(TEST, S1CDMAX=5, EATS=0)
+    assert vm.guest.submit(forget_stream(TEST)) == 0
+    assert vm.read_by_test(IOVA) == UNTOUCHED
+    assert not vm.backing.passed[TEST].held.held
+    vm.close()
 
 
 class OverVtd(SmmuGuest):

@@ -7,6 +7,7 @@ from softiommu.hardware.vtd.events import PageRequest0, PageRequest1
 from softiommu.hardware.vtd.registers import Fsts, Iqer, Irta, PagePointer, Prs, QueueErrorInfo, Registers, Ttm
 from softiommu.hardware.vtd.tables import Irte0, MessageData, RemappableAddress, TranslationType
 from softiommu.pagetable.kinds import READ
+from softiommu.vmm import offers
 from vmm.vtd_vm import (
     EDU,
     IOVA,
@@ -140,9 +141,9 @@ def test_each_pasid_has_its_table(vm):
 
 
 def test_pasids_are_found_when_translation_is_turned_on(vm):
-    a_guest(vm), a_guest(vm, pasid=5, did=2), a_guest(vm, pasid=4000, did=3)
+    a_guest(vm), a_guest(vm, pasid=5, did=2), a_guest(vm, pasid=1000, did=3)
     vm.guest.boot()
-    assert vm.read_by_test(IOVA, 5) == vm.read_by_test(IOVA, 4000) == b"old page"
+    assert vm.read_by_test(IOVA, 5) == vm.read_by_test(IOVA, 1000) == b"old page"
 
 
 def test_pass_through_uses_physical_addresses(vm):
@@ -270,3 +271,25 @@ def test_a_device_that_is_taken_away_is_blocked(vm):
     assert vm.guest.submit(forget_context())
     vm.unit.plug(TEST, vm.test_device)
     assert vm.read_by_test(IOVA) == b"old page"
+
+
+def test_a_full_pasid_table_makes_the_vmm_attach_no_more_than_it_offered(monkeypatch):
+    """65,536 entries are present: each page of the directory's leaves is the same."""
+    monkeypatch.setattr(offers, "PASIDS_LG2", 4)
+    vm = Vm()
+    directory, pages = vm.ram.alloc(8192), vm.table()
+    pages.map(IOVA, vm.ram.page(b"old page"), 4096, RW)
+    vm.guest.directories[TEST] = directory
+    vm.guest.context(TEST, PDTS=3)
+    for pasid in range(64):
+        vm.guest.first(TEST, pages, 1, pasid)
+    for number in range(1024):
+        vm.ram.write_u64(directory + 8 * number, vm.ram.read_u64(directory))
+    vm.guest.boot()
+    assert vm.guest.submit(forget_context())
+    assert len(vm.unit.passed[TEST].passed.held) == 16
+    assert [vm.read_by_test(IOVA, pasid) for pasid in (None, 15, 16)] == [b"old page", b"old page", UNTOUCHED]
+    assert vm.guest.submit(forget_pasid(1, 20))
+    assert len(vm.unit.passed[TEST].passed.held) == 16
+    assert vm.notes == []
+    vm.close()

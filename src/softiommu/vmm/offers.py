@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 #: Of the virtual SMMUv3: log2 of the entries of its queues.
 _QUEUE_LG2 = 16
-#: Of one that is kept in software: the VMM reads so many context descriptors of a stream.
-_SUBSTREAMS_LG2 = 10
+#: log2 of the most PASIDs of a device where a VMM attaches each by itself: so many a guest can make it attach. The guest
+#: reads the limit in its registers.
+PASIDS_LG2 = 10
 
 
 def _offer(seen: Seen, register: str, what: str, requests: Request = NOTHING) -> Offer:
@@ -52,7 +53,7 @@ def vtd_in_software(pasid_bits: int = 0) -> Preset:
 
 def _complete(cap: Cap, ecap: Ecap) -> Preset:
     cap = cap.replace(ND=6, CM=1, PSI=1, MAMV=18, FRO=0x22, NFR=7, ESRTPS=1, ESIRTPS=1)
-    ecap = ecap.replace(C=1, QI=1, PT=1, IR=1, EIM=1, IRO=0xF, MHMV=15)
+    ecap = ecap.replace(C=1, QI=1, PT=1, IR=1, EIM=1, IRO=0xF, MHMV=15, PSS=min(ecap.PSS, PASIDS_LG2 - 1))
     check(cap, ecap)
     return Preset(cap, ecap)
 
@@ -86,7 +87,7 @@ def smmuv3_in_software(pasid_bits: int = 0) -> Identity:
     features = ("S1P", "COHACC", "ASID16", "MSI", "SEV", "CD2L", "STALL_MODEL", "ST_LEVEL")
     identity = Identity(
         Idr0.of(TTF=2, TTENDIAN=2, **dict.fromkeys(features, 1)),
-        Idr1.of(SIDSIZE=16, SSIDSIZE=min(pasid_bits, _SUBSTREAMS_LG2), CMDQS=_QUEUE_LG2, EVENTQS=_QUEUE_LG2),
+        Idr1.of(SIDSIZE=16, SSIDSIZE=min(pasid_bits, PASIDS_LG2), CMDQS=_QUEUE_LG2, EVENTQS=_QUEUE_LG2),
         Idr3.of(RIL=1),
         Idr5.of(OAS=SIZES.index(48), GRAN4K=1, GRAN16K=1, GRAN64K=1),
     )

@@ -62,7 +62,9 @@ class VirtualVtd(Unit):
         self._ram = memory
         #: The queue runs: what is forgotten is gathered until a wait, or the end.
         self._gathers = False
-        self._host = Host(parent, faults, nesting, bool(offer.ecap.PASID), note)
+        # Every PASID is attached by itself: a guest has no more than its registers say.
+        bits = offer.ecap.PSS + 1 if offer.ecap.PASID else 0
+        self._host = Host(parent, faults, nesting, bits, note)
         super().__init__(memory, *offer, interrupt=interrupt)
         self._queue = _Queue(self, memory)
 

@@ -28,8 +28,8 @@ class Host(NamedTuple):
     parent: Hwpt
     faults: FaultQueue | None
     nesting: Nesting
-    #: Whether the guest has PASIDs.
-    pasids: bool
+    #: How wide the guest's PASIDs are; 0: it has none.
+    pasid_bits: int
     note: Note
 
 
@@ -38,7 +38,7 @@ class VtdPassed:
 
     def __init__(self, sid: int, device: VfioDevice, host: Host) -> None:
         self.sid, self.passed = sid, PassedDevice[GuestRoute](sid, device, host.note)
-        self.pasid_bits = device.hw_info().pasid_bits if host.pasids else 0
+        self.pasid_bits = min(device.hw_info().pasid_bits, host.pasid_bits)
         self._host = host
         self._form = FORMS[host.nesting]
         #: What the host is to forget, by PASID.
