@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 #: Of the virtual SMMUv3: log2 of the entries of its queues.
 _QUEUE_LG2 = 16
-#: log2 of the most PASIDs of a device where a VMM attaches each by itself: so many a guest can make it attach. The guest
-#: reads the limit in its registers.
+#: log2 of the most PASIDs of a device where a VMM attaches each by itself: so many a guest can make it attach. It reads
+#: the limit in its registers.
 PASIDS_LG2 = 10
 
 
