@@ -8,6 +8,7 @@ import os
 from consumers.rig import Rig
 from softiommu.consumers.vfio_device import VfioDevice
 from softiommu.consumers.vfio_group import VfioGroup
+from softiommu.consumers.vfio_regions import offset_of
 from softiommu.hardware.bus import Port
 from softiommu.hardware.pci import Bar, Features, Function, Identity, Mapping, MsixPlace
 from softiommu.memory.files import MmapRequest
@@ -15,7 +16,6 @@ from softiommu.memory.physical import PhysicalMemory
 from softiommu.registers import RegisterFile, array, reg, ro, rw, wo
 from softiommu.words import Word, bits
 
-REGION = 1 << 40
 SHARED, PRIVATE = mmap.MAP_SHARED, mmap.MAP_PRIVATE
 TABLE, PENDING = 0x2000, 0x3000
 
@@ -100,13 +100,13 @@ def opened(can_trap=True):
 
 def request(region, at, length, flags=SHARED):
     """An mmap of part of a region."""
-    return MmapRequest(length, region * REGION + at, mmap.PROT_READ | mmap.PROT_WRITE, flags)
+    return MmapRequest(length, offset_of(region) + at, mmap.PROT_READ | mmap.PROT_WRITE, flags)
 
 
 def pages(rig, file, region=0, at=0, length=0x4000):
     """What the program has when it maps part of a region."""
     file.mmap(rig.caller, request(region, at, length))
-    return Pages(os.open(f"/proc/self/fd/{file.pages_fd()}", os.O_RDWR), length, region * REGION + at)
+    return Pages(os.open(f"/proc/self/fd/{file.pages_fd()}", os.O_RDWR), length, offset_of(region) + at)
 
 
 class Pages(mmap.mmap):

@@ -20,7 +20,9 @@ va = ctypes.addressof(ctypes.c_char.from_buffer(memory))
 fcntl.ioctl(iommufd, 0x3B85, struct.pack("<IIIIQQQ", 40, 7, ioas, 0, va, 0x4000, 0x100000))
 command = (7 << 40) + 4
 os.pwrite(device, (6).to_bytes(2, "little"), command)
-bar = mmap.mmap(device, 0x4000)
+info = bytearray(struct.pack("<IIIIQQ", 32, 0, 0, 0, 0, 0))
+fcntl.ioctl(device, 0x3B6C, info)
+bar = mmap.mmap(device, 0x4000, offset=struct.unpack_from("<Q", info, 24)[0])
 word = lambda at: ctypes.c_uint32.from_buffer(bar, at)
 wide = lambda at: ctypes.c_uint64.from_buffer(bar, at)
 

@@ -5,9 +5,10 @@ import random
 
 import pytest
 
-from consumers.mapped_rig import REGION, TABLE, Model, Registers, opened, pages, request
+from consumers.mapped_rig import TABLE, Model, Registers, opened, pages, request
 from softiommu.abi import vfio
 from softiommu.consumers.vfio_mappings import Mappings
+from softiommu.consumers.vfio_regions import offset_of
 from softiommu.errors import ModelError
 from softiommu.hardware.bus import Port
 from softiommu.hardware.pci import Bar, Function, Identity, Mapping
@@ -158,7 +159,7 @@ def test_memory_that_is_off_has_no_pages_and_what_is_shown_after_is_the_devices(
     model.registers.ADDRESS = 6
     assert not look(rig)
     rig.pwrite(file, COMMAND, b"\2")
-    assert size(file) == 2 * REGION + 0x1000
+    assert size(file) == offset_of(2) + 0x1000
     assert memory.word(ADDRESS, 8) == 6
     memory.store(ADDRESS, 7, 8)
     assert look(rig)
@@ -176,12 +177,12 @@ def test_a_mapping_made_while_memory_is_off_has_pages_later():
 
 def test_a_file_that_the_program_cuts_short_or_fills_harms_nobody(mapped):
     rig, file, model, _ = mapped
-    os.ftruncate(file.pages_fd(), 0x1004)
+    os.ftruncate(file.pages_fd(), offset_of(0) + 0x1004)
     look(rig)
     os.ftruncate(file.pages_fd(), 0)
     assert not look(rig)
     model.function.changed()
-    os.pwrite(file.pages_fd(), b"\xff" * 0x4000, 0)
+    os.pwrite(file.pages_fd(), b"\xff" * 0x4000, offset_of(0))
     look(rig)
     assert ("GO", 0xFFFFFFFF, 2**64 - 1) in model.seen
 
@@ -205,4 +206,4 @@ def test_a_trapped_bar_below_one_of_memory_is_a_models_mistake():
     }
     function = Function(Port(PhysicalMemory(1 << 20), 8), Identity(1, 2, 3), bars)
     with pytest.raises(ModelError, match="lies below"):
-        Mappings(function, REGION)
+        Mappings(function, offset_of)

@@ -5,8 +5,9 @@ from errno import EINVAL
 
 import pytest
 
-from consumers.mapped_rig import PENDING, PRIVATE, REGION, TABLE, opened, request
+from consumers.mapped_rig import PENDING, PRIVATE, TABLE, opened, request
 from softiommu.abi import vfio
+from softiommu.consumers.vfio_regions import offset_of
 from softiommu.errors import UapiError
 
 READ, WRITE, MMAP, CAPS = 1, 2, 4, 8
@@ -24,20 +25,20 @@ def info(rig, file, region, argsz):
 def test_a_bar_of_memory_can_be_mapped_with_its_msix_table():
     rig, file, _ = opened()
     answer, caps = info(rig, file, 0, 64)
-    assert answer == (64, READ | WRITE | MMAP | CAPS, 32, 0x4000, 0)
+    assert answer == (64, READ | WRITE | MMAP | CAPS, 32, 0x4000, offset_of(0))
     assert caps == struct.pack("<HHI", MSIX_MAPPABLE, 1, 0).ljust(32, b"\xaa")
 
 
 def test_a_bar_smaller_than_a_page_can_be_mapped_for_no_other_is_in_its_page():
     rig, file, _ = opened()
-    assert info(rig, file, 2, 32)[0] == (32, READ | WRITE | MMAP, 0, 0x100, 2 * REGION)
+    assert info(rig, file, 2, 32)[0] == (32, READ | WRITE | MMAP, 0, 0x100, offset_of(2))
     file.mmap(rig.caller, request(2, 0, 0x1000))
 
 
 def test_of_a_bar_that_can_be_mapped_in_part_the_part_is_told():
     rig, file, _ = opened()
     answer, caps = info(rig, file, 3, 64)
-    assert answer == (64, READ | WRITE | MMAP | CAPS, 32, 0x10000, 3 * REGION)
+    assert answer == (64, READ | WRITE | MMAP | CAPS, 32, 0x10000, offset_of(3))
     assert caps == struct.pack("<HHIIIQQ", SPARSE, 1, 0, 1, 0, 0x1000, 0x2000)
 
 
@@ -76,7 +77,7 @@ def test_where_accesses_cannot_be_trapped_their_bar_cannot_be_mapped_and_the_hos
         (0, 0, 0x5000, 1),
         (0, 0x3000, 0x2000, 1),
         (0, 0x4000, 0x1000, 1),
-        (0, REGION - 0x1000, 0x2000, 1),
+        (0, (1 << 40) - 0x1000, 0x2000, 1),
         (1, 0, 0x1000, 1),
         (2, 0x1000, 0x1000, 1),
         (3, 0, 0x1000, 1),
@@ -116,8 +117,8 @@ def test_nothing_is_mapped_of_a_device_that_is_not_bound():
 
 def test_a_load_and_a_store_of_a_trapped_bar_are_one_access_of_the_bus():
     _, file, _ = opened()
-    assert file.is_trapped(3 * REGION + 0x1000)
-    assert not any(file.is_trapped(region * REGION) for region in (0, 1, 2, 4, 5, 6, 7, 9))
-    file.store(3 * REGION + 0x1000, 4, 0x11223344)
-    assert file.load(3 * REGION + 0x1000, 8) == 0xEEEEEEEE11223344
-    assert file.load(3 * REGION + 0x1002, 4) == 0xEEEE1122
+    assert file.is_trapped(offset_of(3) + 0x1000)
+    assert not any(file.is_trapped(offset_of(region)) for region in (0, 1, 2, 4, 5, 6, 7, 9))
+    file.store(offset_of(3) + 0x1000, 4, 0x11223344)
+    assert file.load(offset_of(3) + 0x1000, 8) == 0xEEEEEEEE11223344
+    assert file.load(offset_of(3) + 0x1002, 4) == 0xEEEE1122

@@ -22,12 +22,15 @@ def bound(number):
     return device
 
 def mapped(device):
-    return mmap.mmap(device, 1 << 20, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+    return mmap.mmap(device, 1 << 20, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=region(device)[1])
+
+def region(device, index=0):
+    info = bytearray(struct.pack("<IIIIQQ", 32, 0, index, 0, 0, 0))
+    fcntl.ioctl(device, 0x3B6C, info)
+    return struct.unpack("<4xI16xQ", info)
 
 def flags(device):
-    info = bytearray(struct.pack("<IIIIQQ", 32, 0, 0, 0, 0, 0))
-    fcntl.ioctl(device, 0x3B6C, info)
-    return struct.unpack_from("<I", info, 4)[0]
+    return region(device)[0]
 
 TYPES = {1: ctypes.c_uint8, 2: ctypes.c_uint16, 4: ctypes.c_uint32, 8: ctypes.c_uint64}
 def cell(width, at):

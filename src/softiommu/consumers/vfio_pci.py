@@ -10,6 +10,7 @@ from softiommu.abi.vfio import DeviceFlags, Feature, FeatureFlags
 from softiommu.consumers import pci_host
 from softiommu.consumers.calls import carry_out
 from softiommu.consumers.vfio_config import ConfigSpace
+from softiommu.consumers.vfio_ioeventfd import Ioeventfds
 from softiommu.consumers.vfio_irq import Interrupts
 from softiommu.consumers.vfio_regions import Regions
 from softiommu.consumers.vfio_reset import hot_reset, hot_reset_info
@@ -39,6 +40,7 @@ class OpenFunction:
         self.config = ConfigSpace(self._function)
         self.interrupts = Interrupts(self._function, self.config)
         self.regions = Regions(self._function, self.config, self.interrupts.lines)
+        self.ioeventfds = Ioeventfds(self.regions, self.show)
         #: Those of every file that maps memory of the device.
         self.mappings: list[Mappings] = []
         self._function.on_change = self.show
@@ -80,6 +82,7 @@ class OpenFunction:
         command = Command(self._function.read_config(Header.COMMAND.offset, 2))
         self._function.write_config(Header.COMMAND.offset, 2, command.replace(MASTER=0, INTX_DISABLE=1))
         self.interrupts.close()
+        self.ioeventfds.close()
         self._function.on_change = lambda: None
         if self.resettable:
             pci_host.reset(self._function)
@@ -112,6 +115,10 @@ class OpenFunction:
     def set_irqs(self, call: Call) -> None:
         """VFIO_DEVICE_SET_IRQS."""
         self.interrupts.set(call)
+
+    def ioeventfd(self, call: Call) -> None:
+        """VFIO_DEVICE_IOEVENTFD."""
+        self.ioeventfds.set(call)
 
     def reset(self, call: Call) -> None:
         """VFIO_DEVICE_RESET. EINVAL: the function has no reset of its own."""
@@ -158,5 +165,6 @@ _COMMANDS: dict[int, tuple[str, Callable[[OpenFunction, Call], None]]] = {
     vfio.DEVICE_RESET: ("VFIO_DEVICE_RESET", OpenFunction.reset),
     vfio.DEVICE_GET_PCI_HOT_RESET_INFO: ("VFIO_DEVICE_GET_PCI_HOT_RESET_INFO", OpenFunction.get_hot_reset_info),
     vfio.DEVICE_PCI_HOT_RESET: ("VFIO_DEVICE_PCI_HOT_RESET", OpenFunction.hot_reset),
+    vfio.DEVICE_IOEVENTFD: ("VFIO_DEVICE_IOEVENTFD", OpenFunction.ioeventfd),
     vfio.DEVICE_FEATURE: ("VFIO_DEVICE_FEATURE", OpenFunction.feature),
 }

@@ -150,6 +150,13 @@ class Regions:
         if not self._hidden(region, at):
             self._function.write_bar(region, at, width, value)
 
+    def has(self, region: int, at: int, width: int) -> bool:
+        """Whether a BAR has these bytes, outside of the MSI-X table."""
+        bar, (place, table) = self._bar(region), self._lines.msix_table
+        if bar is None or at + width > bar.size:
+            return False
+        return place != region or at + width <= table.start or at >= table.stop
+
     def _hidden(self, region: int, at: int) -> bool:
         """The host owns the MSI-X table: a program reads ones, and its writes are dropped."""
         place, table = self._lines.msix_table
