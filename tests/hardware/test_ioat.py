@@ -142,6 +142,13 @@ def test_a_ring_goes_round_and_so_does_the_count(driver):
     assert driver.ioat.channels[0].registers.DMACOUNT == 5
 
 
+def test_one_count_may_be_of_as_many_as_there_can_be_and_each_completes(driver):
+    driver.memory.write(driver.slot(0), descriptor(1, NULL | COMPLETE | INTERRUPT, 0, 0, driver.slot(0)))
+    driver.write(DMACOUNT, 65535, 2)
+    assert driver.ioat.channels[0].on_read_CHANSTS() == RING | IDLE
+    assert driver.told == (RING, IDLE)
+
+
 def test_a_count_that_does_not_change_runs_nothing(driver):
     driver.run(A, B, 64)
     driver.memory.write_u64(driver.done, 0)
@@ -299,6 +306,13 @@ def test_an_error_is_told_in_memory_only_where_that_is_asked_for(driver):
     driver.start(0)
     assert driver.run(A, B, 0) == HALTED
     assert driver.told == (0, 0)
+
+
+def test_a_halted_channel_tells_once(driver):
+    driver.run(A, B, 0)
+    driver.memory.write_u64(driver.done, 0)
+    driver.write(CHANCMD, 1, 1)
+    assert (driver.read(CHANERR), driver.told) == (1 << 11 | 1 << 5, (0, 0))
 
 
 def test_a_halted_channel_has_no_chain_until_its_errors_were_seen(driver):
@@ -501,3 +515,14 @@ def test_a_chain_that_never_ends_does_not_keep_the_program_waiting(mirrored, mon
     assert mirrored.state == ACTIVE
     mirrored.write(CHANCMD, SUSPEND, 1)
     assert mirrored.state == SUSPENDED
+
+
+def test_a_status_that_is_written_over_the_command_register_halts_once(mirrored):
+    far = 1 << 32  # which as a command is one of version 1
+    raw = descriptor(1, NULL | COMPLETE, 0, 0, 0)
+    mirrored.memory.map_window(far, Mmio(lambda *_: None, lambda at, length: raw), 0, len(raw))
+    mirrored.write(CHANCMP, WINDOW + 0x80, 8)
+    mirrored.chain(far)
+    mirrored.write(DMACOUNT, 1, 2)
+    assert (mirrored.state, mirrored.read(CHANERR)) == (HALTED, 1 << 5)
+    assert len(mirrored.refused) == 1

@@ -163,13 +163,12 @@ class Channel:
             return  # a descriptor wrote a register: the loop below sees it
         self._working = True
         try:
+            self._tell()
             for _ in range(BURST):
-                if self._notices:
-                    self._tell(self._notices.popleft())
-                elif self._state is State.ACTIVE:
-                    self._step()
-                else:
+                if self._state is not State.ACTIVE:
                     break
+                self._step()
+                self._tell()
         except PageMissing:
             pass  # the answer calls again
         finally:
@@ -246,31 +245,43 @@ class Channel:
             self._notices.append(Notice(status, bool(control.INTERRUPT)))
 
     def _halt(self, errors: Errors, why: str) -> None:
-        """Stop at an error, and tell as software asked to be told. CHANERRMSK keeps interrupts away, not the halt."""
+        """Stop at an error, and tell as software asked to be told. CHANERRMSK keeps interrupts away, not the halt.
+
+        One that was halted has nothing more to tell, so that a driver cannot make it tell without end.
+        """
+        registers, halted = self.registers, self._state is State.HALTED
         self._state, self._job = State.HALTED, None
         self._refuse(f"halts, {errors!r}: {why}")
-        registers = self.registers
         registers.CHANERR = Errors(registers.CHANERR | errors)
+        if halted:
+            return
         status = self.on_read_CHANSTS() if registers.CHANCTRL.ERR_COMPLETION_EN else None
         interrupt = registers.CHANCTRL.ERR_INT_EN and errors & ~registers.CHANERRMSK
         self._notices.append(Notice(status, bool(interrupt)))
 
-    def _tell(self, notice: Notice) -> None:
-        """Store CHANSTS where software looks for it, and interrupt. PageMissing: it is told later."""
+    def _tell(self) -> None:
+        """Tell what was not told yet. PageMissing: it is told later."""
+        while self._notices:
+            notice = self._notices.popleft()
+            try:
+                if self._show(notice.status) and notice.interrupt:
+                    self._signal()
+            except PageMissing:
+                self._notices.appendleft(notice)
+                raise
+
+    def _show(self, status: ChannelStatus | None) -> bool:
+        """Store CHANSTS where software looks for it; False: that halts the channel. PageMissing."""
+        if status is None:
+            return True
         try:
-            if notice.status is not None:
-                data = notice.status.to_bytes(_STATUS, "little")
-                self._write(int(self.registers.CHANCMP), data, Errors.of(COMPLETION_ADDRESS=1))
-        except PageMissing:
-            self._notices.appendleft(notice)
-            raise
+            at, data = int(self.registers.CHANCMP), status.to_bytes(_STATUS, "little")
+            self._write(at, data, Errors.of(COMPLETION_ADDRESS=1))
         except ChannelError as error:
-            if self._state is not State.HALTED:
-                self._halt(error.errors, f"a completion cannot be written: {error}")
-                return
-            self.registers.CHANERR = Errors(self.registers.CHANERR | error.errors)
-        if notice.interrupt:
-            self._signal()
+            halted = self._state is State.HALTED
+            self._halt(error.errors, f"a completion cannot be written: {error}")
+            return halted
+        return True
 
     def _signal(self) -> None:
         """Interrupt, and hold further ones back until software lets them come."""
