@@ -1,6 +1,7 @@
 """A guest's own command queue (Tegra241's CMDQV) through iommufd: its memory, its doorbell page, its errors."""
 
 import errno
+import os
 import struct
 import time
 
@@ -187,6 +188,44 @@ def test_a_device_that_does_not_answer_is_an_error_of_the_sync(vm, queue):
     assert queue.run(atc_inv(TEST, 0), tlbi_va(IOVA, 5), SYNC, tlbi_va(IOVA, 5)) == (CommandError.ATC_INV_SYNC, 2)
     queue.acknowledge()
     assert queue.run() == (0, 0)
+
+
+class FileQueue(Queue):
+    """A queue in a file of its own, full of commands, which can be cut short."""
+
+    LENGTH = 2 << 20
+
+    def __init__(self, vm):
+        self.vm, self.at, self.lg2, self.base, self.prod = vm, 0, 7, 1 << 40, 0
+        self.fd = os.memfd_create("queue")
+        self.fill()
+        vm.ioas.map_file(self.fd, 0, self.LENGTH, iova=self.base)
+        self.handle = vm.viommu.hw_queue(TEGRA, 0, self.base, 16 << self.lg2)
+
+    def fill(self):
+        os.ftruncate(self.fd, self.LENGTH)
+        os.pwrite(self.fd, struct.pack("<4Q", *tlbi_va(IOVA, 5), *SYNC) * (1 << self.lg2 - 1), 0)
+
+    def ring(self, count):
+        self.prod += count
+        self.store(PROD, self.prod)
+        return self.run()
+
+
+def test_a_queue_whose_memory_is_gone_aborts_until_it_is_back(vm):
+    queue = FileQueue(vm)
+    queue.enable()
+    assert queue.ring(2) == (0, 0)
+    os.ftruncate(queue.fd, 0)
+    assert queue.ring(2) == (CommandError.ABT, 2)
+    assert queue.load(GERROR) ^ queue.load(GERRORN) == 1
+    assert VeventTegra241Cmdqv.from_bytes(vm.errors.read()[0].data) == VeventTegra241Cmdqv(1, 0)
+    queue.acknowledge()
+    assert queue.run() == (CommandError.ABT, 2)
+    queue.fill()
+    queue.acknowledge()
+    assert queue.ring(60) == (0, 0)
+    os.close(queue.fd)
 
 
 def test_two_queues_are_two(vm, queue):

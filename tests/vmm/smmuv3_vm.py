@@ -125,9 +125,9 @@ class Guest:
         self.ram.write_u64(at + 8, Ste1.of(**attributes))
         self.ram.write_u64(at, Ste0.of(**how))
 
-    def use(self, sid, pages, asid, ssid=0):
+    def use(self, sid, pages, asid, ssid=0, **fields):
         """A context descriptor of a table; None: there is none."""
-        words = context(pages, asid) if pages is not None else [0] * 8
+        words = context(pages, asid, **fields) if pages is not None else [0] * 8
         for number in range(7, -1, -1):
             self.ram.write_u64(self.contexts[sid] + CD_BYTES * ssid + 8 * number, int(words[number]))
 

@@ -5,8 +5,9 @@ device whose DMA shows what came of it.
 """
 
 import pytest
+from hypothesis import settings
 
-from drivers.smmuv3_guest import atc_inv, context, tlbi_va
+from drivers.smmuv3_guest import atc_inv, tlbi_va
 from drivers.smmuv3_machines import arm
 from softiommu.abi import iommufd as abi
 from softiommu.abi.iommufd import HwptAllocFlags, ViommuType
@@ -23,7 +24,8 @@ from softiommu.vmm.offers import smmuv3_offer
 from softiommu.vmm.smmuv3 import VirtualSmmu
 from softiommu.vmm.smmuv3_viommu import OnViommu
 from vmm import smmuv3_vm
-from vmm.smmuv3_vm import BLANK, IOVA, RESULT, RW, TEST
+from vmm.smmuv3_vm import BLANK, IOVA, RESULT, RW, TEST, forget_streams
+from vmm.test_any_guest import SmmuGuest
 
 #: KVM has VMIDs of its own.
 KVMS = 3
@@ -74,9 +76,8 @@ class Vm(smmuv3_vm.Vm):
         self.pages, self.old = self.table(), self.ram.page(b"old page")
         self.pages.map(IOVA, self.old, 4096, RW)
         self.guest.stream(TEST, EATS=ats)
-        self.guest.use(TEST, self.pages, ASID)
-        flags = {"ASET": 0, "HA": int(self.shown.HTTU >= 1), "HD": int(self.shown.HTTU >= 2)}
-        self.ram.write_u64(self.guest.contexts[TEST], int(context(self.pages, ASID, **flags)[0]))
+        flags = {"HA": int(self.shown.HTTU >= 1), "HD": int(self.shown.HTTU >= 2)}
+        self.guest.use(TEST, self.pages, ASID, ASET=0, **flags)
         self.guest.boot()
 
     def move(self):
@@ -185,6 +186,33 @@ def test_another_vms_cpus_are_not_heard(make):
     assert vm.read_by_test(IOVA) == b"old page"
     vm.hardware.broadcast(Broadcast(Tlbi.VMALLE1, KVMS))
     assert vm.read_by_test(IOVA) == BLOCKED
+
+
+class AnyBtmGuest(SmmuGuest):
+    """It changes what it likes, and leaves TLB maintenance to its CPUs; contexts and streams still need commands."""
+
+    def make_vm(self):
+        return Vm("new", HEARS, KNOWS_BTM)
+
+    def write_entry(self, pasid, pages):
+        self.vm.guest.use(self.sid, pages, self.asid(pasid), pasid or 0, ASET=0)
+
+    def broadcast(self, op, *fields):
+        self.vm.hardware.broadcast(Broadcast(op, KVMS, *fields))
+
+    def tell_page(self, pasid, iova):
+        self.broadcast(Tlbi.VAE1, self.asid(pasid), iova, iova + 4095)
+
+    def tell_pages(self, pasid):
+        self.broadcast(Tlbi.ASIDE1, self.asid(pasid))
+
+    def tell_everything(self):
+        self.tell(forget_streams())
+        self.broadcast(Tlbi.VMALLE1)
+
+
+TestAnyBtmGuest = AnyBtmGuest.TestCase
+TestAnyBtmGuest.settings = settings(max_examples=8, stateful_step_count=30, deadline=None)
 
 
 BTM, HAS_BTM = 1 << 62, FULL.idr0.replace(BTM=1)
