@@ -10,10 +10,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from drivers.nested_host import PAGE, PAGES, page
 
 #: Addresses of the guest's processes that are used.
-BASE, SLOTS = 0x40_0000, 4
+BASE, SLOTS = 0x40_0000, 3
 RW = 3
 SPACES = st.integers(0, 2)
 PLACES = st.integers(0, SLOTS - 1)
+#: Few pages, so that what the host hides is often what a guest has mapped.
+DATA = st.integers(0, 3)
 
 
 class AnyOrder(RuleBasedStateMachine):
@@ -37,6 +39,9 @@ class AnyOrder(RuleBasedStateMachine):
         self.mapped = [[{}, {}] for _ in range(3)]
         self.chosen = [0, 0, 0]
         for process, tables in enumerate(self.tables):
+            for table in range(2):
+                for place in range(SLOTS):
+                    self.map(process, table, place, (process + table + place) % 4)
             self.guest.route(process, tables[0])
         self.shown = set(range(PAGES))
         #: What the hardware has: pages of data by process and place, and tables by process.
@@ -47,7 +52,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     # The guest changes its tables
 
-    @rule(process=SPACES, table=st.integers(0, 1), place=PLACES, data=st.integers(0, PAGES - 1))
+    @rule(process=SPACES, table=st.integers(0, 1), place=PLACES, data=DATA)
     def map(self, process, table, place, data):
         self.unmap(process, table, place)
         assert self.tables[process][table].map(BASE + place * PAGE, page(data), PAGE, RW) == (0, PAGE)
@@ -94,7 +99,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     # The host changes its own
 
-    @rule(data=st.integers(0, PAGES - 1))
+    @rule(data=DATA)
     def hide(self, data):
         if data in self.shown:
             self.guest.hide(data)
@@ -102,7 +107,7 @@ class AnyOrder(RuleBasedStateMachine):
             if self.whole_translations:
                 self.leaves.clear()
 
-    @rule(data=st.integers(0, PAGES - 1))
+    @rule(data=DATA)
     def show(self, data):
         if data not in self.shown:
             self.guest.show(data)
@@ -113,15 +118,36 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(process=SPACES, place=PLACES, count=st.integers(1, 3))
     def read(self, process, place, count):
         for _ in range(count):
-            table = self.routes.setdefault(process, self.chosen[process])
-            data = self.leaves.get((process, place))
-            if data is None:
-                data = self.mapped[process][table].get(place)
-            shown = data if data in self.shown else None
-            if data is not None and (shown is not None or not self.whole_translations):
-                self.leaves[process, place] = data
-            assert self.guest.reach(BASE + place * PAGE, process or None) == shown
+            self._read(process, place)
+
+    @rule()
+    def look_around(self):
+        for process in range(len(self.tables)):
+            for place in range(SLOTS):
+                self._read(process, place)
+
+    def _read(self, process, place):
+        table = self.routes.setdefault(process, self.chosen[process])
+        data = self.leaves.get((process, place))
+        if data is None:
+            data = self.mapped[process][table].get(place)
+        shown = data if data in self.shown else None
+        if data is not None and (shown is not None or not self.whole_translations):
+            self.leaves[process, place] = data
+        assert self.guest.reach(BASE + place * PAGE, process or None) == shown
 
     @invariant()
     def the_parent_is_whole(self):
         assert self.guest.memory.read_u64(page(PAGES - 1)) == PAGES - 1
+
+
+class Attached(AnyOrder):
+    """The host attaches each process's table: what another had is forgotten with that."""
+
+    @rule(process=SPACES, table=st.integers(0, 1))
+    def move(self, process, table):
+        if table != self.chosen[process]:
+            self.guest.route(process, self.tables[process][table])
+            self.chosen[process] = table
+            self.routes.pop(process, None)
+            self._drop(process)

@@ -68,9 +68,14 @@ class RiscvDriver:
 
     def _guest_hears(self, record: Sequence[int]) -> bool:
         """A guest is told of its own faults, of a device that is attached to its context."""
-        sid = Fault0(record[0]).DID
-        nested = self.routes.guest_of(sid)
-        return nested is not None and nested.hears(sid, record)
+        what = Fault0(record[0])
+        nested = self.routes.guest_of(what.DID, what.PID if what.PV else 0)
+        if nested is None:
+            return False
+        if what.PV and not what.PID and not nested.has_directory:
+            # Process 0 is the driver's name for requests without one.
+            record = (what.replace(PV=0, PRIV=0), *record[1:])
+        return nested.hears(what.DID, record)
 
     def device(self, function: Function) -> RiscvDevice:
         """A function behind this IOMMU. ENODEV: the directory has no place for it; ENOMEM."""

@@ -74,7 +74,8 @@ class RiscvDevice:
         if DomainFlags.DIRTY_TRACKING in flags and not self.features.dirty_tracking:
             raise unsupported("the hardware sets no dirty flags")
         first = DomainFlags.NEST_PARENT not in flags and driver.first_mode != 0
-        if not first and (DomainFlags.PASID in flags or not driver.second_mode):
+        nests = first or self.features.nesting
+        if not first and ((DomainFlags.PASID in flags and not nests) or not driver.second_mode):
             raise unsupported(f"no domain is made for {flags}")
         return RiscvDomain(driver, flags, first)
 
@@ -111,10 +112,15 @@ class RiscvDevice:
             raise UapiError(EINVAL, f"{self.name} has no PASID {pasid}")
         if not isinstance(domain, RiscvDomain | RiscvNested) or domain.owner is not driver:
             raise UapiError(EINVAL, f"the domain is not of the IOMMU of {self.name}")
-        if pasid is not None and not domain.first:
+        if pasid is not None and isinstance(domain, RiscvDomain) and not domain.first:
             raise UapiError(EINVAL, "a PASID needs a domain of the first stage")
-        for sid in self.function.sids:
-            driver.routes.reserve(sid, pasid, domain)
+        try:
+            for sid in self.function.sids:
+                driver.routes.reserve(sid, pasid, domain)
+        except UapiError:
+            for sid in self.function.sids:
+                driver.routes.settle(sid)
+            raise
         for sid in self.function.sids:
             driver.routes.route(sid, pasid, domain)
 

@@ -6,10 +6,11 @@ from errno import EINVAL, ENOMEM, EOPNOTSUPP
 from typing import TYPE_CHECKING, NamedTuple
 
 from softiommu.drivers.driver import DirtyReport, DomainFlags, Prot, Range, unsupported
+from softiommu.drivers.hidden import KEPT, Places
 from softiommu.drivers.riscv_queue import EVERYWHERE, device_tlb
 from softiommu.errors import ModelError, UapiError
 from softiommu.hardware.riscv.commands import Command, Iotinval0, Iotinval1
-from softiommu.hardware.riscv.tables import FIRST_STAGE, SECOND_STAGE, DeviceTa, Iohgatp, Iosatp, Tc
+from softiommu.hardware.riscv.tables import FIRST_STAGE, SECOND_STAGE, DeviceTa, Iohgatp, Iosatp, ProcessTa, Tc
 from softiommu.pagetable.engine import PageTable, Run, TableRange
 from softiommu.pagetable.formats import VARIANTS
 from softiommu.pagetable.kinds import HW_ACCESSED, HW_DIRTY, NO_MEMORY, OK
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from softiommu.drivers.riscv import RiscvDriver
     from softiommu.drivers.riscv_slice import RiscvSlice
 
+#: Pointers in directories have a page number of 44 bits.
+_DIRECTORIES = 1 << 56
 #: More commands than this cost more than forgetting the address space.
 _MOST_COMMANDS = 64
 
@@ -53,7 +56,13 @@ class RiscvDomain:
             raise
         self.page_sizes = self.pages.sizes
         # Addresses of a first stage are sign-extended: the upper half is left alone.
-        self.aperture = Range(0, (1 << table.input_bits - int(first)) - 1)
+        end = 1 << table.input_bits - int(first)
+        #: Where directories of processes nested on it lie, if it was made for PASIDs.
+        self.hidden: Places | None = None
+        if not first and DomainFlags.PASID in flags:
+            end = min(end, _DIRECTORIES) - KEPT
+            self.hidden = Places(Range(end, end + KEPT - 1))
+        self.aperture = Range(0, end - 1)
         self.routes: list[Route] = []
         #: The guests over this one.
         self.slices: list[RiscvSlice] = []
@@ -79,6 +88,10 @@ class RiscvDomain:
     def iosatp(self) -> Iosatp:
         """The first stage of a device or process context."""
         return Iosatp.of(MODE=self._mode, PPN=self.pages.root >> 12) if self.first else Iosatp(0)
+
+    def process(self) -> tuple[int, int]:
+        """The words of a process context; all 0: a second stage is no process."""
+        return (ProcessTa.of(V=1, PSCID=self.id), self.iosatp) if self.first else (0, 0)
 
     def context(self, tc: Tc) -> list[int]:
         """A device context without processes."""

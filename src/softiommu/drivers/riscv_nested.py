@@ -1,5 +1,5 @@
-"""A guest's first stage over a second stage of the host: what a guest may say in its device context, and the context
-that the hardware reads.
+"""A guest's first stage over a second stage of the host: what a guest may say in its device context, and the contexts
+that the hardware reads: of a whole device, or of one of its processes.
 
 The guest's tables lie in its own memory, at guest-physical addresses: a first stage, or a directory of its processes.
 """
@@ -10,11 +10,22 @@ from collections.abc import Sequence
 from errno import EINVAL
 from typing import TYPE_CHECKING, NamedTuple
 
+from softiommu.abi.iommufd import HwptAllocFlags
 from softiommu.abi.riscv_extension import HWPT_DATA, HwptRiscv
 from softiommu.drivers.driver import Handled, NestedDomain, UserArray, UserData, unsupported
 from softiommu.errors import UapiError
 from softiommu.hardware.riscv.events import Cause, Fault0
-from softiommu.hardware.riscv.tables import FIRST_STAGE, PDT_LEVELS, DeviceTa, FirstMode, Iosatp, PdtMode, Pdtp, Tc
+from softiommu.hardware.riscv.tables import (
+    FIRST_STAGE,
+    PDT_LEVELS,
+    DeviceTa,
+    FirstMode,
+    Iosatp,
+    PdtMode,
+    Pdtp,
+    ProcessTa,
+    Tc,
+)
 from softiommu.words import Word, bit, bits
 
 if TYPE_CHECKING:
@@ -23,6 +34,8 @@ if TYPE_CHECKING:
     from softiommu.drivers.riscv_slice import RiscvSlice
 
 
+#: The only flag of HWPT_ALLOC that a nested domain has a use for.
+_HWPT_PASID = int(HwptAllocFlags.ALLOC_PASID)
 #: What comes of the guest's tables, or of requests that its context does not provide for.
 _GUESTS_CAUSES = frozenset(
     {
@@ -74,6 +87,21 @@ class RiscvNested:
         slice.nested.append(self)
 
     @property
+    def has_directory(self) -> bool:
+        """Whether it has processes of its own, so that it cannot be one."""
+        return bool(self._guest.tc.PDTV)
+
+    @property
+    def sets_flags(self) -> bool:
+        """Whether the hardware sets flags in its first stage."""
+        return bool(self._guest.tc.SADE)
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether faults are not recorded."""
+        return bool(self._guest.tc.DTF)
+
+    @property
     def pscid(self) -> int | None:
         """The address space of every request; None: the guest's directory tells, of each process."""
         return None if self._guest.tc.PDTV else self._guest.ta.PSCID
@@ -93,6 +121,11 @@ class RiscvNested:
         asks = {name: getattr(host, name) & tc.EN_ATS for name in ("EN_ATS", "EN_PRI", "PRPR")}
         mixed = host.replace(**asks, **guests)
         return [mixed, self.slice.iohgatp, DeviceTa(ta), fsc]
+
+    def process(self) -> tuple[int, int]:
+        """The words of a process context with its first stage; all 0: the guest's context is not valid."""
+        tc, ta, fsc = self._guest
+        return (ProcessTa.of(V=1, PSCID=ta.PSCID), fsc) if tc.V else (0, 0)
 
     def hears(self, sid: int, record: Sequence[int]) -> bool:
         """Tell the guest of a fault that its own tables made; False: it is not the guest's, or nobody listens."""
@@ -115,7 +148,7 @@ class RiscvNested:
 def read_context(driver: RiscvDriver, flags: int, data: UserData) -> GuestContext:
     """A guest's device context. EOPNOTSUPP: flags, or what the hardware has not; EINVAL: another type or length, bits
     that are reserved or no guest's, fields that do not go together; EFAULT."""
-    if flags:
+    if flags & ~_HWPT_PASID:
         raise unsupported(f"flags {flags:#x} for a nested domain")
     given = data.copy(HwptRiscv, HWPT_DATA)
     tc, ta = GuestTc(given.tc), GuestTa(given.ta)
@@ -125,10 +158,6 @@ def read_context(driver: RiscvDriver, flags: int, data: UserData) -> GuestContex
         raise UapiError(EINVAL, f"a guest's context cannot be {tc!r} {ta!r} {fsc!r}")
     if tc.DPE and not tc.PDTV:
         raise UapiError(EINVAL, "DPE: there is no directory whose process 0 could be the default")
-    if tc.EN_ATS and tc.PDTV:
-        raise unsupported(
-            "EN_ATS: nobody could empty device TLBs of the guest's processes when the host's table changes"
-        )
     if tc.SADE and not driver.capabilities.AMO_HWAD:
         raise unsupported("SADE: the hardware sets no flags")
     _check_mode(driver, fsc)

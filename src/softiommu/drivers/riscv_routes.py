@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from errno import EINVAL, ENODEV, ENOMEM
+from errno import ENODEV, ENOMEM
 from typing import TYPE_CHECKING
 
 from softiommu.drivers.riscv_domain import RiscvDomain, Route
 from softiommu.drivers.riscv_nested import RiscvNested
+from softiommu.drivers.riscv_processes import ProcessDirectory, check_together, guests_of
 from softiommu.drivers.riscv_queue import EVERYWHERE, CommandQueue, device_tlb
 from softiommu.errors import UapiError
 from softiommu.hardware.riscv.commands import Command, Iodir0
@@ -17,13 +18,9 @@ from softiommu.hardware.riscv.tables import (
     BASE_DDI,
     EXTENDED_DC,
     EXTENDED_DDI,
-    PC,
-    PDI,
-    PDT_LEVELS,
     PDT_WIDTH,
     DirectoryEntry,
     PdtMode,
-    Pdtp,
     ProcessTa,
     Tc,
     directory_index,
@@ -42,12 +39,19 @@ def _nothing(enable: bool) -> None:
 
 
 class Stream:
-    """What a device id is routed through. `pdt` is its process directory, where it can have processes."""
+    """What a device id is routed through. `mode` is how large its process directories are, where it can have such."""
 
-    def __init__(self, pdt: Pdtp | None) -> None:
-        self.pdt = pdt
+    def __init__(self, mode: PdtMode | None, pdt: ProcessDirectory | None) -> None:
+        self.mode, self.pdt = mode, pdt
+        #: The directory that is used while guests' first stages are processes: it lies under their second stage.
+        self.nested_pdt: ProcessDirectory | None = None
         #: By process id; None: of requests without one.
         self.domains: dict[int | None, RiscvDomain | RiscvNested] = {}
+
+    @property
+    def directory(self) -> ProcessDirectory | None:
+        """The directory in which processes are now."""
+        return self.nested_pdt if guests_of(self.domains) else self.pdt
 
 
 class Routes:
@@ -79,7 +83,8 @@ class Routes:
                 raise UapiError(ENODEV, f"device id {sid:#x} has no place in a directory of {self._levels} levels")
             self._context(sid)
             if sid not in self._streams:
-                self._streams[sid] = Stream(self._directory(function.pasid_bits) if function.pasid_bits else None)
+                mode = self._pdt_mode(function.pasid_bits) if function.pasid_bits else None
+                self._streams[sid] = Stream(mode, None if mode is None else ProcessDirectory(self._memory, mode))
         if function.ats and self._has_ats:
             self._ats.add(function.sids[0])
             if function.pri:
@@ -96,20 +101,25 @@ class Routes:
         return sid in self._pri
 
     def _may_ask(self, sid: int, stream: Stream) -> bool:
-        """Whether a stream's function may ask for translations now."""
-        base = stream.domains.get(None)
-        return bool(stream.domains) and (not isinstance(base, RiscvNested) or base.uses_ats) and self.uses_ats(sid)
+        """Whether a stream's function may ask for translations now: if all of its guests empty its TLB."""
+        domains = stream.domains.values()
+        allow = all(domain.uses_ats for domain in domains if isinstance(domain, RiscvNested))
+        return bool(domains) and allow and self.uses_ats(sid)
 
     def pasid_bits(self, wanted: int) -> int:
         """How wide the process ids are that a function of `wanted` bits can use."""
         mode = self._pdt_mode(wanted)
         return 0 if mode is None else min(wanted, PDT_WIDTH[mode])
 
-    def guest_of(self, sid: int) -> RiscvNested | None:
-        """The guest's context that a stream is attached to."""
+    def guest_of(self, sid: int, pid: int) -> RiscvNested | None:
+        """The guest's context that a request of a stream went by; `pid` is 0 where it had no process."""
         stream = self._streams.get(sid)
-        base = None if stream is None else stream.domains.get(None)
-        return base if isinstance(base, RiscvNested) else None
+        if stream is None:
+            return None
+        found = stream.domains.get(pid or None)
+        if found is None and not guests_of(stream.domains):
+            found = stream.domains.get(None)
+        return found if isinstance(found, RiscvNested) else None
 
     @property
     def process_bits(self) -> int:
@@ -120,10 +130,6 @@ class Routes:
         """The smallest directory that has room; else the largest."""
         fitting = [mode for mode in self._pdts if PDT_WIDTH[mode] >= wanted]
         return min(fitting) if fitting else max(self._pdts, default=None)
-
-    def _directory(self, wanted: int) -> Pdtp | None:
-        mode = self._pdt_mode(wanted)
-        return None if mode is None else Pdtp.of(MODE=mode, PPN=self._page("a process directory") >> 12)
 
     def _page(self, what: str) -> int:
         try:
@@ -146,23 +152,28 @@ class Routes:
             table = self._linked(table + 8 * directory_index(level, sid, self._ddi), "a device directory")
         return table + self._dc_bytes * directory_index(0, sid, self._ddi)
 
-    def _process(self, pdt: Pdtp, pid: int) -> int:
-        """The address of a process context."""
-        table = pdt.PPN << 12
-        for level in range(PDT_LEVELS[pdt.MODE] - 1, 0, -1):
-            table = self._linked(table + 8 * directory_index(level, pid, PDI), "a process directory")
-        return table + PC * directory_index(0, pid, PDI)
-
     # Routes
 
     def reserve(self, sid: int, pasid: int | None, domain: RiscvDomain | RiscvNested) -> None:
-        """Make what a route will need, and see that it can be. EINVAL: a second stage beside processes; ENOMEM."""
+        """Make what a route will need, and see that it can be. EINVAL as `check_together`; ENOMEM."""
         stream = self._streams[sid]
-        whole = domain if pasid is None else stream.domains.get(None)
-        if whole is not None and not whole.first and (pasid is not None or stream.domains.keys() - {None}):
-            raise UapiError(EINVAL, "a directory of processes under a second stage would be the guest's")
-        if stream.pdt is not None and domain.first:
-            self._process(stream.pdt, _NO_PASID if pasid is None else pasid)
+        after = {**stream.domains, pasid: domain}
+        check_together(after)
+        guests = guests_of(after)
+        if guests and stream.nested_pdt is None:
+            assert stream.mode is not None, "a device with PASIDs can have a directory"
+            stream.nested_pdt = ProcessDirectory(self._memory, stream.mode, guests[0].slice.parent)
+        directory = stream.nested_pdt if guests else stream.pdt
+        if directory is not None:
+            for pid in {_NO_PASID, pasid or _NO_PASID}:
+                directory.context(pid)
+
+    def settle(self, sid: int) -> None:
+        """Give back what no route needs any more, or what one that came to nothing had made."""
+        stream = self._streams[sid]
+        if stream.nested_pdt is not None and not guests_of(stream.domains):
+            stream.nested_pdt.free()
+            stream.nested_pdt = None
 
     def route(self, sid: int, pasid: int | None, domain: RiscvDomain | RiscvNested | None) -> None:
         """Route a stream or one of its processes through a domain, or block it."""
@@ -175,8 +186,7 @@ class Routes:
             stream.domains[pasid] = domain
         else:
             del stream.domains[pasid]
-        if stream.pdt is not None and (domain is None or (isinstance(domain, RiscvDomain) and domain.first)):
-            self._put_process(sid, stream.pdt, _NO_PASID if pasid is None else pasid, domain)
+        self._put_processes(sid, stream, pasid)
         if not self._may_ask(sid, stream):
             self._set_ats.get(sid, _nothing)(False)
         self._put_device(sid, stream)
@@ -191,16 +201,26 @@ class Routes:
                 old.slice.forget_all()
         if domain is not None:
             domain.routes.append(Route(sid, pasid))
+        self.settle(sid)
 
-    def _put_process(self, sid: int, pdt: Pdtp, pid: int, domain: RiscvDomain | None) -> None:
+    def _put_processes(self, sid: int, stream: Stream, pasid: int | None) -> None:
+        """Bring a process context to what its domain says, in each directory that has it; and that of requests without
+        a process id, for which a directory is new when the first process comes."""
+        for directory in filter(None, (stream.pdt, stream.nested_pdt)):
+            for pid in {None, pasid}:
+                domain = stream.domains.get(pid) if directory is stream.directory else None
+                self._put_process(sid, directory.context(pid or _NO_PASID), pid or _NO_PASID, domain)
+
+    def _put_process(self, sid: int, at: int, pid: int, domain: RiscvDomain | RiscvNested | None) -> None:
         """Change a process context. The hardware never sees half of one: it is not valid and forgotten meanwhile."""
-        at = self._process(pdt, pid)
+        ta, fsc = (0, 0) if domain is None else domain.process()
+        if (self._memory.read_u64(at), self._memory.read_u64(at + 8)) == (ta, fsc):
+            return
         if ProcessTa(self._memory.read_u64(at)).V:
             self._memory.write_u64(at, 0)
             self._queue.submit((Iodir0.of(COMMAND=Command.IODIR_INVAL_PDT, DV=1, DID=sid, PID=pid), 0))
-        if domain is not None:
-            self._memory.write_u64(at + 8, domain.iosatp)
-            self._memory.write_u64(at, ProcessTa.of(V=1, PSCID=domain.ta.PSCID))
+        self._memory.write_u64(at + 8, fsc)
+        self._memory.write_u64(at, ta)
 
     def _put_device(self, sid: int, stream: Stream) -> None:
         """Change a device context, in the same way, if it has to change."""
@@ -214,13 +234,18 @@ class Routes:
             self._memory.write_u64(at + 8 * number, words[number])
 
     def _words(self, sid: int, stream: Stream) -> list[int]:
-        domain, pdt = stream.domains.get(None), stream.pdt
+        domain, pdt, guests = stream.domains.get(None), stream.directory, guests_of(stream.domains)
         if not stream.domains:
             return [0] * (self._dc_bytes // 8)
-        asks = int(self.asks_for_pages(sid))
-        tc = self._tc.replace(EN_ATS=int(self.uses_ats(sid)), EN_PRI=asks, PRPR=asks)
-        if pdt is not None and (domain is None or domain.first):
-            words: list[int] = [tc.replace(PDTV=1, DPE=1), 0, 0, pdt]
+        translations = self._may_ask(sid, stream)
+        asks = int(translations and self.asks_for_pages(sid))
+        tc = self._tc.replace(EN_ATS=int(translations), EN_PRI=asks, PRPR=asks)
+        if guests and pdt is not None:
+            default, updates = domain is not guests[0].slice.parent, guests[0].sets_flags
+            tc = tc.replace(PDTV=1, DPE=int(default), SADE=int(updates))
+            words: list[int] = [tc, guests[0].slice.iohgatp, 0, pdt.pdtp]
+        elif pdt is not None and (domain is None or domain.first):
+            words = [tc.replace(PDTV=1, DPE=1), 0, 0, pdt.pdtp]
         else:
             assert domain is not None, "processes need a directory"
             words = domain.context(tc)

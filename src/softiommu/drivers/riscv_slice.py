@@ -164,14 +164,17 @@ class RiscvSlice:
         queue = self.owner.queue
         if asked.targets & Target.CONFIG:
             queue.submit(*(self._configuration(route, asked) for _, route in chosen if self._has_context(asked)))
-        if asked.translations and (of is None or of.pscid is None or asked.reaches(None)):
+        if asked.translations and (of is None or any(_concerns(asked, of, route) for route in of.routes)):
             queue.submit(*self._pages(of, asked))
-        if not asked.targets & Target.DEVICE_TLB or not asked.reaches(None):
+        if not asked.targets & Target.DEVICE_TLB:
             return Outcome.NONE
         where = (0, EVERYWHERE) if asked.window is None else _block(asked.window)
         uses = self.owner.routes.uses_ats
-        cached = [route for nested, route in chosen if nested.uses_ats and uses(route.sid)]
-        answered = queue.submit(*(device_tlb(route.sid, None, *where) for route in cached))
+        cached = [(nested, route) for nested, route in chosen if nested.uses_ats and uses(route.sid)]
+        told = [(nested, route) for nested, route in cached if _concerns(asked, nested, route)]
+        # One without a process is for all.
+        pids = [(route.sid, asked.pasid if nested.has_directory else route.pasid) for nested, route in told]
+        answered = queue.submit(*(device_tlb(*each, *where) for each in dict.fromkeys(pids)))
         return Outcome.NONE if answered else Outcome.DEVICE_TIMEOUT
 
     def _chosen(self, of: RiscvNested | None, asked: Invalidation) -> list[tuple[RiscvNested, Route]]:
@@ -214,6 +217,11 @@ class RiscvSlice:
             return [(low, 0)]
         ones = (1 << lg2 - _PAGE_LG2 - 1) - 1
         return [(named, Iotinval1.of(S=1, PAGE=first >> _PAGE_LG2 | ones))]
+
+
+def _concerns(asked: Invalidation, nested: RiscvNested, route: Route) -> bool:
+    """Whether an entry is about requests that go by a route, or by one of the guest's own processes below it."""
+    return nested.has_directory or asked.reaches(route.pasid)
 
 
 def _block(window: Range) -> tuple[int, int]:
