@@ -1,6 +1,7 @@
 """A guest's own command queue (Tegra241's CMDQV) through iommufd: its memory, its doorbell page, its errors."""
 
 import errno
+import fcntl
 import os
 import struct
 import time
@@ -261,6 +262,25 @@ def test_what_makes_no_queue_is_refused(vm):
     nvme = vm.device(NVME0)
     assert refusal(vm.viommu.vdevice, nvme, 1 << 31) == errno.EINVAL
     vm.viommu.vdevice(nvme, (1 << 31) - 1)
+
+
+def test_a_queue_lies_in_memory_as_the_hardware_reads_it_whatever_its_guest_address(vm):
+    fd, size, iova = os.memfd_create("together", os.MFD_ALLOW_SEALING), 64 << 20, 2 << 32
+    os.ftruncate(fd, size)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    mapping = vm.ioas.map_file(fd, 4096, size - 4096, iova=iova)
+    # From an odd page of the file on: the hardware would begin to read a page before, which is not the guest's.
+    assert refusal(vm.viommu.hw_queue, TEGRA, 0, iova, 8192) == errno.EINVAL
+    odd = vm.viommu.hw_queue(TEGRA, 0, iova + 4096, 8192)
+    os.pwrite(fd, struct.pack("<QQ", *SYNC) * 4 + struct.pack("<QQ", 0xFF, 0), 8192)
+    for register, value in ((CONS, 0), (PROD, 0), (CONFIG, 1), (PROD, 5)):
+        struct.pack_into("<I", vm.page_of_queues, register, value)
+        vm.viommu.poll()
+    cons = CmdqCons(struct.unpack_from("<I", vm.page_of_queues, CONS)[0])
+    assert (cons.RD, cons.ERR) == (4, CommandError.ILL)
+    odd.destroy()
+    mapping.unmap()
+    os.close(fd)
 
 
 def test_names_come_and_go_with_their_vdevices(vm, queue):

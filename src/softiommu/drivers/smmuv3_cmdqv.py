@@ -143,8 +143,8 @@ class CmdqvViommu(SmmuViommu):
         return (HwQueueType.TEGRA241_CMDQV,)
 
     def add_hw_queue(self, index: int, iova: int, pa: int, length: int) -> int | None:
-        """Give a queue to the guest. EINVAL: there is no such queue, or of such a size or place; EEXIST: taken; EIO:
-        the one before it comes first."""
+        """Give a queue to the guest. EINVAL: there is no such queue, or of such a size or place in memory; EEXIST: it
+        is taken; EIO: the one before it comes first."""
         if index >= self._cmdqv.queues:
             raise UapiError(EINVAL, f"an interface has {self._cmdqv.queues} queues, and none with number {index}")
         if index in self._shown:
@@ -152,8 +152,11 @@ class CmdqvViommu(SmmuViommu):
         if index and index - 1 not in self._shown:
             raise UapiError(EIO, f"queue {index} needs queue {index - 1}")
         most = COMMAND_BYTES << self._cmdqv.most_lg2
-        if length & length - 1 or not _LEAST_BYTES <= length <= most or iova & length - 1:
+        if length & length - 1 or not _LEAST_BYTES <= length <= most:
             raise UapiError(EINVAL, f"{length:#x} bytes at {iova:#x} are no queue of {_LEAST_BYTES}..{most:#x} bytes")
+        if pa & length - 1 or pa & ~QueueBase.ADDR.mask:
+            # The hardware takes the address bits below the size for 0, and so would read what lies before the queue.
+            raise UapiError(EINVAL, f"{iova:#x} leads to {pa:#x}, where no queue of {length:#x} bytes can lie")
         number = self._queue(index)
         base = QueueBase.of(LOG2SIZE=(length // COMMAND_BYTES).bit_length() - 1, ADDR=pa >> 5)
         self._bus.write(queue_page1(number) + Page1.BASE.offset, 8, base)
