@@ -5,7 +5,9 @@ import re
 import pytest
 from hypothesis import given, strategies as st
 
+from softiommu.abi import riscv_extension
 from softiommu.abi.iommufd import (
+    HwCapabilities,
     HwInfoAmd,
     HwInfoArmSmmuv3,
     HwInfoArmSmmuv3Flags,
@@ -15,6 +17,8 @@ from softiommu.abi.iommufd import (
 )
 from softiommu.api import HwInfo
 from softiommu.hardware.amd import presets as amd
+from softiommu.hardware.riscv import presets as riscv
+from softiommu.hardware.riscv.registers import Capabilities
 from softiommu.hardware.smmuv3 import presets as smmuv3
 from softiommu.hardware.vtd import presets as vtd
 from softiommu.vmm.capabilities import FAMILIES, Capability, Request, Verdict, decode, lint, negotiate, told
@@ -81,7 +85,9 @@ def test_each_field_of_each_register_has_one_rule(family, register):
 
 @pytest.mark.parametrize(("family", "register"), REGISTERS, ids=NAMES)
 def test_each_rule_says_why_and_where_that_is_written(family, register):
-    cited = re.compile(r"^(Linux 7\.1, |QEMU, hw/|Arm IHI 0070, |Intel VT-d, |AMD 48882, |https://lore\.kernel\.org/)")
+    cited = re.compile(
+        r"^(Linux 7\.1, |QEMU, hw/|Arm IHI 0070, |Intel VT-d, |AMD 48882, |RISC-V IOMMU 1\.0, |docs/extensions\.md: |https://lore\.kernel\.org/)"
+    )
     for rule in register.rules.values():
         assert rule.why
         assert cited.match(rule.source)
@@ -300,7 +306,9 @@ def test_a_vtd_guest_gets_first_stage_features_with_nesting_only():
     assert "needs kernel software: nested translation" in without.answer("ECAP", "FSTS").reason
     nested = negotiate(seen, Capability.NESTING)
     given_ = {name for name in vtd.Ecap.FIELDS if getattr(nested.words["ECAP"], name)}
-    assert given_ == {"SC", "SRS", "EAFS", "SMTS", "FSTS", "SMPWCS"}
+    assert given_ == {"SC", "SMTS", "FSTS", "SMPWCS"}
+    flags = negotiate(seen, Capability.NESTING | Capability.SUPERVISOR | Capability.EXTENDED_ACCESSED)
+    assert (flags.words["ECAP"].SRS, flags.words["ECAP"].EAFS) == (1, 1)
     assert nested.words["CAP"].FS1GP
     assert field(nested, "ECAP", "PSS") == (Verdict.NEEDS, 0)
     pasids = negotiate(seen, Capability.NESTING | Capability.PASID)
@@ -323,6 +331,26 @@ def test_an_amd_guest_gets_what_the_kernel_lists():
     efr = negotiate(seen, EVERYTHING).words["EFR"]
     assert efr == amd.Efr.of(PPRSup=1, GTSup=1, GASup=1, GATS=1, GLXSup=2, PASmax=19, GIoSup=1)
     amd.check(amd.Preset(efr))
+
+
+def test_a_riscv_guest_gets_what_the_extension_takes():
+    seen = HwInfo(
+        riscv_extension.HW_INFO,
+        riscv_extension.HwInfoRiscv(int(riscv.FULL)).to_bytes(),
+        HwCapabilities(0),
+        0,
+    )
+    without = negotiate(seen, Capability(0)).words["CAPABILITIES"]
+    assert without == Capabilities.of(VERSION=0x10, PAS=riscv.FULL.PAS)
+    nested = negotiate(seen, Capability.NESTING)
+    given_ = {name for name in Capabilities.FIELDS if getattr(nested.words["CAPABILITIES"], name)}
+    first = {"SV39", "SV48", "SV57", "SVRSW60T59B", "SVPBMT", "AMO_HWAD", "NL", "S"}
+    assert given_ == first | {"VERSION", "PAS"}
+    assert field(nested, "CAPABILITIES", "PD20") == (Verdict.NEEDS, 0)
+    assert field(negotiate(seen, EVERYTHING), "CAPABILITIES", "PD20") == (Verdict.FORWARD, 1)
+    assert field(negotiate(seen, EVERYTHING), "CAPABILITIES", "T2GPA") == (Verdict.MASK, 0)
+    (finding,) = lint({"CAPABILITIES": nested.words["CAPABILITIES"].replace(END=1)}, seen, EVERYTHING)
+    assert (finding.field, finding.allowed) == ("END", 0)
 
 
 def test_an_smmuv3_guest_gets_hardware_that_can_be():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import IntFlag
+from enum import IntEnum, IntFlag
 from typing import Any, NamedTuple, Protocol
 
 from softiommu.abi.iommufd import (
@@ -16,11 +16,13 @@ from softiommu.abi.iommufd import (
     HwInfoVtd,
     HwInfoVtdFlags,
 )
+from softiommu.abi.riscv_extension import HW_INFO, HwInfoRiscv
 from softiommu.abi.struct import UserStruct
 from softiommu.hardware.amd.registers import Efr, Efr2
+from softiommu.hardware.riscv.registers import Capabilities, Fctl
 from softiommu.hardware.smmuv3 import registers as smmu
 from softiommu.hardware.vtd.registers import Cap, Ecap
-from softiommu.vmm.capabilities import amd, smmuv3, vtd
+from softiommu.vmm.capabilities import amd, riscv, smmuv3, vtd
 from softiommu.vmm.capabilities.rules import EXTENSIONS, Capability, Table
 from softiommu.words import Word, bits
 
@@ -49,6 +51,12 @@ class Info(Protocol):
         ...
 
 
+class ExtensionType(IntEnum):
+    """Types of hardware information that only this project has."""
+
+    RISCV = HW_INFO
+
+
 class Cmdqv(Word, width=32):
     """What struct iommu_hw_info_tegra241_cmdqv tells, as it lies behind the flags."""
 
@@ -68,7 +76,7 @@ class Register(NamedTuple):
 class Family(NamedTuple):
     """A type of hardware information. `values` takes the registers' values out of its structure."""
 
-    kind: HwInfoType
+    kind: HwInfoType | ExtensionType
     struct: type[UserStruct]
     registers: tuple[Register, ...]
     values: Callable[[Any], tuple[int, ...]]
@@ -124,6 +132,12 @@ FAMILIES = {
             HwInfoAmd,
             (Register("EFR", Efr, amd.EFR), Register("EFR2", Efr2, amd.EFR2)),
             lambda info: (info.efr, info.efr2),
+        ),
+        Family(
+            ExtensionType.RISCV,
+            HwInfoRiscv,
+            (Register("CAPABILITIES", Capabilities, riscv.CAPABILITIES), Register("FCTL", Fctl, riscv.FCTL)),
+            lambda info: (info.capabilities, info.fctl),
         ),
     )
 }

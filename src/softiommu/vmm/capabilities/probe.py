@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Any, NamedTuple, Protocol
 
-from softiommu.abi import iommufd as abi
+from softiommu.abi import amd_extension, iommufd as abi, riscv_extension
 from softiommu.abi.struct import UserStruct
 from softiommu.vmm.capabilities.families import Info, told
 from softiommu.vmm.capabilities.rules import Capability
@@ -59,14 +59,15 @@ class Seen(NamedTuple):
 def probe(iommufd: Iommufd, device: Device) -> Seen:
     """Ask for everything, and try what nothing tells of. Nothing that is made is left. OSError: GET_HW_INFO fails."""
     info = device.hw_info()
+    if info.type == abi.HwInfoType.NONE:
+        info = _extra(device, riscv_extension.HW_INFO) or info
     infos = [info]
     kernel = told(info)
-    queues = _queues(device) if info.type == abi.HwInfoType.ARM_SMMUV3 else None
+    queues = _extra(device, abi.HwInfoType.TEGRA241_CMDQV) if info.type == abi.HwInfoType.ARM_SMMUV3 else None
     if queues is not None:
         infos.append(queues)
     with iommufd.ioas() as ioas:
-        if _nests(device, ioas, info.type):
-            kernel |= Capability.NESTING
+        kernel |= _nesting(device, ioas, info.type)
         if queues is not None and _has_viommu(
             device, ioas, abi.ViommuType.TEGRA241_CMDQV, bytearray(abi.ViommuTegra241Cmdqv.SIZE)
         ):
@@ -76,23 +77,44 @@ def probe(iommufd: Iommufd, device: Device) -> Seen:
     return Seen(tuple(infos), kernel)
 
 
-def _queues(device: Device) -> Info | None:
+def _extra(device: Device, type: int) -> Info | None:
+    """The information of a type that is told when it is asked for."""
     try:
-        return device.hw_info(abi.HwInfoType.TEGRA241_CMDQV)
+        return device.hw_info(type)
     except OSError:
         return None
 
 
-def _nests(device: Device, ioas: Any, type: int) -> bool:
-    if type == abi.HwInfoType.ARM_SMMUV3:
-        return _has_viommu(device, ioas, abi.ViommuType.ARM_SMMUV3, None)
-    if type != abi.HwInfoType.INTEL_VTD:
-        return False  # AMD's has no number of a vIOMMU to ask for
+#: The vIOMMUs that nested HWPTs are made on, by the type of hardware information.
+_VIOMMUS = {
+    int(abi.HwInfoType.ARM_SMMUV3): int(abi.ViommuType.ARM_SMMUV3),
+    int(abi.HwInfoType.AMD): amd_extension.VIOMMU,
+    riscv_extension.HW_INFO: riscv_extension.VIOMMU,
+}
+_VTD = {
+    Capability.NESTING: 0,
+    Capability.SUPERVISOR: int(abi.VtdS1Flags.SRE),
+    Capability.EXTENDED_ACCESSED: int(abi.VtdS1Flags.EAFE),
+}
+
+
+def _nesting(device: Device, ioas: Any, type: int) -> Capability:
+    """What of nested HWPTs there is. VT-d's is attached: nesting in software refuses some of them only then."""
+    found = Capability(0)
+    if type in _VIOMMUS and _has_viommu(device, ioas, _VIOMMUS[type], None):
+        found |= Capability.NESTING
+    for capability, flags in _VTD.items() if type == abi.HwInfoType.INTEL_VTD else ():
+        if _attaches_first_stage(device, ioas, flags):
+            found |= capability
+    return found
+
+
+def _attaches_first_stage(device: Device, ioas: Any, flags: int) -> bool:
+    data = int(abi.HwptDataType.VTD_S1), abi.HwptVtdS1(flags, addr_width=_WIDTH)
     try:
-        with (
-            device.hwpt(ioas, int(abi.HwptAllocFlags.ALLOC_NEST_PARENT)) as parent,
-            device.hwpt(parent, 0, (int(abi.HwptDataType.VTD_S1), abi.HwptVtdS1(addr_width=_WIDTH))),
-        ):
+        with device.hwpt(ioas, int(abi.HwptAllocFlags.ALLOC_NEST_PARENT)) as parent, device.hwpt(parent, 0, data) as s1:
+            device.attach(s1)
+            device.detach()
             return True
     except OSError:
         return False

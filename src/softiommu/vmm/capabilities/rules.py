@@ -24,6 +24,8 @@ class Capability(Flag):
     PASID = auto()
     ATS = auto()
     NESTING = auto()
+    SUPERVISOR = auto()
+    EXTENDED_ACCESSED = auto()
     PAGE_FAULTS = auto()
     VCMDQ = auto()
     BTM = auto()
@@ -44,7 +46,9 @@ TOLD = {
     Capability.PASID_PRIV: "out_capabilities: IOMMU_HW_CAP_PCI_PASID_PRIV",
     Capability.PASID: "out_max_pasid_log2 is not 0",
     Capability.ATS: "out_capabilities: IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED is clear, as older kernels have it",
-    Capability.NESTING: "tried: a nested HWPT, or the vIOMMU for one, can be allocated",
+    Capability.NESTING: "tried: a nested HWPT can be attached, or the vIOMMU for one be allocated",
+    Capability.SUPERVISOR: "tried: a nested HWPT with IOMMU_VTD_S1_SRE can be attached",
+    Capability.EXTENDED_ACCESSED: "tried: a nested HWPT with IOMMU_VTD_S1_EAFE can be attached",
     Capability.PAGE_FAULTS: "tried: an HWPT with a fault queue can be attached",
     Capability.VCMDQ: "tried: a vIOMMU of type TEGRA241_CMDQV can be allocated",
     Capability.BTM: "out_capabilities: bit 62, an extension",

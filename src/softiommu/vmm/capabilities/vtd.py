@@ -20,6 +20,8 @@ _CAP = "Intel VT-d, 11.4.2"
 _ECAP = "Intel VT-d, 11.4.3"
 
 _NESTED = (Need(Step.SOFTWARE, "nested translation for guests", Capability.NESTING),)
+_SUPERVISOR = (*_NESTED, Need(Step.SOFTWARE, "supervisor requests, nested", Capability.SUPERVISOR))
+_ACCESSED = (*_NESTED, Need(Step.SOFTWARE, "extended accessed flags, nested", Capability.EXTENDED_ACCESSED))
 _PASID = (*_NESTED, Need(Step.SOFTWARE, "PASIDs of the device", Capability.PASID))
 _ATS = (Need(Step.SOFTWARE, "ATS of the device", Capability.ATS),)
 _FAULTS = (*_ATS, Need(Step.SOFTWARE, "page requests brought to the VMM", Capability.PAGE_FAULTS))
@@ -70,9 +72,9 @@ ECAP: Table = {
     "DIS": mask("taken back by later manuals", _ECAP),
     "PRS": read("page requests", _ECAP, needs=_FAULTS),
     "ERS": read("requests to execute", _ECAP, needs=_EXEC),
-    "SRS": read("supervisor pages: IOMMU_VTD_S1_SRE", NESTED, needs=_NESTED),
+    "SRS": read("supervisor pages: IOMMU_VTD_S1_SRE", NESTED, needs=_SUPERVISOR),
     "NWFS": read("translation requests that do not write", _ECAP, needs=_ATS),
-    "EAFS": read("extended accessed flags: IOMMU_VTD_S1_EAFE", NESTED, needs=_NESTED),
+    "EAFS": read("extended accessed flags: IOMMU_VTD_S1_EAFE", NESTED, needs=_ACCESSED),
     "PSS": read("how many PASIDs", _ECAP, at_most, _PASID),
     "PASID": read("PASIDs", _ECAP, needs=_PASID),
     "DIT": mask("the kernel flushes device TLBs by itself, and at its own pace", FLUSH),
