@@ -191,6 +191,9 @@ def test_the_memory_of_a_process_that_is_gone_faults_unless_it_was_kept() -> Non
     assert kept.private.read(start + PAGE - 2, 4) == b"edge"
     with pytest.raises(UapiError):
         kept.private.read(start + 2 * PAGE, 1)
+    kept.set_locked(0, 0)
+    with pytest.raises(UapiError):
+        kept.private.read(start, 1)
 
 
 def test_nothing_is_kept_once_nothing_is_pinned(mm: ProcessMm) -> None:

@@ -157,6 +157,11 @@ class PrivateMemory:
             with suppress(OSError):  # a kernel that forbids forced writes: the page stays shared
                 os.pwrite(self._fd, os.pread(self._fd, 1, at), at)
 
+    def forget(self) -> None:
+        """Nothing is pinned any more: what was handed out, and copies of it."""
+        self.given.clear()
+        self._kept = Snapshot()
+
     def keep(self, most: int) -> bool:
         """Copy what was handed out, for when the address space is gone; False where it is more than `most` bytes."""
         if sum(end - start for start, end in self.given.ranges) > most:
@@ -245,7 +250,7 @@ class ProcessMm:
         """Pages to add to VmPin and VmLck of the process's status."""
         self.pinned, self.locked = pinned, locked
         if not pinned:
-            self.private.given.clear()
+            self.private.forget()
 
     def maps_file(self, dev: int, inode: int, offset: int, length: int) -> bool:
         """Whether any mapping shows a byte of `offset`..`offset+length` of the file."""

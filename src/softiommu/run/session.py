@@ -41,6 +41,8 @@ Handler = Callable[[Task, tuple[int, ...]], "int | Reply"]
 
 #: Of our own descriptors, a task that is remembered takes one in so many.
 _TASK_SHARE = 8
+#: So many tasks may have come, or half of those that are remembered, before the dead are looked for.
+_NEW_TASKS = 16
 
 
 def high_threshold() -> int:
@@ -84,13 +86,22 @@ class Session:
         self.last_installed = -1
         #: Tasks by number, as last seen: a number may since have been given to another (see `fresh`).
         self.tasks: dict[int, Task] = {}
+        #: How many of them came since the dead were forgotten.
+        self._new = 0
+        self.descriptors.on_close.append(self._closed)
+
+    def _closed(self, record: OpenFile) -> None:
+        """A file is released: often because a process has ended."""
+        if self.current is not None and self.current[2] is record:
+            self.current = None
+        if self._new:
+            self._forget_dead()
 
     def fresh(self, tid: int) -> Task:
         """The task that has this number now. TaskGoneError."""
         task = self.tasks.get(tid)
         if task is not None:
-            with suppress(OSError):
-                os.stat("comm", dir_fd=task.folder)
+            if task.lives():
                 return task
             self.tasks.pop(tid).close()
         return self.new_task(tid)
@@ -102,6 +113,8 @@ class Session:
 
     def new_task(self, tid: int) -> Task:
         """A task that was not seen before. TaskGoneError."""
+        if self._new >= max(_NEW_TASKS, len(self.tasks) // 2):
+            self._forget_dead()
         if len(self.tasks) >= self._most_tasks:
             self._close_tasks()
         try:
@@ -110,7 +123,15 @@ class Session:
             raise TaskGoneError from error
         self.spaces.check(task.tgid)
         self.tasks[tid] = task
+        self._new += 1
         return task
+
+    def _forget_dead(self) -> None:
+        """Give back what is kept of tasks and processes that are gone."""
+        for tid in [tid for tid, task in self.tasks.items() if not task.lives()]:
+            self.tasks.pop(tid).close()
+        self.spaces.forget_dead()
+        self._new = 0
 
     def processes(self) -> Iterator[int]:
         """Every process below the supervisor, with or without a call of its own so far."""

@@ -44,7 +44,7 @@ class AddressSpaces:
         if space is not None:
             self._drop(task.tgid)
         if len(self._spaces) >= _MOST_SPACES:
-            self._drop_dead()
+            self.forget_dead()
         mm = next((s.mm for pid, s in self._spaces.items() if same_memory(task.tgid, pid)), None)
         folder = os.open(f"/proc/{task.tgid}", os.O_PATH | os.O_CLOEXEC)
         space = _Space(mm or ProcessMm(task.tgid), folder, task.read_proc("auxv"))
@@ -82,8 +82,8 @@ class AddressSpaces:
         for pid in list(self._spaces):
             self._drop(pid)
 
-    def _drop_dead(self) -> None:
-        """What still needs the address space of a process that is gone (a mapping) holds it by itself."""
+    def forget_dead(self) -> None:
+        """Forget processes that are gone. A mapping that still needs the address space of one holds it by itself."""
         for pid in [pid for pid, space in self._spaces.items() if not self._lives(space)]:
             self._drop(pid)
 

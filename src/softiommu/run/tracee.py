@@ -43,7 +43,8 @@ class Task:
         self.memory = TaskCopier(session.copier, tid, self.folder)
         #: copy_from_user and copy_to_user.
         self.read, self.write = self.memory.read, self.memory.write
-        self._known: dict[int, tuple[int, bytes, OpenFile]] = {}
+        #: By descriptor: its open fdinfo, the text of that, and the key of our file. A file that is closed is not held.
+        self._known: dict[int, tuple[int, bytes, bytes]] = {}
         self._pidfd = -1
 
     def _read_tgid(self) -> int:
@@ -60,6 +61,13 @@ class Task:
             raise TaskGoneError from error
         with open(fd, "rb") as file:
             return file.read()
+
+    def lives(self) -> bool:
+        """Whether it is still there, at least as one that nobody waited for."""
+        with suppress(OSError):
+            os.stat("comm", dir_fd=self.folder)
+            return True
+        return False
 
     def close(self) -> None:
         """Give the descriptors of our own back."""
@@ -141,9 +149,11 @@ class Task:
         known = self._known.get(fd)
         if known is not None:
             try:
-                info, text, record = known
-                if os.pread(info, _FDINFO, 0) == text and record.open:
-                    return record
+                info, text, key = known
+                if os.pread(info, _FDINFO, 0) == text:
+                    record = self.session.descriptors.by_key.get(key)
+                    if record is not None:
+                        return record
             except OSError:
                 pass  # closed since: look again
             os.close(self._known.pop(fd)[0])
@@ -156,11 +166,12 @@ class Task:
             return None
         with suppress(OSError):
             text = os.pread(info, _FDINFO, 0)
-            record = self.session.descriptors.by_key.get(identity(text))
+            key = identity(text)
+            record = self.session.descriptors.by_key.get(key)
             if record is not None:
                 if len(self._known) >= _MOST_KNOWN:
                     self._forget_descriptors()
-                self._known[fd] = (info, text, record)
+                self._known[fd] = (info, text, key)
                 return record
         os.close(info)
         return None
