@@ -2,7 +2,8 @@
 
 The driver's devices make domains, attach and fault as ever; only nesting parents and what is nested on them differ: a
 nested domain is an ordinary domain of the driver, a shadow, in which child and parent are merged. `mixed` leaves the
-nesting that the driver has to the driver, for data of its own type; both kinds may then hang on one parent.
+nesting that the driver has, if it has any, to the driver, for data of its own type; both kinds may then hang on one
+parent.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from softiommu.drivers.function import Function
 from softiommu.drivers.shadow_data import binding
 from softiommu.drivers.shadow_domain import BoundDomain, MappedDomain
 from softiommu.drivers.shadow_parent import ParentDomain, Work
+from softiommu.drivers.shadow_viommu import ShadowViommu
 from softiommu.errors import UapiError
 from softiommu.memory.physical import PhysicalMemory
 
@@ -78,11 +80,16 @@ class ShadowDevice:
         self._partial: dict[tuple[int | None, int], list[PageFault]] = {}
 
     @property
+    def _mixes(self) -> bool:
+        """Whether the hardware nests, too."""
+        return self._shadows.mixed and self.inner.features.nesting
+
+    @property
     def features(self) -> DeviceFeatures:
         """The vendor's, and nesting."""
         features = self.inner.features._replace(nesting=True, nested_domains=True)
         # What a vIOMMU of the vendor's could be asked for is nothing where there is none.
-        return features if self._shadows.mixed else features._replace(capabilities=0, viommu_flags=0)
+        return features if self._mixes else features._replace(capabilities=0, viommu_flags=0)
 
     def reserved_regions(self) -> Sequence[Reserved]:
         """The vendor's."""
@@ -101,13 +108,13 @@ class ShadowDevice:
         return self._parent(flags, data)
 
     def _parent(self, flags: DomainFlags, data: UserData | None = None) -> ParentDomain:
-        wanted = flags if self._shadows.mixed else flags & ~DomainFlags.NEST_PARENT
+        wanted = flags if self._mixes else flags & ~DomainFlags.NEST_PARENT
         return ParentDomain(self.inner.alloc_paging(wanted, data), flags, self._shadows.memory, self._shadows.work)
 
     def alloc_nested(self, parent: PagingDomain, flags: int, data: UserData) -> NestedDomain:
         """A guest's table over `parent`. EOPNOTSUPP: flags; EINVAL: data; ENOMEM."""
         below = self._nested_on(parent)
-        if self._shadows.mixed and data.data_type != BOUND:
+        if self._mixes and data.data_type != BOUND:
             return self.inner.alloc_nested(below.inner, flags, data)
         if flags & ~_HWPT_PASID:
             raise unsupported(f"no nested domain is made with flags {flags:#x}")
@@ -138,11 +145,11 @@ class ShadowDevice:
 
     def viommu_types(self) -> Sequence[int]:
         """The vendor's where it nests itself."""
-        return self.inner.viommu_types() if self._shadows.mixed else ()
+        return self.inner.viommu_types() if self._mixes else ()
 
     def alloc_viommu(self, type: int, parent: PagingDomain, host: ViommuHost, data: UserData | None) -> Viommu:
         """The vendor's."""
-        return self.inner.alloc_viommu(type, self._nested_on(parent).inner, host, data)
+        return ShadowViommu(self.inner.alloc_viommu(type, self._nested_on(parent).inner, host, data), _vendors)
 
     # Routes
 
@@ -236,6 +243,11 @@ def _as_coherent(shadow: PagingDomain, parent: ParentDomain) -> PagingDomain:
     if parent.cache_coherent:
         shadow.enforce_cache_coherency()
     return shadow
+
+
+def _vendors(device: Device) -> Device:
+    """The vendor's own device."""
+    return device.inner if isinstance(device, ShadowDevice) else device
 
 
 def _bottom(domain: Domain) -> Domain:
