@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from softiommu.hardware.iommu import Iommu, TranslationFaultError
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from softiommu.memory.physical import PhysicalMemory
 
 _PAGE_LG2 = 12
+_PAGE = 1 << _PAGE_LG2
 
 
 class DmaError(Exception):
@@ -33,38 +34,88 @@ class Port:
 
     def read(self, iova: int, length: int, pasid: int | None = None) -> bytes:
         """The bytes at `iova`. DmaError: some of them cannot be read."""
-        parts = []
-        for pa, size, done in self._pieces(iova, length, READ, pasid):
-            try:
-                parts.append(self._memory.read(pa, size))
-            except BadAddressError as error:
-                raise DmaError(iova + done, done, str(error)) from error
-        return b"".join(parts)
+        if not self.bus_master or not 0 < length <= _PAGE - iova % _PAGE:
+            return self.gather([(iova, length)], pasid)
+        pa, _, _ = self._leaf(iova, 0, READ, pasid)
+        try:
+            return self._memory.read(pa, length)
+        except BadAddressError as error:
+            raise DmaError(iova, 0, str(error)) from error
 
     def write(self, iova: int, data: bytes, pasid: int | None = None) -> None:
         """Store `data` at `iova`. DmaError: some of it cannot be stored; what comes before it is."""
-        for pa, size, done in self._pieces(iova, len(data), WRITE, pasid):
-            try:
-                self._memory.write(pa, data[done : done + size])
-            except BadAddressError as error:
-                raise DmaError(iova + done, done, str(error)) from error
+        if not self.bus_master or not 0 < len(data) <= _PAGE - iova % _PAGE:
+            self.scatter([(iova, len(data))], data, pasid)
+            return
+        pa, _, _ = self._leaf(iova, 0, WRITE, pasid)
+        try:
+            self._memory.write(pa, data)
+        except BadAddressError as error:
+            raise DmaError(iova, 0, str(error)) from error
 
-    def _pieces(self, iova: int, length: int, want: int, pasid: int | None) -> Iterator[tuple[int, int, int]]:
-        """An access cut where translations end: physical address, bytes, and bytes done before."""
+    def gather(self, segments: Sequence[tuple[int, int]], pasid: int | None = None) -> bytes:
+        """The bytes of all segments (first address, bytes), one after the other. DmaError."""
+        parts = []
+        for pa, size, iova, done in self._runs(segments, READ, pasid):
+            try:
+                parts.append(self._memory.read(pa, size))
+            except BadAddressError as error:
+                raise DmaError(iova, done, str(error)) from error
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def scatter(self, segments: Sequence[tuple[int, int]], data: bytes, pasid: int | None = None) -> None:
+        """Store `data` in segments, one after the other. DmaError; what comes before is stored."""
+        view = memoryview(data)
+        for pa, size, iova, done in self._runs(segments, WRITE, pasid):
+            try:
+                self._memory.write(pa, view[done : done + size])
+            except BadAddressError as error:
+                raise DmaError(iova, done, str(error)) from error
+
+    def _runs(
+        self, segments: Sequence[tuple[int, int]], want: int, pasid: int | None
+    ) -> Iterator[tuple[int, int, int, int]]:
+        """Segments cut where translations end, and joined in memory: physical address, bytes, address of the first of
+        them, and bytes done before.
+
+        A translation serves what follows in its leaf, as a device asks once for a burst.
+        """
         if not self.bus_master:
-            raise DmaError(iova, 0, "the function may not master the bus")
-        done = 0
-        while done < length:
-            at = iova + done
-            if at >> 64:
-                raise DmaError(at, done, "the address is past 2**64")
-            if self.iommu is None:
-                pa, lg2 = at, 64
-            else:
-                try:
-                    pa, lg2, _ = self.iommu.translate(self.sid, at, want, pasid)
-                except TranslationFaultError as fault:
-                    raise DmaError(at, done, str(fault)) from fault
-            size = min(length - done, (1 << max(lg2, _PAGE_LG2)) - (at & (1 << max(lg2, _PAGE_LG2)) - 1))
-            yield pa, size, done
-            done += size
+            raise DmaError(segments[0][0] if segments else 0, 0, "the function may not master the bus")
+        first, end, shift = 0, 0, 0
+        start = size = origin = done = 0
+        for iova, length in segments:
+            last = iova + length
+            while iova < last:
+                if not first <= iova < end:
+                    try:
+                        pa, first, end = self._leaf(iova, done + size, want, pasid)
+                    except DmaError:
+                        if size:
+                            yield start, size, origin, done
+                        raise
+                    shift = pa - iova
+                part = min(last, end) - iova
+                if size and start + size == iova + shift:
+                    size += part
+                else:
+                    if size:
+                        yield start, size, origin, done
+                    start, size, origin, done = iova + shift, part, iova, done + size
+                iova += part
+        if size:
+            yield start, size, origin, done
+
+    def _leaf(self, iova: int, done: int, want: int, pasid: int | None) -> tuple[int, int, int]:
+        """Where an address goes, and for which addresses that is so: the first, and the one after the last."""
+        if iova >> 64:
+            raise DmaError(iova, done, "the address is past 2**64")
+        if self.iommu is None:
+            return iova, 0, 1 << 64
+        try:
+            pa, lg2, _ = self.iommu.translate(self.sid, iova, want, pasid)
+        except TranslationFaultError as fault:
+            raise DmaError(iova, done, str(fault)) from fault
+        size = 1 << max(lg2, _PAGE_LG2)
+        first = iova & -size
+        return pa, first, first + size

@@ -6,7 +6,7 @@ leaves what it was doing, and does it again when `on_answer` is called. One page
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from softiommu.hardware.ats import DeviceTlb, Refusal
@@ -44,17 +44,25 @@ class PagingPort:
 
     def read(self, iova: int, length: int) -> bytes:
         """The bytes at `iova`. PageMissing; DmaError: some of them cannot be read."""
-        while True:
-            try:
-                return self._port.read(iova, length)
-            except DmaError as error:
-                self._ask(error, READ)
+        return self.gather([(iova, length)])
 
     def write(self, iova: int, data: bytes) -> None:
         """Store `data` at `iova`. PageMissing, DmaError: what comes before the page is stored."""
+        self.scatter([(iova, len(data))], data)
+
+    def gather(self, segments: Sequence[tuple[int, int]]) -> bytes:
+        """The bytes of all segments (first address, bytes). PageMissing; DmaError: some of them cannot be read."""
         while True:
             try:
-                self._port.write(iova, data)
+                return self._port.gather(segments)
+            except DmaError as error:
+                self._ask(error, READ)
+
+    def scatter(self, segments: Sequence[tuple[int, int]], data: bytes) -> None:
+        """Store `data` in segments. PageMissing, DmaError: what comes before the page is stored."""
+        while True:
+            try:
+                self._port.scatter(segments, data)
             except DmaError as error:
                 self._ask(error, WRITE)
             else:

@@ -55,7 +55,7 @@ class TracingMemory(PhysicalMemory):
         finally:
             self._notes = before
 
-    def _note(self, is_store: bool, pa: int, data: bytes) -> None:
+    def _note(self, is_store: bool, pa: int, data: bytes | memoryview) -> None:
         if self._notes is not None:
             for at in range(0, len(data), 8):
                 self._notes.append(Access(is_store, pa + at, int.from_bytes(data[at : at + 8], "little")))
@@ -66,7 +66,7 @@ class TracingMemory(PhysicalMemory):
         self._note(False, pa, data)
         return data
 
-    def write(self, pa: int, data: bytes) -> None:
+    def write(self, pa: int, data: bytes | memoryview) -> None:
         """Store `data` at `pa`. BadAddressError."""
         super().write(pa, data)
         self._note(True, pa, data)

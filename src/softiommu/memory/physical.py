@@ -182,18 +182,23 @@ class PhysicalMemory:
 
     def read(self, pa: int, length: int) -> bytes:
         """`length` bytes at `pa`. BadAddressError where there are none."""
-        if pa + length <= self.size:
+        if pa + length <= self.size or self._is_direct(pa, length):
             return self._bytes[pa : pa + length].tobytes()
         return b"".join(self._read(window, at, size) for window, at, size in self._pieces(pa, length))
 
-    def write(self, pa: int, data: bytes) -> None:
+    def write(self, pa: int, data: bytes | memoryview) -> None:
         """Store `data` at `pa`. BadAddressError where there is no memory; what came before it is stored."""
         length = len(data)
-        if pa + length <= self.size:
+        if pa + length <= self.size or self._is_direct(pa, length):
             self._bytes[pa : pa + length] = data
             return
         for window, at, size in self._pieces(pa, length):
             self._write(window, at, data[at - pa : at - pa + size])
+
+    def _is_direct(self, pa: int, length: int) -> bool:
+        """Whether all of it lies in the arena."""
+        first, end = pa >> CHUNK_LG2, (pa + length - 1 >> CHUNK_LG2) + 1
+        return pa + length <= self._limit and self._present.count(DIRECT, first, end) == end - first
 
     def read_u32(self, pa: int) -> int:
         """The 32-bit word at `pa`: in one piece when that is a multiple of 4."""
@@ -256,12 +261,12 @@ class PhysicalMemory:
             raise BadAddressError(pa + len(data), length - len(data))
         return data
 
-    def _write(self, window: Window | None, pa: int, data: bytes) -> None:
+    def _write(self, window: Window | None, pa: int, data: bytes | memoryview) -> None:
         if window is None or window.direct:
             self._bytes[pa : pa + len(data)] = data
             return
         try:
-            window.backing.write(window.offset + pa - window.pa, data)
+            window.backing.write(window.offset + pa - window.pa, bytes(data))
         except OSError as error:
             raise BadAddressError(pa, len(data)) from error
 

@@ -291,7 +291,6 @@ class Nvme:
         cq.advance()
         if cq.interrupts:
             self.function.signal(cq.vector)
-            self.refresh_line()
 
     def _tell(self, cid: int, dword0: EventDword0) -> None:
         self.complete(self.sqs[0], cid, dword0, Status.SUCCESS)
@@ -306,10 +305,7 @@ class Nvme:
     def send(self, command: Command, data: bytes) -> None:
         """Store data where a command's PRPs say. CommandError."""
         try:
-            done = 0
-            for iova, length in self._segments(command, len(data)):
-                self._port.write(iova, data[done : done + length])
-                done += length
+            self._port.scatter(self._segments(command, len(data)), data)
         except PageMissing:
             raise
         except DmaError as error:
@@ -318,7 +314,7 @@ class Nvme:
     def receive(self, command: Command, length: int) -> bytes:
         """The data that a command's PRPs name. CommandError."""
         try:
-            return b"".join(self._port.read(*segment) for segment in self._segments(command, length))
+            return self._port.gather(self._segments(command, length))
         except PageMissing:
             raise
         except DmaError as error:
@@ -355,8 +351,11 @@ class Nvme:
 
     def refresh_line(self) -> None:
         """INTx is asserted while a queue has entries that the host has not consumed (7.5.1)."""
-        waiting = any(cq.interrupts and cq.used for cq in self.cqs.values())
-        self.function.set_intx(waiting and not self._masked & 1)
+        for cq in self.cqs.values():
+            if cq.head != cq.tail and cq.interrupts:
+                self.function.set_intx(not self._masked & 1)
+                return
+        self.function.set_intx(False)
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -26,21 +27,21 @@ def segments(read: Callable[[int, int], bytes], prp1: int, prp2: int, length: in
     if prp1 % _DWORD:
         raise CommandError(Status.PRP_OFFSET_INVALID, f"PRP1 is {prp1:#x}, no multiple of {_DWORD}")
     first = min(length, page - prp1 % page)
-    found = [Segment(prp1, first)]
     rest = length - first
     if rest <= 0:
-        return found
+        return [Segment(prp1, first)]
+    found: list[Segment] = []
     entries = iter([prp2]) if rest <= page else _listed(read, prp2, -(-rest // page), page)
+    start, size = prp1, first
     for entry in entries:
         if entry % page:
             raise CommandError(Status.PRP_OFFSET_INVALID, f"a page's entry is {entry:#x}, no multiple of {page:#x}")
-        size = min(rest, page)
-        last = found[-1]
-        if last.iova + last.length == entry:
-            found[-1] = Segment(last.iova, last.length + size)
-        else:
-            found.append(Segment(entry, size))
-        rest -= size
+        if start + size != entry:
+            found.append(Segment(start, size))
+            start, size = entry, 0
+        size += min(rest, page)
+        rest -= page
+    found.append(Segment(start, size))
     return found
 
 
@@ -52,7 +53,7 @@ def _listed(read: Callable[[int, int], bytes], at: int, count: int, page: int) -
         slots = (page - at % page) // _ENTRY
         here = min(count, slots)
         raw = read(at, here * _ENTRY)
-        entries = [int.from_bytes(raw[n : n + _ENTRY], "little") for n in range(0, len(raw), _ENTRY)]
+        entries = struct.unpack(f"<{here}Q", raw)
         if count <= slots:
             yield from entries
             return
