@@ -103,6 +103,22 @@ def test_a_structure_of_2019_and_2020(fields, entry):
     decode(entry)
 
 
+def test_what_lies_where_a_granularity_has_no_union_says_nothing():
+    stale = {"cache": Cache.IOTLB, "flags": 0xFFFF_FFFF, "archid": 7, "pasid": 1 << 40, "addr": 5}
+    everything = InvalidateV2(Scope.DOMAIN, targets=Target.LEAF | Target.TABLES)
+    assert from_2019(CacheInvalidateInfo2019(**stale).to_bytes()) == everything
+    assert from_2020(info(**stale).to_bytes()) == everything
+    assert from_2020(info(**stale, argsz=16).to_bytes()) == everything
+
+
+def test_what_lies_beyond_argsz_says_nothing():
+    page = {"cache": Cache.IOTLB, "granularity": Granularity.PASID, "flags": InfoFlags.PASID, "pasid": 7}
+    assert from_2020(info(**page, argsz=32, addr=5).to_bytes()).pasid == 7
+    assert from_2020(info(cache=1, argsz=100).to_bytes() + bytes([1]) * 50).targets == 3
+    with pytest.raises(UapiError, match="argsz 16 leaves out"):
+        from_2020(info(**page, argsz=16).to_bytes())
+
+
 def test_the_part_of_the_union_that_is_not_used_may_be_missing():
     assert from_2020(info(cache=1, argsz=16).to_bytes()[:16]).scope == Scope.DOMAIN
     pasid = info(cache=1, granularity=1, flags=1, pasid=4, argsz=32, addr=99).to_bytes()

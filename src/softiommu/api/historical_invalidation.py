@@ -75,18 +75,20 @@ def from_2019(raw: bytes) -> InvalidateV2:
 def from_2020(raw: bytes) -> InvalidateV2:
     """struct iommu_cache_invalidate_info of Linux 5.10 to 5.17: `argsz` says how long it is, and may leave out the part
     of the union that the granularity does not use. EINVAL: a field is wrong."""
-    known = raw[: CacheInvalidateInfo.SIZE].ljust(CacheInvalidateInfo.SIZE, b"\0")
-    old = CacheInvalidateInfo.from_bytes(known)
-    if len(raw) < CacheInvalidateInfo.MIN_SIZE or old.argsz > len(raw):
-        raise UapiError(EINVAL, f"argsz is {old.argsz}, and there are {len(raw)} bytes")
-    return _entry(old)
+    argsz = int.from_bytes(raw[:4], "little")
+    if len(raw) < CacheInvalidateInfo.MIN_SIZE or argsz > len(raw):
+        raise UapiError(EINVAL, f"argsz is {argsz}, and there are {len(raw)} bytes")
+    known = raw[: min(argsz, CacheInvalidateInfo.SIZE)]
+    return _entry(CacheInvalidateInfo.from_bytes(known.ljust(CacheInvalidateInfo.SIZE, b"\0")))
 
 
 def _entry(old: CacheInvalidateInfo) -> InvalidateV2:
     _check(old)
+    # Without a union there are no flags: what lies in its place says nothing.
+    leaf = old.granularity != Granularity.DOMAIN and bool(old.flags & InfoFlags.LEAF)
     targets = Target(0)
     if old.cache & Cache.IOTLB:
-        targets |= Target.LEAF if old.flags & InfoFlags.LEAF else _TRANSLATIONS
+        targets |= Target.LEAF if leaf else _TRANSLATIONS
     if old.cache & Cache.DEV_IOTLB:
         targets |= Target.DEVICE_TLB
     if old.cache & Cache.PASID:
@@ -103,7 +105,7 @@ def _entry(old: CacheInvalidateInfo) -> InvalidateV2:
         entry.scope = Scope.PASID if has_pasid else Scope.DOMAIN
         return entry
     entry.scope = Scope.RANGE if has_pasid else Scope.RANGE_ALL_PASIDS
-    entry.hints = int(Hint.LEAF_ONLY) if old.flags & InfoFlags.LEAF else 0
+    entry.hints = int(Hint.LEAF_ONLY) if leaf else 0
     entry.addr, entry.count = old.addr, old.nb_granules
     entry.granule_lg2 = old.granule_size.bit_length() - 1
     return entry
