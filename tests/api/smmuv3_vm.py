@@ -38,8 +38,7 @@ class Vm:
         self.parent = self.edu.hwpt(self.ioas, HwptAllocFlags.ALLOC_NEST_PARENT)
         self.viommu = viommu() if viommu else self.edu.viommu(ViommuType.ARM_SMMUV3, self.parent)
         self.events = self.viommu.event_queue(VeventqType.ARM_SMMUV3, 16, 32)
-        self.viommu.vdevice(self.edu, EDU)
-        self.viommu.vdevice(self.test, TEST)
+        self.names = {name: self.viommu.vdevice(device, name) for device, name in ((self.edu, EDU), (self.test, TEST))}
         for device in (self.edu, self.test):
             device.enable()
         self.blank, self.result = self.guest.memory.alloc(4096), self.guest.memory.alloc(4096)

@@ -158,6 +158,16 @@ def test_the_generic_form_is_taken_by_both(vm):
         assert vm.read_by_edu(IOVA) == b"new page"
 
 
+def test_a_device_whose_name_is_gone_is_one_of_its_viommus_still(vm):
+    pages, _, new = a_guest(vm, vm.test)
+    assert vm.read_by_test(IOVA) == b"old page"
+    move(pages, new)
+    vm.names[TEST].destroy()
+    everything = InvalidateV1(scope=Scope.DOMAIN, targets=Target.LEAF | Target.DEVICE_TLB)
+    assert vm.viommu.invalidate(GENERIC, [everything]) == 1
+    assert vm.read_by_test(IOVA) == b"new page"
+
+
 # Events
 
 

@@ -159,7 +159,7 @@ class RiscvSlice:
     # Generic entries
 
     def _generic(self, of: RiscvNested | None, asked: Invalidation) -> Outcome:
-        """EINVAL: a device without such a name, or an id that is no PSCID."""
+        """EINVAL: a device by a name that none has, or which a context does not know; an id that is no PSCID."""
         chosen = self._chosen(of, asked)
         queue = self.owner.queue
         if asked.targets & Target.CONFIG:
@@ -181,9 +181,9 @@ class RiscvSlice:
         """The streams that an entry is about."""
         sids = None
         if asked.device is not None:
-            device = self.names.get(asked.device)
+            device = self.names.get(asked.device) if of is None else None
             if device is None:
-                raise UapiError(EINVAL, f"no vDEVICE has device id {asked.device:#x}")
+                raise UapiError(EINVAL, f"{asked.device:#x} is no device of a vIOMMU's")
             sids = device.function.sids
         if asked.arch_id is not None and asked.arch_id >> _PSCID_BITS:
             raise UapiError(EINVAL, f"{asked.arch_id:#x} is no PSCID")

@@ -51,7 +51,9 @@ class SmmuNested:
     def __init__(self, viommu: SmmuViommu, how: GuestSte0, attributes: GuestSte1) -> None:
         self.viommu, self._how, self._attributes = viommu, how, attributes
         self.owner = viommu.owner
-        self._sids: list[int] = []
+        #: The streams that are routed through it.
+        self.sids: list[int] = []
+        viommu.nested.append(self)
 
     @property
     def config(self) -> Config:
@@ -70,12 +72,12 @@ class SmmuNested:
 
     def join(self, route: Route) -> None:
         """A stream is routed through it from now on; its device TLB holds addresses of the guest."""
-        self._sids.append(route.sid)
+        self.sids.append(route.sid)
         self.viommu.parent.nested.append(route)
 
     def leave(self, route: Route) -> None:
         """It is not any more."""
-        self._sids.remove(route.sid)
+        self.sids.remove(route.sid)
         self.viommu.parent.nested.remove(route)
 
     def entry(self, ats: bool) -> Entry:
@@ -99,10 +101,11 @@ class SmmuNested:
     def _streams(self, name: int | None) -> list[int]:
         if name is not None:
             raise UapiError(EINVAL, f"only a vIOMMU knows a device {name:#x}")
-        return self._sids
+        return self.sids
 
     def free(self) -> None:
         """The hardware has nothing of it but what the parent's VMID tags."""
+        self.viommu.nested.remove(self)
 
 
 def read_nested(viommu: SmmuViommu, flags: int, data: UserData) -> SmmuNested:

@@ -24,6 +24,7 @@ from softiommu.hardware.smmuv3.events import Event, Event0, Event1
 if TYPE_CHECKING:
     from softiommu.drivers.smmuv3 import SmmuDriver
     from softiommu.drivers.smmuv3_domain import SmmuDomain
+    from softiommu.drivers.smmuv3_nested import SmmuNested
 
 #: What a guest is told of.
 _GUESTS_EVENTS = frozenset(
@@ -48,6 +49,7 @@ class SmmuViommu:
         parent.viommus += 1
         self._sids: dict[int, int] = {}
         self._names: dict[Device, int] = {}
+        self.nested: list[SmmuNested] = []
 
     def alloc_nested(self, device: Device, flags: int, data: UserData) -> NestedDomain:
         """The domain of a guest's STE. Errors as `read_nested`."""
@@ -92,9 +94,10 @@ class SmmuViommu:
         self.carry_out(raw, handled)
 
     def _streams(self, name: int | None) -> list[int]:
-        """The stream of a name, or all that have one."""
+        """The stream of a name; without one all that have a name, or are nested: a name may go before they do."""
         if name is None:
-            return list(self._sids.values())
+            nested = [sid for domain in self.nested for sid in domain.sids]
+            return list(dict.fromkeys([*self._sids.values(), *nested]))
         if name not in self._sids:
             raise UapiError(EINVAL, f"no vDEVICE has stream id {name:#x}")
         return [self._sids[name]]
