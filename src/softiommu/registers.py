@@ -15,8 +15,9 @@ for the register. For arrays all take the index first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum
+from functools import partial
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, overload
 
 from softiommu.errors import ModelError
@@ -201,6 +202,8 @@ class RegisterFile:
     def __init__(self, owner: object, events: EventBus | None = None) -> None:
         self._owner, self._events = owner, events if events is not None else EventBus()
         self.values: dict[int, Any] = {}
+        #: What `shown` asks, by offset.
+        self._showing: dict[int, Callable[[], int]] = {}
         self.reset()
 
     def reset(self) -> None:
@@ -241,9 +244,12 @@ class RegisterFile:
 
     def shown(self, offset: int, size: int) -> int:
         """What memory that stands for a register holds: what `on_show_NAME` of the owner says, else what is read."""
-        slot = self._WHOLE[offset, size]
-        hook = getattr(self._owner, "on_show_" + slot.register.name, None)
-        return int(hook(*slot.index)) if hook is not None else self._read(slot)
+        known = self._showing.get(offset)
+        if known is None:
+            slot = self._WHOLE[offset, size]
+            hook = getattr(self._owner, "on_show_" + slot.register.name, None)
+            known = self._showing[offset] = partial(self._read, slot) if hook is None else partial(hook, *slot.index)
+        return int(known())
 
     def _parts(self, offset: int, size: int) -> Iterator[tuple[Slot | None, int, int, int]]:
         """An access cut at the registers' ends: the slot, bytes skipped in it, bytes done before, bytes of it."""

@@ -45,8 +45,8 @@ device = bound(0)
 IDENTIFICATION = "0x10000ed"
 
 
-def command(code, *wrapper):
-    run = [sys.executable, "-m", "softiommu.cli", "run", "--machine", "vtd", "--"]
+def command(code, *wrapper, options=()):
+    run = [sys.executable, "-m", "softiommu.cli", "run", "--machine", "vtd", *options, "--"]
     return [*wrapper, *run, sys.executable, "-c", PRELUDE + code]
 
 
@@ -299,6 +299,16 @@ print(flags(device))
     assert done.stdout.split() == ["3", "22", "7"]
     assert "a BAR cannot be mapped: process" in done.stderr
     assert "already (a debugger, or strace)" in done.stderr
+
+
+def test_the_log_has_a_line_for_each_trapped_access(tmp_path):
+    log = tmp_path / "log"
+    code = "bar = mapped(device)\nprint(region(device)[1])\ncell(4, 4).value = 5\ncell(4, 4).value"
+    done = subprocess.run(command(code, options=("--log", str(log))), capture_output=True, text=True, timeout=60)
+    at = hex(int(done.stdout) + 4)
+    lines = [line.partition("vfio device: ")[2] for line in log.read_text().splitlines()]
+    assert f"store(width=4 offset={at} value=0x5) = 0" in lines
+    assert f"load(width=4 offset={at}) = {0xFFFFFFFA}" in lines
 
 
 #: Makes ptrace(2) fail with EPERM, as container profiles do, and becomes the command that follows.

@@ -69,6 +69,7 @@ class OpenFunction:
 
     def restore(self) -> None:
         """After a reset: interrupts go on as they were set up."""
+        self.regions.power_changed()
         self.interrupts.restore()
 
     def _reset_function(self) -> None:

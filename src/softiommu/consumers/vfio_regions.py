@@ -54,14 +54,31 @@ class Regions:
     """BARs, configuration space; no device of ours has an expansion ROM or VGA."""
 
     def __init__(self, function: Function, config: ConfigSpace, lines: Lines) -> None:
-        self._function, self._config, self._lines = function, config, lines
-        #: The device is in a low-power state that the program asked for (VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY).
-        self.low_power = False
+        self._function, self._config = function, config
+        #: In which BAR the MSI-X table lies, and where. The host owns it: a program reads ones, its writes are dropped.
+        self._table_bar, self._table = lines.msix_table
+        self._low_power = False
+        self._on: bool | None = None
 
     @property
     def on(self) -> bool:
         """Whether the device's memory answers."""
-        return not self.low_power and bool(self._config.command.MEMORY) and not self._config.asleep
+        if self._on is None:
+            self._on = not self._low_power and bool(self._config.command.MEMORY) and not self._config.asleep
+        return self._on
+
+    def power_changed(self) -> None:
+        """The device was reset, or its configuration space written: whether its memory answers is found out anew."""
+        self._on = None
+
+    @property
+    def low_power(self) -> bool:
+        """Whether it is in a low-power state that the program asked for (VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY)."""
+        return self._low_power
+
+    @low_power.setter
+    def low_power(self, low: bool) -> None:
+        self._low_power, self._on = low, None
 
     def _bar(self, index: int) -> Bar | None:
         return self._function.bars[index] if index <= PciRegion.BAR5 else None
@@ -101,8 +118,7 @@ class Regions:
 
     def _capabilities(self, index: int, bar: Bar) -> bytes:
         """The chain of a BAR that can be mapped: which parts of it, and that the MSI-X table is among them."""
-        place, table = self._lines.msix_table
-        with_table, caps = bool(table) and place == index, b""
+        with_table, caps = bool(self._table) and self._table_bar == index, b""
         if bar.mapped is not None:
             after = RegionInfo.SIZE + RegionInfoCapSparseMmap.SIZE + RegionSparseMmapArea.SIZE if with_table else 0
             caps += RegionInfoCapSparseMmap(int(RegionCap.SPARSE_MMAP), _CAP_VERSION, after, 1).to_bytes()
@@ -152,15 +168,13 @@ class Regions:
 
     def has(self, region: int, at: int, width: int) -> bool:
         """Whether a BAR has these bytes, outside of the MSI-X table."""
-        bar, (place, table) = self._bar(region), self._lines.msix_table
+        bar, table = self._bar(region), self._table
         if bar is None or at + width > bar.size:
             return False
-        return place != region or at + width <= table.start or at >= table.stop
+        return self._table_bar != region or at + width <= table.start or at >= table.stop
 
     def _hidden(self, region: int, at: int) -> bool:
-        """The host owns the MSI-X table: a program reads ones, and its writes are dropped."""
-        place, table = self._lines.msix_table
-        return place == region and at in table
+        return at in self._table and region == self._table_bar
 
     # Bytes
 
@@ -193,7 +207,10 @@ class Regions:
         """Store bytes at a file offset, as many as `room` says. EINVAL; EIO: the device's memory is off."""
         region, at = place_of(offset)
         if region == PciRegion.CONFIG:
-            return self._config.write(at, data)
+            try:
+                return self._config.write(at, data)
+            finally:
+                self.power_changed()
         for place, width, hidden in self._accesses(region, at, len(data)):
             self._check_enabled(region)
             if not hidden:
@@ -203,8 +220,7 @@ class Regions:
 
     def _accesses(self, region: int, at: int, count: int) -> Iterator[tuple[int, int, bool]]:
         """The bus accesses of a transfer: offset, width (the widest that is aligned), and whether it is hidden."""
-        bar, table = self._lines.msix_table
-        table, end = table if bar == region else range(0), at + count
+        table, end = self._table if self._table_bar == region else range(0), at + count
         while at < end:
             hidden = self._hidden(region, at)
             edge = min([end, *(limit for limit in (table.start, table.stop) if table and limit > at)])

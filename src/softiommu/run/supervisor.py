@@ -89,7 +89,7 @@ class Supervisor:
             **LifeCalls(session).handlers,
         }
         self._status: int | None = None
-        self._tracer = Tracer(session, self._ended)
+        self._tracer = Tracer(session, self._ended, self._report)
         self._pollers = session.world.pollers
         self._watcher: Watcher | None = None
         session.before_trap = self._before_trap

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from softiommu.run.tracee import Task
 
 _JOB_CONTROL = (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
-_MOST_DECODED = 4096
+_MOST_DECODED, _MOST_TOLD = 4096, 100
 
 
 class _Tracee:
@@ -64,14 +64,15 @@ class _Tracee:
 
 
 class Tracer:
-    """The traced tasks. `ended` hears of children and tasks that are gone: number and status."""
+    """The traced tasks. `ended` hears of children and tasks that are gone: number and status; `report` of our bugs."""
 
-    def __init__(self, session: Session, ended: Callable[[int, int], None]) -> None:
-        self._session, self._ended = session, ended
+    def __init__(self, session: Session, ended: Callable[[int, int], None], report: Callable[[str], None]) -> None:
+        self._session, self._ended, self._report = session, ended, report
         self._tracees: dict[int, _Tracee] = {}
         self._files: set[OpenFile] = set()
         self._decoded: dict[bytes, x86.Operation] = {}
         self._refusal: str | None = None
+        self._told = 0
 
     def __bool__(self) -> bool:
         """Whether any task is traced."""
@@ -163,7 +164,7 @@ class Tracer:
         elif event:
             self._go_on(tid, 0)
         elif number == signal.SIGBUS:
-            self._go_on(tid, 0 if self._carry_out(tid) else number)
+            self._go_on(tid, 0 if self._try(tid) else number)
         else:
             self._go_on(tid, number)
 
@@ -175,6 +176,16 @@ class Tracer:
             ptrace.detach(tid, number)
 
     # Accesses
+
+    def _try(self, tid: int) -> bool:
+        """Make the access that raised a bus error. False: the program gets it, for it is its own, or we failed."""
+        try:
+            return self._carry_out(tid)
+        except ProcessLookupError:
+            raise
+        except Exception:
+            self._report(f"carrying out an access of task {tid}")
+            return False
 
     def _carry_out(self, tid: int) -> bool:
         """Make the access that raised a bus error. False: it is the program's own."""
@@ -194,7 +205,7 @@ class Tracer:
             operation = self._operation(tracee.code(registers[x86.RIP]))
             if operation.address.of(registers) != fault.address:
                 raise x86.NotCarriedOutError("the instruction does not begin at the BAR")
-            self._make(operation, registers, record, place.offset)
+            operation.effect(registers, self._bus(tid, record, place.offset, operation.width))
         except (x86.NotCarriedOutError, UapiError, OSError) as error:
             self._tell(tid, record, place.offset, error)
             return False
@@ -210,19 +221,38 @@ class Tracer:
             known = self._decoded[code] = x86.decode(code)
         return known
 
-    def _make(self, operation: x86.Operation, registers: ptrace.Registers, record: OpenFile, offset: int) -> None:
-        file, width = record.file, operation.width
-        bus = x86.Bus(lambda: file.load(offset, width), lambda value: file.store(offset, width, value))
-        operation.effect(registers, bus)
+    def _bus(self, tid: int, record: OpenFile, offset: int, width: int) -> x86.Bus:
+        """The memory of an instruction: a file's, and each access a line of the log where there is one."""
+        file, log = record.file, self._session.log
+        if log is None:
+            return x86.Bus(lambda: file.load(offset, width), lambda value: file.store(offset, width, value))
+        name, fields = self._name(tid), {"width": width, "offset": hex(offset)}
+
+        def load() -> int:
+            with log.noted(name, file.kind, "load", fields) as note:
+                note.result = file.load(offset, width)
+            return note.result
+
+        def store(value: int) -> None:
+            with log.noted(name, file.kind, "store", fields | {"value": hex(value)}):
+                file.store(offset, width, value)
+
+        return x86.Bus(load, store)
+
+    def _name(self, tid: int) -> str:
+        try:
+            return self._session.fresh(tid).name
+        except TaskGoneError:
+            return f"?[{tid}]"
 
     def _tell(self, tid: int, record: OpenFile, offset: int, error: Exception) -> None:
         """Why the program gets its bus error."""
+        self._told += 1
+        if self._told > _MOST_TOLD:
+            self._session.warn_once(f"more than {_MOST_TOLD} bus errors: no more of them are told")
+            return
         why = error.why if isinstance(error, UapiError) else str(error)
-        try:
-            name = self._session.fresh(tid).name
-        except TaskGoneError:
-            name = f"?[{tid}]"
-        self._session.warn_once(f"bus error of {name} at offset {offset:#x} of a {record.file.kind}: {why}")
+        self._session.warn_once(f"bus error of {self._name(tid)} at offset {offset:#x} of a {record.file.kind}: {why}")
 
     def close(self) -> None:
         """Give the descriptors of our own back."""

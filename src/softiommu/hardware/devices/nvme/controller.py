@@ -6,11 +6,12 @@ asks software for missing pages does nothing until it is answered, and fetches t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 
 from softiommu.errors import ModelError
-from softiommu.hardware.bus import DmaError, Port
+from softiommu.hardware.bus import DmaError, Port, Transfer
 from softiommu.hardware.devices.nvme import admin, io, logs, prp
 from softiommu.hardware.devices.nvme.commands import (
     COMPLETION_SIZE,
@@ -72,7 +73,7 @@ class Nvme:
         if not 1 <= pairs <= MAX_PAIRS:
             raise ModelError(f"{pairs} I/O queue pairs: 1..{MAX_PAIRS} have doorbells")
         self.pairs = pairs
-        self.registers = Registers(self)
+        self.registers = Registers(self, pairs)
         place = MsixPlace(pairs + 1 if vectors is None else vectors, 0, MSIX_TABLE, MSIX_PENDING)
         self.subsystem = Subsystem(
             IDENTITY.vendor, IDENTITY.subsystem_vendor, serial, "softiommu NVMe", tuple(namespaces)
@@ -304,17 +305,30 @@ class Nvme:
 
     def send(self, command: Command, data: bytes) -> None:
         """Store data where a command's PRPs say. CommandError."""
-        try:
+        with self._reaching():
             self._port.scatter(self._segments(command, len(data)), data)
-        except PageMissing:
-            raise
-        except DmaError as error:
-            raise CommandError(Status.DATA_TRANSFER_ERROR, str(error)) from error
 
     def receive(self, command: Command, length: int) -> bytes:
         """The data that a command's PRPs name. CommandError."""
-        try:
+        with self._reaching():
             return self._port.gather(self._segments(command, length))
+
+    def fill(self, command: Command, length: int, fill: Transfer) -> None:
+        """Let `fill` store where a command's PRPs say. CommandError."""
+        with self._reaching():
+            self._port.fill(self._segments(command, length), fill)
+
+    def drain(self, command: Command, length: int, take: Transfer) -> None:
+        """Let `take` have the data that a command's PRPs name. CommandError."""
+        with self._reaching():
+            self._port.drain(self._segments(command, length), take)
+
+    @staticmethod
+    @contextmanager
+    def _reaching() -> Iterator[None]:
+        """Data that cannot be reached is the command's failure."""
+        try:
+            yield
         except PageMissing:
             raise
         except DmaError as error:

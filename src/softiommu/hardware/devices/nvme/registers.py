@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from softiommu.registers import RegisterFile, array, reg, ro, rw, wo
+from softiommu.registers import Level, RegisterFile, array, reg, ro, rw, wo
 from softiommu.words import Word, bit, bits
 
 #: How many I/O queue pairs have doorbells. A controller may offer fewer.
@@ -108,3 +108,11 @@ class Registers(RegisterFile):
     ASQ = reg(0x28, QueueBase, rw)
     ACQ = reg(0x30, QueueBase, rw)
     DOORBELL = array(reg(0x1000, Doorbell, wo), count=2 * (MAX_PAIRS + 1), stride=4)
+
+    def __init__(self, owner: object, pairs: int = MAX_PAIRS) -> None:
+        super().__init__(owner)
+        self._end = Registers.DOORBELL.at(2 * pairs + 1) + Doorbell.WIDTH // 8
+
+    def levels(self) -> list[Level]:
+        """Those of queues that the controller offers."""
+        return [level for level in super().levels() if level.offset < self._end]
