@@ -4,16 +4,12 @@ The oracle is the guest, which checks what it wrote. The counts show that its ta
 """
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 
 from guests.disk import Disk, complaints, repair
 from guests.vm import Vm
-from softiommu.errors import ConfigError
 from softiommu.guest import nested, qemu
-from softiommu.guest.folder import DEFAULT
 
 MIB = 1 << 20
 ADDRESS = "0000:00:07.0"
@@ -39,17 +35,6 @@ SOFTWARE = ('ecap = { NEST = 0 }\nnesting = "software"', "page_requests = true")
 UNSOUND = ('ecap = { NEST = 0 }\nnesting = "software"', "")
 #: What QEMU says of mapped BARs, as on a kernel without dma-buf: devices do not reach one another's.
 HARMLESS = ("PCI BAR?", "dma-buf not supported", "vfio_container_dma_map", "peer-to-peer", "'-mon' is deprecated")
-
-
-@pytest.fixture(scope="module")
-def qemu11():
-    """QEMU 11; without it the tests skip, or fail where they must."""
-    try:
-        return nested.program(os.environ.get("SOFTIOMMU_GUESTS", Path(__file__).parents[2] / DEFAULT))
-    except ConfigError as error:
-        if os.environ.get("SOFTIOMMU_REQUIRE_ALL"):
-            pytest.fail(f"SOFTIOMMU_REQUIRE_ALL is set: {error}")
-        pytest.skip(str(error))
 
 
 class Host:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
+import os
 import signal
 import socket
 import subprocess
@@ -47,7 +48,7 @@ class Qtest:
         self._folder = tempfile.TemporaryDirectory(prefix="qtest-")
         folder = Path(self._folder.name)
         (folder / "halted").write_bytes(_HALTED[Path(binary).name])
-        with tempfile.TemporaryFile() as file:
+        with open(os.memfd_create("ram"), "r+b") as file:
             file.truncate(ram_size)
             self.ram = mmap.mmap(file.fileno(), ram_size)
             backend = f"memory-backend-file,id=ram,size={ram_size},share=on,mem-path=/proc/self/fd/{file.fileno()}"
