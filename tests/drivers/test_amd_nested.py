@@ -270,18 +270,23 @@ def test_a_nested_hwpt_is_for_the_whole_device(guest):
     assert refusal(guest.device.attach, nested, 3)[0] in (EINVAL, EOPNOTSUPP)
 
 
-def test_a_device_with_a_guest_uses_no_ats():
+def test_a_device_uses_its_tlb_where_its_guest_says_so():
     guest = Guest(machine("pcitest"))
     control = guest.wired.function.ats
     control.ATS_CONTROL = control.ATS_CONTROL.replace(ENABLE=0)
     guest.wired.function.let_translate(True)
     _, nested = processes(guest)
     assert not control.ATS_CONTROL.ENABLE
+    assert host_entry(guest).q1.I == 0
     assert reached(guest) == [0, 1, 2]
-    assert generic(nested, scope=Scope.DOMAIN, targets=Target.DEVICE_TLB) == 1
+    assert guest.commands(generic, nested, scope=Scope.DOMAIN, targets=Target.DEVICE_TLB) == []
     guest.device.attach(guest.parent)
     assert control.ATS_CONTROL.ENABLE
     assert guest.reach(page(3)) == 3
+    loud = guest.nest(guest.entry(ats=1))
+    guest.device.attach(loud)
+    assert control.ATS_CONTROL.ENABLE
+    assert host_entry(guest).q1.I == 1
     guest.device.attach(nested)
     assert not control.ATS_CONTROL.ENABLE
     assert reached(guest) == [0, 1, 2]
@@ -398,7 +403,6 @@ RANGE = {"granule_lg2": 12, "addr": IOVA, "count": 1}
         ({"scope": Scope.DOMAIN}, [10, 11, 12]),
         ({"scope": Scope.DOMAIN, "valid": 1, "arch_id": DOMAIN}, [10, 11, 12]),
         ({"scope": Scope.DOMAIN, "valid": 1, "arch_id": DOMAIN - 1}, [0, 1, 2]),
-        ({"scope": Scope.DOMAIN, "valid": 2, "device": NAME}, [10, 11, 12]),
     ],
     ids=str,
 )
@@ -428,19 +432,21 @@ def test_what_the_hardware_is_told(guest):
     assert guest.commands(generic, nested, scope=Scope.DOMAIN, targets=Target.DEVICE_TLB) == []
 
 
-def test_one_device_may_be_named():
+def test_a_device_that_is_named_bounds_the_configuration_and_not_the_translations_that_are_forgotten():
     guest = Guest(machine(devices=2))
-    tables, _ = changed(guest)
+    tables, nested = changed(guest)
     other, port = guest.iommufd.device("dev1"), guest.machine.hardware.devices[1].function.port
     other.enable()
     guest.viommu.vdevice(other, NAME + 1)
     other.attach(guest.nest(guest.entry(domain=9)))
     assert port.read(IOVA, 1) == b"\x0a"
     tables[0].unmap(IOVA, PAGE)
-    everything = {"scope": Scope.DOMAIN, "targets": 7, "valid": 2}
-    assert generic(guest.viommu, **everything, device=NAME) == 1
+    assert generic(guest.viommu, scope=Scope.DOMAIN, targets=Target.CONFIG, valid=2, device=NAME) == 1
     assert (guest.reach(IOVA), port.read(IOVA, 1)) == (None, b"\x0a")
-    assert generic(guest.viommu, **everything, device=NAME + 1) == 1
+    for missing in (guest.viommu, NAME + 2), (nested, NAME):
+        assert refusal(generic, missing[0], scope=0, targets=1, valid=2, device=missing[1]) == (EINVAL, 0)
+    everything = {"scope": Scope.DOMAIN, "targets": Target.LEAF | Target.DEVICE_TLB, "valid": 2}
+    assert generic(guest.viommu, **everything, device=NAME) == 1
     with pytest.raises(DmaError):
         port.read(IOVA, 1)
     guest.close()

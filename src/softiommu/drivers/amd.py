@@ -11,13 +11,14 @@ from softiommu.drivers.amd_domain import AmdDomain
 from softiommu.drivers.amd_events import EventLog
 from softiommu.drivers.amd_nested import AmdNested
 from softiommu.drivers.amd_pages import PageRequestLog
-from softiommu.drivers.amd_queue import CommandBuffer, all_of_it
+from softiommu.drivers.amd_process import AmdProcess
+from softiommu.drivers.amd_queue import Command, CommandBuffer, all_of_it
 from softiommu.drivers.amd_routes import Route, Routes
 from softiommu.drivers.driver import PageResponse
 from softiommu.drivers.function import Bus, Function
 from softiommu.drivers.ids import Ids
 from softiommu.errors import ModelError
-from softiommu.hardware.amd.events import DeviceEvent
+from softiommu.hardware.amd.events import Code, DeviceEvent
 from softiommu.hardware.amd.registers import CapabilityHeader, Control, Efr, Efr2, Registers
 from softiommu.hardware.amd.tables import HOST_TABLES
 from softiommu.memory.physical import PhysicalMemory
@@ -53,7 +54,7 @@ class AmdDriver:
         self.events = EventLog(memory, bus, self._guest_hears)
         self.pages = PageRequestLog(memory, bus, self.queue) if self.efr.PPRSup else None
         self._dids = Ids(_DIDS - 1, "domain id")
-        self._attached: dict[Route, AmdDomain | AmdNested] = {}
+        self._attached: dict[Route, AmdDomain | AmdNested | AmdProcess] = {}
         self._devices: dict[int, AmdDevice] = {}
         self.routes = Routes(memory, self.queue, self.efr)
         bus.write(Registers.DEVTAB_BASE.offset, 8, self.routes.table.register)
@@ -71,11 +72,23 @@ class AmdDriver:
 
     def _guest_hears(self, low: int, high: int) -> bool:
         """A guest is told of faults in its own tables, of a device that is attached to its entry."""
-        sid = DeviceEvent(low).DeviceID
+        event = DeviceEvent(low)
+        sid = event.DeviceID
         domain = self._attached.get(Route(sid, None))
-        return isinstance(domain, AmdNested) and domain.hears(sid, low, high)
+        if isinstance(domain, AmdNested):
+            return domain.hears(sid, low, high)
+        if event.CODE != Code.IO_PAGE_FAULT or not event.GN:
+            return False
+        process = self._attached.get(Route(sid, event.PASID19_16 << 16 | event.DOMAIN or None))
+        return isinstance(process, AmdProcess) and process.hears(sid, event, high)
 
-    def attach(self, route: Route, domain: AmdDomain | AmdNested | None) -> None:
+    def forget(self, *commands: Command) -> bool:
+        """Carry commands out; False: a device's TLB did not answer."""
+        before = self.events.time_outs
+        self.queue.submit(*commands)
+        return self.events.time_outs == before
+
+    def attach(self, route: Route, domain: AmdDomain | AmdNested | AmdProcess | None) -> None:
         """Route a device through a domain in place of the one it had, or block it."""
         old = self._attached.get(route)
         if old is domain:

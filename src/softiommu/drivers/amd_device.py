@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from errno import EINVAL
 from typing import TYPE_CHECKING
 
-from softiommu.abi.amd_extension import VIOMMU
+from softiommu.abi.amd_extension import PROCESS, VIOMMU
 from softiommu.abi.iommufd import HwInfoAmd, HwInfoType
 from softiommu.drivers.amd_domain import AmdDomain
 from softiommu.drivers.amd_nested import AmdNested
+from softiommu.drivers.amd_process import AmdProcess, read_process
 from softiommu.drivers.amd_routes import Route
 from softiommu.drivers.amd_viommu import AmdViommu
 from softiommu.drivers.driver import (
@@ -89,7 +90,10 @@ class AmdDevice:
             if not self._amd.has_guest_tables:
                 raise unsupported("the hardware has no guest tables")
             return AmdDomain(self._amd, flags, guest=True)
-        parents = DomainFlags.NEST_PARENT if self.features.nesting else DomainFlags.NONE
+        parents = DomainFlags.NONE
+        if self.features.nesting:
+            parents = DomainFlags.NEST_PARENT
+            parents |= flags & DomainFlags.PASID if DomainFlags.NEST_PARENT in flags else DomainFlags.NONE
         if flags & ~(DomainFlags.DIRTY_TRACKING | parents):
             raise unsupported(f"no domain is made for {flags}")
         if DomainFlags.DIRTY_TRACKING in flags and not self.features.dirty_tracking:
@@ -97,8 +101,12 @@ class AmdDevice:
         return AmdDomain(self._amd, flags)
 
     def alloc_nested(self, parent: PagingDomain, flags: int, data: UserData) -> NestedDomain:
-        """A nested domain needs a vIOMMU."""
-        raise unsupported("there is no nesting without a vIOMMU")
+        """A guest's table for PASIDs, whose faults no guest hears. EOPNOTSUPP: other data, which needs a vIOMMU;
+        EINVAL: not a host table of this IOMMU; and the errors of `read_process`."""
+        if data.data_type != PROCESS:
+            raise unsupported("a guest's device table entry needs a vIOMMU")
+        found = read_process(self._amd, flags, data)
+        return AmdProcess(self._host_table(parent), found)
 
     def viommu_types(self) -> Sequence[int]:
         """softiommu's own type, where there is nesting."""
@@ -108,22 +116,31 @@ class AmdDevice:
         """A guest's IOMMU. EOPNOTSUPP: data, or there is no nesting; EINVAL: not a host table of this IOMMU."""
         if data is not None or not self.features.nesting:
             raise unsupported("a vIOMMU takes no data, and needs both stages")
+        return AmdViommu(self._host_table(parent), host)
+
+    def _host_table(self, parent: PagingDomain) -> AmdDomain:
         if not isinstance(parent, AmdDomain) or parent.owner is not self._amd or parent.guest:
             raise UapiError(EINVAL, f"the parent is no host table of the IOMMU of {self.name}")
-        return AmdViommu(parent, host)
+        return parent
 
     def attach(self, domain: Domain, pasid: int | None) -> None:
         """Route the function through a domain. EINVAL: a domain of another IOMMU, or that cannot serve it; EOPNOTSUPP:
         a PASID where there are none; ENOMEM."""
         if pasid is not None:
             self._check_pasid(pasid)
-        if not isinstance(domain, AmdDomain | AmdNested) or domain.owner is not self._amd:
+        if not isinstance(domain, AmdDomain | AmdNested | AmdProcess) or domain.owner is not self._amd:
             raise UapiError(EINVAL, f"the domain is not of the IOMMU of {self.name}")
-        for sid in self.function.sids:
-            self._amd.routes.check(sid, pasid, domain)
-        for sid in self.function.sids:
-            self._amd.routes.reserve(sid, pasid, domain)
-        for sid in self.function.sids:
+        routes, sids = self._amd.routes, self.function.sids
+        for sid in sids:
+            routes.check(sid, pasid, domain)
+        try:
+            for sid in sids:
+                routes.reserve(sid, pasid, domain)
+        except UapiError:
+            for sid in sids:
+                routes.settle(sid)
+            raise
+        for sid in sids:
             self._amd.attach(Route(sid, pasid), domain)
 
     def _check_pasid(self, pasid: int) -> None:

@@ -8,19 +8,23 @@ from typing import TYPE_CHECKING
 
 from softiommu.drivers.amd_queue import EVERYWHERE, Command, device_tlb, pages_of
 from softiommu.drivers.driver import DirtyReport, DomainFlags, Prot, Range, unsupported
+from softiommu.drivers.hidden import KEPT, Places
 from softiommu.errors import ModelError, UapiError
-from softiommu.hardware.amd.tables import GUEST_TABLES, HOST_TABLES
+from softiommu.hardware.amd.tables import GUEST_TABLES, HOST_TABLES, Gcr3Entry
 from softiommu.pagetable.engine import PageTable, TableRange
 from softiommu.pagetable.formats import VARIANTS, sizes
 from softiommu.pagetable.kinds import HW_DIRTY, NO_MEMORY, OK
 
 if TYPE_CHECKING:
     from softiommu.drivers.amd import AmdDriver
+    from softiommu.drivers.amd_process import AmdProcess
     from softiommu.drivers.amd_routes import Route
     from softiommu.drivers.amd_viommu import AmdViommu
 
 #: Levels of a new host table, as in Linux.
 _FIRST_MODE = 3
+#: The end of the addresses of a host table of four levels: more would be walked for GCR3 tables alone.
+_FOUR_LEVELS = 1 << 48
 #: Leaves of 512 GiB, which Linux leaves out for an erratum.
 _LEFT_OUT = 1 << 39
 
@@ -52,13 +56,26 @@ class AmdDomain:
             raise
         self.page_sizes = sizes(largest) & ~_LEFT_OUT
         # The upper half of a guest table's addresses, beyond the gap, is left alone.
-        self.aperture = Range(0, (1 << largest.input_bits - int(guest)) - 1)
+        end = 1 << largest.input_bits - int(guest)
+        #: Where GCR3 tables of devices whose PASIDs are nested on it lie, if it was made for such.
+        self.hidden: Places | None = None
+        if not guest and DomainFlags.PASID in flags:
+            end = min(end, _FOUR_LEVELS) - KEPT
+            self.hidden = Places(Range(end, end + KEPT - 1))
+        self.aperture = Range(0, end - 1)
         self.tracks_dirty = False
         self.routes: list[Route] = []
         #: The guests over this table.
         self.viommus: list[AmdViommu] = []
+        #: The guests' tables for PASIDs over this one.
+        self.processes: list[AmdProcess] = []
         self._removed: tuple[int, int] | None = None
         self._tables: list[TableRange] = []
+
+    @property
+    def gcr3(self) -> Gcr3Entry:
+        """The GCR3 entry that leads to a guest table."""
+        return Gcr3Entry.of(V=1, ADDR=self.pages.root >> 12)
 
     def map(self, iova: int, pa: int, length: int, prot: Prot) -> None:
         """Fill the table. ENOMEM: none of it is mapped then."""
@@ -93,8 +110,9 @@ class AmdDomain:
     def _refresh(self) -> None:
         """Write the device table entries of the domain anew."""
         nested = [domain for viommu in self.viommus for domain in viommu.nested]
-        for route in [*self.routes, *(route for domain in nested for route in domain.routes)]:
-            self.owner.routes.table.write(self.owner.routes.streams[route.sid])
+        routes = [route for domain in (*nested, *self.processes) for route in domain.routes]
+        for sid in dict.fromkeys(route.sid for route in (*self.routes, *routes)):
+            self.owner.routes.table.write(self.owner.routes.streams[sid])
 
     def unmap(self, iova: int, length: int) -> int:
         """Empty the table; `flush` completes it."""
@@ -128,10 +146,16 @@ class AmdDomain:
         streams = self.owner.routes.streams
         if self.guest:
             cached = [pages_of(streams[sid].did, pasid or 0, first, last) for sid, pasid in self.routes]
+            guests = []
         else:
-            guests = [did for viommu in self.viommus for did, _ in viommu.dids.values()]
-            cached = [pages_of(did, None, first, last) for did in (self.did, *guests)]
-        return cached + [device_tlb(sid, pasid, first, last) for sid, pasid in self.routes if streams[sid].ats]
+            ids = [did for viommu in self.viommus for did, _ in viommu.dids.values()]
+            ids += [streams[route.sid].nested_did for process in self.processes for route in process.routes]
+            cached = [pages_of(did, None, first, last) for did in dict.fromkeys((self.did, *ids))]
+            nested = [domain for viommu in self.viommus for domain in viommu.nested]
+            guests = [route.sid for domain in (*nested, *self.processes) if domain.uses_ats for route in domain.routes]
+        cached += [device_tlb(sid, pasid, first, last) for sid, pasid in self.routes if streams[sid].ats]
+        # Nobody knows which addresses of which of a guest's PASIDs lead here: all of them go.
+        return cached + [device_tlb(sid, None, *EVERYWHERE) for sid in dict.fromkeys(guests) if streams[sid].ats]
 
     def iova_to_pa(self, iova: int) -> int | None:
         """What the table says."""

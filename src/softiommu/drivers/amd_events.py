@@ -52,6 +52,8 @@ class EventLog:
 
     def __init__(self, memory: PhysicalMemory, bus: Bus, guest_hears: Callable[[int, int], bool]) -> None:
         self._memory, self._bus, self._guest_hears = memory, bus, guest_hears
+        #: How many device TLBs did not answer in time.
+        self.time_outs = 0
         self._base = memory.alloc(_SIZE)
         bus.write(Registers.EVENT_BASE.offset, 8, RingBase.of(LEN=_LEN, BASE=self._base >> 12))
         bus.write(Registers.EVENT_HEAD.offset, 8, 0)
@@ -71,6 +73,7 @@ class EventLog:
         while head != tail:
             at = self._base + head
             low, high = self._memory.read_u64(at), self._memory.read_u64(at + 8)
+            self.time_outs += DeviceEvent(low).CODE == Code.IOTLB_INV_TIMEOUT
             if not self._guest_hears(low, high):
                 found.append(_decoded(low, high))
             head = (head + RECORD_SIZE) % _SIZE

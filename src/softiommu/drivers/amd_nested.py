@@ -8,18 +8,23 @@ from __future__ import annotations
 from errno import EINVAL
 from typing import TYPE_CHECKING
 
+from softiommu.abi.generic_invalidation import Target
 from softiommu.abi.iommufd import HwptAmdGuest, HwptDataType
+from softiommu.drivers.amd_queue import EVERYWHERE, Command, device_tlb, entry_of, pages_of
 from softiommu.drivers.driver import Handled, NestedDomain, UserArray, UserData, unsupported
 from softiommu.errors import UapiError
 from softiommu.hardware.amd.events import Code, DeviceEvent
-from softiommu.hardware.amd.tables import GUEST_TABLES, Dte, Dte1, Dte2
+from softiommu.hardware.amd.tables import GUEST_TABLES, Dte, Dte2
 
 if TYPE_CHECKING:
     from softiommu.drivers.amd import AmdDriver
     from softiommu.drivers.amd_routes import Route
     from softiommu.drivers.amd_viommu import AmdViommu
+    from softiommu.drivers.generic_invalidation import Invalidation
 
 _RESERVED_GLX = 3
+#: Where there are guest tables, requests without a PASID have this one.
+_NO_PASID = 0
 
 
 class AmdNested:
@@ -37,12 +42,39 @@ class AmdNested:
         viommu.nested.append(self)
 
     def entry(self, host: Dte) -> Dte:
-        """The entry for the hardware, from that of the parent. Devices may not use ATS: nobody could empty their TLBs
-        of the guest's PASIDs when the host's table changes."""
+        """The entry for the hardware, from that of the parent."""
         guest = self._entry.q0
         q0 = host.q0.replace(GV=1, GIoV=guest.GIoV, GLX=guest.GLX, PPR=host.q0.PPR & guest.PPR)
         q2 = Dte2.of(GuestPagingMode=self._entry.q2.GuestPagingMode)
-        return Dte(q0, Dte1.of(DomainID=self.did), q2).with_gcr3_root(self._entry.gcr3_root)
+        return Dte(q0, host.q1.replace(DomainID=self.did), q2).with_gcr3_root(self._entry.gcr3_root)
+
+    @property
+    def uses_ats(self) -> bool:
+        """Whether devices may ask for translations: only a guest that says so has their TLBs emptied."""
+        return bool(self._entry.q1.I)
+
+    def iotlb(self, asked: Invalidation, sids: tuple[int, ...] | None) -> list[Command]:
+        """What makes the IOMMU forget; `sids`: configuration of these devices only."""
+        used = self._meant(sids)
+        if asked.arch_id not in (None, self.name):
+            return []
+        commands = []
+        if asked.targets & Target.CONFIG and (sids is None or used):
+            commands += [entry_of(sid) for sid in used if asked.pasid is None]
+            commands.append(_pages(self.did, asked._replace(window=None), upper=True))
+        if asked.translations:
+            commands.append(_pages(self.did, asked, upper=not asked.leaves_only))
+        return commands
+
+    def device_tlbs(self, asked: Invalidation, sids: tuple[int, ...] | None) -> list[Command]:
+        """The same of devices' own TLBs. What names no PASID there is for all."""
+        if not self.uses_ats or not asked.targets & Target.DEVICE_TLB or asked.arch_id not in (None, self.name):
+            return []
+        window, streams = asked.window or EVERYWHERE, self.owner.routes.streams
+        return [device_tlb(sid, asked.pasid, *window) for sid in self._meant(sids) if streams[sid].ats]
+
+    def _meant(self, sids: tuple[int, ...] | None) -> list[int]:
+        return [route.sid for route in self.routes if sids is None or route.sid in sids]
 
     def hears(self, sid: int, low: int, high: int) -> bool:
         """Tell the guest of a fault at an address of one of its PASIDs; False: it is not so, or nobody listens."""
@@ -51,12 +83,22 @@ class AmdNested:
 
     def invalidate(self, entries: UserArray, handled: Handled) -> None:
         """As the vIOMMU does."""
-        self.viommu.carry_out(entries, handled, [self])
+        self.viommu.carry_out(entries, handled, self)
 
     def free(self) -> None:
         """Nothing is attached any more."""
         self.viommu.nested.remove(self)
         self.viommu.give_did(self.name)
+
+
+def _pages(did: int, asked: Invalidation, upper: bool) -> Command:
+    """No command names a range in all PASIDs: everything of the domain goes instead."""
+    window = asked.window or EVERYWHERE
+    if asked.pasid is not None:
+        return pages_of(did, asked.pasid, *window, upper=upper)
+    if asked.reaches(_NO_PASID):
+        return pages_of(did, None, *EVERYWHERE, upper=upper)
+    return pages_of(did, _NO_PASID, *window, upper=upper)
 
 
 def read_entry(driver: AmdDriver, flags: int, data: UserData) -> Dte:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from errno import EINVAL, ENOMEM
+from errno import ENOMEM
 from typing import TYPE_CHECKING, NamedTuple
 
+from softiommu.drivers.amd_gcr3 import Gcr3Table, check_together, processes_of
 from softiommu.drivers.amd_nested import AmdNested
+from softiommu.drivers.amd_process import AmdProcess
 from softiommu.drivers.amd_queue import EVERYWHERE, Command, CommandBuffer, device_tlb, entry_of, pages_of
 from softiommu.errors import UapiError
 from softiommu.hardware.amd.registers import DeviceTableBase, Efr
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from softiommu.drivers.amd_domain import AmdDomain
 
 _DEVICES = 1 << 16
+#: Of guest tables; the others have five.
+_LEVELS = 4
 _HALF = DTE_SIZE // 2
 #: Nobody is translated, and nobody passes.
 _BLOCKED = Dte(Dte0.of(V=1, TV=1))
@@ -30,16 +34,15 @@ class Route(NamedTuple):
 
 
 class Stream:
-    """A requester id: its domain, those of its PASIDs, and its GCR3 table if it has one."""
+    """A requester id: its domain, those of its PASIDs, and its GCR3 tables if it has any."""
 
     def __init__(self, sid: int, ats: bool, pri: bool, glx: int) -> None:
         self.sid, self.ats, self.pri, self.glx = sid, ats, pri, glx
-        self.base: AmdDomain | AmdNested | None = None
-        self.pasids: dict[int, AmdDomain] = {}
-        self.gcr3 = 0
-        #: The domain id of its guest translations, when it has a GCR3 table.
-        self.did = 0
-        self.tables: list[int] = []
+        #: By PASID; None: of requests without one.
+        self.domains: dict[int | None, AmdDomain | AmdNested | AmdProcess] = {}
+        self.gcr3: Gcr3Table | None = None
+        #: The one that is used while PASIDs have guests' tables: it lies under the host table below these.
+        self.nested_gcr3: Gcr3Table | None = None
         #: Lets the function ask for translations, or not; and whether it may not, since a guest has it.
         self.set_ats: Callable[[bool], None] | None = None
         self.silent = False
@@ -51,9 +54,28 @@ class Stream:
         self.silent = silent
 
     @property
-    def guest(self) -> bool:
-        """Whether the device table entry leads to the GCR3 table."""
-        return bool(self.pasids) or (self.base is not None and self.base.guest)
+    def may_ask(self) -> bool:
+        """Whether the function may ask for translations: if all of its guests empty its TLB."""
+        guests = [domain for domain in self.domains.values() if isinstance(domain, AmdNested | AmdProcess)]
+        return self.ats and all(domain.uses_ats for domain in guests)
+
+    @property
+    def did(self) -> int:
+        """The domain id of its guest translations, when it has a GCR3 table."""
+        return 0 if self.gcr3 is None else self.gcr3.did
+
+    @property
+    def nested_did(self) -> int:
+        """The same of its nested ones."""
+        return 0 if self.nested_gcr3 is None else self.nested_gcr3.did
+
+    @property
+    def table(self) -> Gcr3Table | None:
+        """The GCR3 table that the device table entry leads to."""
+        if processes_of(self.domains):
+            return self.nested_gcr3
+        base = self.domains.get(None)
+        return self.gcr3 if self.domains.keys() - {None} or (base is not None and base.guest) else None
 
 
 class DeviceTable:
@@ -99,20 +121,29 @@ class DeviceTable:
         self._queue.submit(entry_of(sid))
 
     def _wanted(self, stream: Stream) -> Dte:
-        q1 = Dte1.of(I=int(stream.ats))
+        q1 = Dte1.of(I=int(stream.may_ask))
         q0 = Dte0.of(V=1, TV=1, IR=1, IW=1, PPR=int(stream.pri), GPRP=int(stream.pri))
-        if stream.guest:
-            q0 = q0.replace(GV=1, GIoV=1, GLX=stream.glx)
-            q2 = Dte2.of(GuestPagingMode=int(self._five_levels))
-            return Dte(q0, q1.replace(DomainID=stream.did), q2).with_gcr3_root(stream.gcr3)
-        domain = stream.base
-        if domain is None:
+        base, table, processes = stream.domains.get(None), stream.table, processes_of(stream.domains)
+        if table is not None:
+            parent = processes[0].parent if processes else None
+            five = processes[0].levels > _LEVELS if processes else self._five_levels
+            q0 = q0.replace(GV=1, GIoV=int(base is None or base is not parent), GLX=stream.glx, **_host(parent))
+            entry = Dte(q0, q1.replace(DomainID=table.did), Dte2.of(GuestPagingMode=int(five)))
+            return entry.with_gcr3_root(table.root)
+        if base is None:
             return Dte(Dte0.of(V=1), Dte1(0))
-        host = domain.viommu.parent if isinstance(domain, AmdNested) else domain
-        had = Had.ACCESSED_AND_DIRTY if host.tracks_dirty else Had.NONE
-        q0 = q0.replace(Mode=host.mode, HostPageTableRoot=host.pages.root >> 12, HAD=had)
-        entry = Dte(q0, q1.replace(DomainID=host.did))
-        return domain.entry(entry) if isinstance(domain, AmdNested) else entry
+        assert not isinstance(base, AmdProcess), "what has processes has a GCR3 table"
+        host = base.viommu.parent if isinstance(base, AmdNested) else base
+        entry = Dte(q0.replace(**_host(host)), q1.replace(DomainID=host.did))
+        return base.entry(entry) if isinstance(base, AmdNested) else entry
+
+
+def _host(domain: AmdDomain | None) -> dict[str, int]:
+    """The fields of a device table entry that a host table gives."""
+    if domain is None:
+        return {}
+    had = Had.ACCESSED_AND_DIRTY if domain.tracks_dirty else Had.NONE
+    return {"Mode": domain.mode, "HostPageTableRoot": domain.pages.root >> 12, "HAD": had}
 
 
 class Routes:
@@ -133,72 +164,62 @@ class Routes:
             self.table.write(stream)
         return stream
 
-    def check(self, sid: int, pasid: int | None, domain: AmdDomain | AmdNested) -> None:
-        """EINVAL: host tables and PASIDs of one device cannot work together, since the entry would nest them."""
-        stream = self.streams[sid]
-        if pasid is None and not domain.guest and stream.pasids:
-            raise UapiError(EINVAL, "a device with PASIDs needs a domain with guest tables")
-        if pasid is not None and not domain.guest:
-            raise UapiError(EINVAL, "a PASID needs a domain with guest tables")
-        if pasid is not None and stream.base is not None and not stream.base.guest:
-            raise UapiError(EINVAL, "a device on host tables has no PASIDs")
+    def check(self, sid: int, pasid: int | None, domain: AmdDomain | AmdNested | AmdProcess) -> None:
+        """Whether a device's entry can say it beside what it says. EINVAL."""
+        check_together({**self.streams[sid].domains, pasid: domain})
 
-    def reserve(self, sid: int, pasid: int | None, domain: AmdDomain | AmdNested) -> None:
-        """Make what a route needs. ENOMEM; nothing that the device sees has changed."""
-        if not domain.guest:
+    def reserve(self, sid: int, pasid: int | None, domain: AmdDomain | AmdNested | AmdProcess) -> None:
+        """Make what a route needs. ENOMEM; EINVAL: the parent has no place for it. Nothing that the device sees has
+        changed."""
+        stream = self.streams[sid]
+        if isinstance(domain, AmdProcess):
+            if stream.nested_gcr3 is None:
+                stream.nested_gcr3 = Gcr3Table(domain.owner, stream.glx, domain.parent)
+            stream.nested_gcr3.slot(pasid or 0)
+        elif domain.guest:
+            if stream.gcr3 is None:
+                stream.gcr3 = Gcr3Table(domain.owner, stream.glx)
+            stream.gcr3.slot(pasid or 0)
+
+    def settle(self, sid: int) -> None:
+        """Give back what no route needs any more, or what one that came to nothing had made."""
+        stream = self.streams[sid]
+        if stream.nested_gcr3 is None or processes_of(stream.domains):
             return
-        stream = self.streams[sid]
-        if not stream.gcr3:
-            gcr3 = new_table(self._memory, PAGE, "a GCR3 table")
-            try:
-                stream.did = domain.owner.take_did()
-            except UapiError:
-                self._memory.free(gcr3)
-                raise
-            stream.gcr3 = gcr3
-            stream.tables.append(gcr3)
-        self._slot(stream, pasid or 0)
+        self._queue.submit(pages_of(stream.nested_did, None, *EVERYWHERE))
+        stream.nested_gcr3.free()
+        stream.nested_gcr3 = None
 
-    def _slot(self, stream: Stream, pasid: int) -> int:
-        """The address of a PASID's entry in the GCR3 table; tables are made on the way. ENOMEM."""
-        table = stream.gcr3
-        for level in range(stream.glx, 0, -1):
-            at = table + 8 * (pasid >> 9 * level & 0x1FF)
-            entry = Gcr3Entry(self._memory.read_u64(at))
-            if not entry.V:
-                entry = Gcr3Entry.of(V=1, ADDR=new_table(self._memory, PAGE, "a GCR3 table") >> 12)
-                stream.tables.append(entry.ADDR << 12)
-                self._memory.write_u64(at, entry)
-            table = entry.ADDR << 12
-        return table + 8 * (pasid & 0x1FF)
-
-    def route(self, sid: int, pasid: int | None, domain: AmdDomain | AmdNested | None) -> None:
+    def route(self, sid: int, pasid: int | None, domain: AmdDomain | AmdNested | AmdProcess | None) -> None:
         """Route a device, or one of its PASIDs, through a domain, or block it; and let the hardware forget the old."""
         stream = self.streams[sid]
-        old = stream.base if pasid is None else stream.pasids.get(pasid)
-        if isinstance(domain, AmdNested):
+        old = stream.domains.pop(pasid, None)
+        if domain is not None:
+            stream.domains[pasid] = domain
+        if not stream.may_ask:
             stream.silence(True)
-        if pasid is None:
-            stream.base = domain
-        elif domain is None or isinstance(domain, AmdNested):
-            stream.pasids.pop(pasid, None)
-        else:
-            stream.pasids[pasid] = domain
-        if stream.gcr3:
-            plain = None if isinstance(domain, AmdNested) else domain
-            root = plain.pages.root >> 12 if plain is not None and plain.guest else 0
-            self._memory.write_u64(self._slot(stream, pasid or 0), Gcr3Entry.of(V=int(bool(root)), ADDR=root))
+        for each, entry in ((old, Gcr3Entry(0)), (domain, None)):
+            if each is None or isinstance(each, AmdNested) or not each.guest:
+                continue
+            table = stream.nested_gcr3 if isinstance(each, AmdProcess) else stream.gcr3
+            assert table is not None, "it was reserved"
+            self._memory.write_u64(table.slot(pasid or 0), each.gcr3 if entry is None else entry)
         self.table.write(stream)
-        if domain is not None and not isinstance(domain, AmdNested):
+        if stream.domains and stream.may_ask:
             stream.silence(False)
         if old is not None:
             self._queue.submit(*self.forget(stream, pasid, old))
+        self.settle(sid)
 
-    def forget(self, stream: Stream, pasid: int | None, domain: AmdDomain | AmdNested) -> list[Command]:
+    def forget(self, stream: Stream, pasid: int | None, domain: AmdDomain | AmdNested | AmdProcess) -> list[Command]:
         """The commands after which nothing of a route's old domain is cached."""
-        number = (pasid or 0) if domain.guest else None
-        did = stream.did if domain.guest else domain.did
-        commands = [pages_of(did, number, *EVERYWHERE)]
+        if isinstance(domain, AmdProcess):
+            commands = [pages_of(stream.nested_did, pasid or 0, *EVERYWHERE)]
+        elif domain.guest:
+            commands = [pages_of(stream.did, pasid or 0, *EVERYWHERE)]
+        else:
+            ids = dict.fromkeys(filter(None, (domain.did, stream.nested_did)))
+            commands = [pages_of(did, None, *EVERYWHERE) for did in ids]
         if stream.ats:
             commands.append(device_tlb(stream.sid, pasid, *EVERYWHERE))
         return commands

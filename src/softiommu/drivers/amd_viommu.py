@@ -7,10 +7,10 @@ from errno import EINVAL
 from functools import partial
 from typing import TYPE_CHECKING
 
-from softiommu.abi.amd_extension import VEVENTQ, AmdEvent
-from softiommu.abi.generic_invalidation import Outcome, Target
+from softiommu.abi.amd_extension import PROCESS, VEVENTQ, AmdEvent
+from softiommu.abi.generic_invalidation import Outcome
 from softiommu.drivers.amd_nested import AmdNested, read_entry
-from softiommu.drivers.amd_queue import EVERYWHERE, Command, entry_of, pages_of
+from softiommu.drivers.amd_process import AmdProcess, read_process
 from softiommu.drivers.driver import (
     Device,
     Handled,
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from softiommu.hardware.amd.events import DeviceEvent
 
 _DEVICE_ID_BITS = 16
-#: Where there are guest tables, requests without a PASID have this one.
-_NO_PASID = 0
 
 
 class AmdViommu:
@@ -39,14 +37,17 @@ class AmdViommu:
 
     def __init__(self, parent: AmdDomain, host: ViommuHost) -> None:
         self.owner, self.parent, self._host = parent.owner, parent, host
-        self.nested: list[AmdNested] = []
+        self.nested: list[AmdNested | AmdProcess] = []
         #: The hardware's domain id by the guest's, and how many nested domains have it.
         self.dids: dict[int, tuple[int, int]] = {}
         self._names: dict[int, AmdDevice] = {}
         parent.viommus.append(self)
 
     def alloc_nested(self, device: Device, flags: int, data: UserData) -> NestedDomain:
-        """The domain of a guest's device table entry. Errors as `read_entry`; ENOMEM."""
+        """The domain of a guest's device table entry, or of a table for one PASID. Errors as `read_entry`,
+        `read_process`; ENOMEM."""
+        if data.data_type == PROCESS:
+            return AmdProcess(self.parent, read_process(self.owner, flags, data), self)
         return AmdNested(self, read_entry(self.owner, flags, data))
 
     # Names
@@ -93,47 +94,29 @@ class AmdViommu:
 
     def invalidate(self, entries: UserArray, handled: Handled) -> None:
         """Generic entries, for every domain of the guest's. Errors as `carry_out`."""
-        self.carry_out(entries, handled, self.nested)
+        self.carry_out(entries, handled)
 
-    def carry_out(self, entries: UserArray, handled: Handled, domains: list[AmdNested]) -> None:
-        """Generic entries for some domains. EINVAL: another type, or a name that no device has; and the errors of the
-        generic form."""
+    def carry_out(self, entries: UserArray, handled: Handled, of: AmdNested | AmdProcess | None = None) -> None:
+        """Generic entries; `of`: for one domain. EINVAL: another type, or a name that no device has, or which a domain
+        does not know; and the errors of the generic form."""
         if not is_generic(entries):
             raise UapiError(
                 EINVAL, f"entries of type {entries.data_type:#x}: a guest of AMD's has the generic form only"
             )
-        carry_out(entries, handled, partial(self._forget, domains))
+        carry_out(entries, handled, partial(self._forget, of))
 
-    def _forget(self, domains: list[AmdNested], asked: Invalidation) -> Outcome:
-        """Devices' own TLBs hold nothing: they may not use ATS."""
+    def _forget(self, of: AmdNested | AmdProcess | None, asked: Invalidation) -> Outcome:
+        """A device's TLB is emptied after the IOTLB, from which it would be filled again."""
         sids = None
         if asked.device is not None:
-            if asked.device not in self._names:
-                raise UapiError(EINVAL, f"no vDEVICE has device id {asked.device:#x}")
+            if of is not None or asked.device not in self._names:
+                raise UapiError(EINVAL, f"{asked.device:#x} is no device of a vIOMMU's")
             sids = self._names[asked.device].function.sids
-        commands: dict[Command, None] = {}  # in order, each once
-        for domain in domains:
-            used = [route.sid for route in domain.routes if sids is None or route.sid in sids]
-            if (sids is not None and not used) or asked.arch_id not in (None, domain.name):
-                continue
-            if asked.targets & Target.CONFIG:
-                whole = asked.pasid is None
-                commands |= dict.fromkeys(entry_of(sid) for sid in used if whole)
-                commands[self._pages(domain.did, asked._replace(window=None), upper=True)] = None
-            if asked.translations:
-                commands[self._pages(domain.did, asked, upper=not asked.leaves_only)] = None
-        self.owner.queue.submit(*commands)
-        return Outcome.NONE
-
-    @staticmethod
-    def _pages(did: int, asked: Invalidation, upper: bool) -> Command:
-        """No command names a range in all PASIDs: everything of the domain goes instead."""
-        window = EVERYWHERE if asked.window is None else asked.window
-        if asked.pasid is not None:
-            return pages_of(did, asked.pasid, *window, upper=upper)
-        if asked.reaches(_NO_PASID):
-            return pages_of(did, None, *EVERYWHERE, upper=upper)
-        return pages_of(did, _NO_PASID, *window, upper=upper)
+        domains = self.nested if of is None else [of]
+        commands = [command for domain in domains for command in domain.iotlb(asked, sids)]
+        commands += [command for domain in domains for command in domain.device_tlbs(asked, sids)]
+        answered = self.owner.forget(*dict.fromkeys(commands))
+        return Outcome.NONE if answered else Outcome.DEVICE_TIMEOUT
 
     # Hardware queues
 
