@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from softiommu.hardware.iommu import Iommu, TranslationFaultError
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 _PAGE_LG2 = 12
 _PAGE = 1 << _PAGE_LG2
+
+#: Fills buffers, or takes what is in them, one after the other.
+Transfer = Callable[[Sequence[memoryview]], None]
 
 
 class DmaError(Exception):
@@ -71,6 +74,50 @@ class Port:
                 self._memory.write(pa, view[done : done + size])
             except BadAddressError as error:
                 raise DmaError(iova, done, str(error)) from error
+
+    def fill(self, segments: Sequence[tuple[int, int]], fill: Transfer, pasid: int | None = None) -> None:
+        """Let `fill` store into segments: in place where they are memory. DmaError; what comes before is stored."""
+        runs: list[tuple[int, int, int, int]] = []
+        try:
+            runs += self._runs(segments, WRITE, pasid)
+        finally:
+            self._fill(runs, fill)
+
+    def _fill(self, runs: Sequence[tuple[int, int, int, int]], fill: Transfer) -> None:
+        views = self._views(runs)
+        if views is not None:
+            fill(views)
+            return
+        data = memoryview(bytearray(sum(size for _, size, _, _ in runs)))
+        fill([data])
+        for pa, size, iova, done in runs:
+            try:
+                self._memory.write(pa, data[done : done + size])
+            except BadAddressError as error:
+                raise DmaError(iova, done, str(error)) from error
+
+    def drain(self, segments: Sequence[tuple[int, int]], take: Transfer, pasid: int | None = None) -> None:
+        """Let `take` have the bytes of segments: in place where they are plain memory. DmaError: it gets none."""
+        runs = list(self._runs(segments, READ, pasid))
+        views = self._views(runs)
+        if views is None:
+            views = []
+            for pa, size, iova, done in runs:
+                try:
+                    views.append(memoryview(self._memory.read(pa, size)))
+                except BadAddressError as error:
+                    raise DmaError(iova, done, str(error)) from error
+        take(views)
+
+    def _views(self, runs: Sequence[tuple[int, int, int, int]]) -> list[memoryview] | None:
+        """The memory itself; None where some of it is none."""
+        views = []
+        for pa, size, _, _ in runs:
+            view = self._memory.view(pa, size)
+            if view is None:
+                return None
+            views.append(view)
+        return views
 
     def _runs(
         self, segments: Sequence[tuple[int, int]], want: int, pasid: int | None

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from softiommu.hardware.ats import DeviceTlb, Refusal
-from softiommu.hardware.bus import DmaError
+from softiommu.hardware.bus import DmaError, Transfer
 from softiommu.hardware.iommu import AtsIommu, ResponseCode, TranslationFaultError
 from softiommu.hardware.pci import Function
 from softiommu.pagetable.kinds import READ, WRITE
@@ -65,6 +65,23 @@ class PagingPort:
                 self._port.scatter(segments, data)
             except DmaError as error:
                 self._ask(error, WRITE)
+            else:
+                return
+
+    def fill(self, segments: Sequence[tuple[int, int]], fill: Transfer) -> None:
+        """Let `fill` store into segments. PageMissing, DmaError: what comes before the page is stored."""
+        self._retry(lambda: self._port.fill(segments, fill), WRITE)
+
+    def drain(self, segments: Sequence[tuple[int, int]], take: Transfer) -> None:
+        """Let `take` have the bytes of segments. PageMissing, DmaError: it gets none."""
+        self._retry(lambda: self._port.drain(segments, take), READ)
+
+    def _retry(self, access: Callable[[], None], want: int) -> None:
+        while True:
+            try:
+                access()
+            except DmaError as error:
+                self._ask(error, want)
             else:
                 return
 

@@ -71,6 +71,9 @@ class TracingMemory(PhysicalMemory):
         super().write(pa, data)
         self._note(True, pa, data)
 
+    def view(self, pa: int, length: int) -> None:
+        """Nothing is seen in place: it could not be noted."""
+
     def read_u32(self, pa: int) -> int:
         """The 32-bit word at `pa`. BadAddressError."""
         return int.from_bytes(self.read(pa, 4), "little")

@@ -195,6 +195,12 @@ class PhysicalMemory:
         for window, at, size in self._pieces(pa, length):
             self._write(window, at, data[at - pa : at - pa + size])
 
+    def view(self, pa: int, length: int) -> memoryview | None:
+        """The bytes at `pa` in place; None unless all of them lie in the arena."""
+        if pa + length <= self.size or self._is_direct(pa, length):
+            return self._bytes[pa : pa + length]
+        return None
+
     def _is_direct(self, pa: int, length: int) -> bool:
         """Whether all of it lies in the arena."""
         first, end = pa >> CHUNK_LG2, (pa + length - 1 >> CHUNK_LG2) + 1

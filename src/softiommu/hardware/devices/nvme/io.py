@@ -48,7 +48,7 @@ def flush(nvme: Nvme, command: Command) -> int:
 def read(nvme: Nvme, command: Command) -> int:
     """Read (6.9)."""
     namespace, offset, length = _transfer(nvme, command)
-    nvme.send(command, namespace.read(offset, length))
+    nvme.fill(command, length, lambda views: namespace.read_into(offset, views))
     nvme.logs.count_read(length)
     return 0
 
@@ -56,7 +56,7 @@ def read(nvme: Nvme, command: Command) -> int:
 def write(nvme: Nvme, command: Command) -> int:
     """Write (6.15). Nothing is stored unless all data arrived."""
     namespace, offset, length = _transfer(nvme, command)
-    namespace.write(offset, nvme.receive(command, length))
+    nvme.drain(command, length, lambda views: namespace.write_from(offset, views))
     _settle(nvme, namespace, command)
     nvme.logs.count_write(length)
     return 0

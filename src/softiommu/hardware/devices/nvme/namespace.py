@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from mmap import MADV_DONTNEED, MAP_ANONYMOUS, MAP_PRIVATE, PAGESIZE, mmap
 from typing import Protocol
 
@@ -14,6 +14,8 @@ from softiommu.hardware.devices.nvme.commands import CommandError, Status
 #: log2 of the block sizes, by the number of the LBA format.
 FORMATS = (9, 12)
 _CHUNK = 1 << 20
+#: Buffers of one preadv(2).
+_IOV_MAX = 1024
 
 #: fallocate(2), which the os module has not: 0, or -1 when the file system does not know how.
 _fallocate = ctypes.CDLL(None).fallocate
@@ -35,6 +37,14 @@ class Backing(Protocol):
 
     def write(self, offset: int, data: bytes) -> None:
         """Store at `offset`."""
+        ...
+
+    def read_into(self, offset: int, views: Sequence[memoryview]) -> None:
+        """Fill buffers with the bytes at `offset`, one after the other."""
+        ...
+
+    def write_from(self, offset: int, views: Sequence[memoryview]) -> None:
+        """Store buffers at `offset`, one after the other."""
         ...
 
     def zero(self, offset: int, length: int) -> None:
@@ -60,6 +70,19 @@ class RamBacking:
     def write(self, offset: int, data: bytes) -> None:
         """Store at `offset`."""
         self._bytes[offset : offset + len(data)] = data
+
+    def read_into(self, offset: int, views: Sequence[memoryview]) -> None:
+        """Fill buffers with the bytes at `offset`."""
+        with memoryview(self._bytes) as held:
+            for view in views:
+                view[:] = held[offset : offset + len(view)]
+                offset += len(view)
+
+    def write_from(self, offset: int, views: Sequence[memoryview]) -> None:
+        """Store buffers at `offset`."""
+        for view in views:
+            self._bytes[offset : offset + len(view)] = view
+            offset += len(view)
 
     def zero(self, offset: int, length: int) -> None:
         """Make bytes 0: whole pages are given back."""
@@ -99,6 +122,20 @@ class FileBacking:
         while view:
             done = os.pwrite(self._fd, view, offset)
             view, offset = view[done:], offset + done
+
+    def read_into(self, offset: int, views: Sequence[memoryview]) -> None:
+        """Fill buffers with the bytes at `offset`. OSError: the file was cut short."""
+        while views:
+            done = os.preadv(self._fd, views[:_IOV_MAX], offset)
+            if not done:
+                raise OSError(f"the file ends before byte {offset:#x}")
+            offset, views = offset + done, _after(views, done)
+
+    def write_from(self, offset: int, views: Sequence[memoryview]) -> None:
+        """Store buffers at `offset`."""
+        while views:
+            done = os.pwritev(self._fd, views[:_IOV_MAX], offset)
+            offset, views = offset + done, _after(views, done)
 
     def zero(self, offset: int, length: int) -> None:
         """Make bytes 0: a hole, where the file system has such."""
@@ -151,6 +188,20 @@ class Namespace:
         except OSError as error:
             raise CommandError(Status.WRITE_FAULT, str(error)) from error
 
+    def read_into(self, offset: int, views: Sequence[memoryview]) -> None:
+        """Fill buffers with the bytes of a span. CommandError: the medium fails."""
+        try:
+            self._backing.read_into(offset, views)
+        except OSError as error:
+            raise CommandError(Status.UNRECOVERED_READ_ERROR, str(error)) from error
+
+    def write_from(self, offset: int, views: Sequence[memoryview]) -> None:
+        """Store buffers in a span. CommandError: the medium fails."""
+        try:
+            self._backing.write_from(offset, views)
+        except OSError as error:
+            raise CommandError(Status.WRITE_FAULT, str(error)) from error
+
     def zero(self, offset: int, length: int) -> None:
         """Make a span 0. CommandError: the medium fails."""
         try:
@@ -169,6 +220,15 @@ class Namespace:
         """Blocks of another size, all 0."""
         self.zero(0, self._backing.size)
         self.format = format
+
+
+def _after(views: Sequence[memoryview], done: int) -> Sequence[memoryview]:
+    """The buffers without their first `done` bytes."""
+    for number, view in enumerate(views):
+        if done < len(view):
+            return [view[done:], *views[number + 1 :]]
+        done -= len(view)
+    return []
 
 
 def _chunks(offset: int, length: int) -> Iterator[tuple[int, int]]:
