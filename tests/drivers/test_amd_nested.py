@@ -1,6 +1,8 @@
 """Nesting on AMD, through the Python face: a guest's GCR3 and guest tables over a host table."""
 
+import re
 from errno import EBUSY, EFAULT, EINVAL, EOPNOTSUPP
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -23,6 +25,9 @@ from softiommu.machine.description import parse
 
 IOVA = 0x40_0000
 AMD_GUEST = HwptDataType.AMD_GUEST
+#: The fields of a guest's entry that it is heard about, or must leave 0.
+MEANT = {"PPR", "GIoV", "GLX", "GCR3Root14_12", "GCR3Root30_15", "GCR3Root51_31", "DomainID", "I", "GuestPagingMode"}
+MEANT |= {"Mode", "HostPageTableRoot"}
 PASID_FLAG, DIRTY = int(abi.HwptAllocFlags.ALLOC_PASID), int(abi.HwptAllocFlags.ALLOC_DIRTY_TRACKING)
 
 
@@ -107,6 +112,22 @@ def test_the_entry_is_the_guests_over_the_parents(guest):
     assert host.q1.DomainID not in (0, DOMAIN)
     assert host.q1.I == 0
     assert driver.nests
+
+
+def test_every_field_has_a_meaning_or_is_documented_as_not_looked_at_and_changes_nothing(guest):
+    text = (Path(__file__).parents[2] / "docs" / "extensions.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([\w, ]+) \| not looked at", text, re.MULTILINE)
+    unseen = {name for row in rows for name in row.split(", ")}
+    plain = Dte.from_bytes(guest.entry().to_bytes())
+    assert {name for word in plain for name in word.FIELDS} == unseen | MEANT
+    changed = [
+        type(word)(word ^ sum(field.mask for name, field in word.FIELDS.items() if name in unseen)) for word in plain
+    ]
+    entries = []
+    for entry in (plain, Dte(*changed)):
+        guest.device.attach(guest.nest(HwptAmdGuest.from_bytes(entry.to_bytes())))
+        entries.append(host_entry(guest))
+    assert entries[0] == entries[1]
 
 
 def test_requests_without_a_pasid_have_guest_addresses_where_the_guest_says_so(guest):

@@ -15,7 +15,7 @@ from nesting.guest import Edu, GuestRam
 from nesting.test_amd_guest import AmdVm, TestAmdGuest as _AmdGuest
 from nesting.test_riscv_guest import PSCID, RiscvVm, TestRiscvGuest as _RiscvGuest
 from softiommu.abi import amd_extension, iommufd as abi, riscv_extension
-from softiommu.abi.generic_invalidation import GENERIC, InvalidateV1, Scope, Target
+from softiommu.abi.generic_invalidation import GENERIC, InvalidateV1, InvalidateV2, Scope, Target, Valid
 from softiommu.abi.software_nesting import BOUND, MAPPED, BoundFlags, HwptBound, HwptMapped, TableFormat
 from softiommu.hardware.amd.tables import Dte, Dte0, Dte1, Gcr3Entry
 from softiommu.hardware.riscv.tables import DeviceTa, FirstMode, Iosatp, Tc
@@ -24,6 +24,7 @@ from softiommu.machine.assemble import Machine
 from softiommu.machine.description import parse
 
 PAGE, RW = 4096, 3
+NAME = 0x42
 IOVA, TARGET = 0x700_0000, 0x10_0000
 NEST_PARENT = int(abi.HwptAllocFlags.ALLOC_NEST_PARENT)
 TEXT = """
@@ -107,7 +108,7 @@ class Tree:
         self.parent = self.devices[0].hwpt(self.ioas, NEST_PARENT)
         self.target = self.page(b"")
         self.viommu = self.devices[0].viommu(self.VIOMMU, self.parent) if self.VIOMMU else None
-        self.vdevice = self.viommu.vdevice(self.devices[0], 0x42) if self.viommu else None
+        self.vdevice = self.viommu.vdevice(self.devices[0], NAME) if self.viommu else None
         self.children = {"hardware": self.hardware(self.devices[0], self.parent), **self.software()}
 
     def page(self, content):
@@ -238,6 +239,16 @@ def test_children_go_in_any_order_and_leave_the_others_as_they_are(make, order):
         tree.viommu.destroy()
     tree.parent.destroy()
     tree.close()
+
+
+def test_a_nested_hwpt_knows_no_device_by_a_name(tree):
+    entry = InvalidateV2(scope=Scope.DOMAIN, targets=Target.DEVICE_TLB, valid=Valid.DEVICE, device=NAME)
+    for child in ("hardware", "bound"):
+        with pytest.raises(OSError, match="device") as caught:
+            tree.children[child].hwpt.invalidate(GENERIC, [entry])
+        assert (caught.value.errno, caught.value.handled) == (errno.EINVAL, 0)
+    if tree.viommu:
+        assert tree.viommu.invalidate(GENERIC, [entry]) == 1
 
 
 @pytest.mark.parametrize("make", ["vtd", "riscv"])
