@@ -125,6 +125,10 @@ class Vm:
             self._booted = True
         return time.monotonic() - start
 
+    def restarted(self) -> None:
+        """Wait until the guest takes commands again after a reset, which QEMU must have been told to make."""
+        self._answer(BOOT)
+
     def start(self, command: str) -> None:
         """Begin a command of one line. `finish` waits for it."""
         self.boot()

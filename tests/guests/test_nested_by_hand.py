@@ -1,7 +1,7 @@
-"""PASIDs of a guest, by QEMU 11.1: each has a first-stage table of its own, which the machine walks for its requests.
+"""Nested VT-d, by QEMU 11.1 and a guest that this test is: PASIDs, and what the machine refuses.
 
-No Linux guest uses PASIDs of a device that it has no driver for, so the guest is this test: QEMU runs with its
-processors halted, and registers, queues and tables of the IOMMU that it shows are written by its test protocol.
+No Linux guest uses PASIDs of a device that it has no driver for. QEMU runs with its processors halted, and registers,
+queues and tables of the IOMMU that it shows are written by its test protocol.
 """
 
 import shlex
@@ -19,7 +19,6 @@ from softiommu.hardware.vtd.tables import Pasid0, Pasid1, Pasid2, PasidDirectory
 ADDRESS, SLOT, BAR, BASE, RAM = "0000:00:05.0", 2, 0xE0000000, 0xFED90000, 64 << 20
 SID, DID = SLOT << 3, 7
 ROOT, CONTEXT, DIRECTORY, ENTRIES, QUEUE, TABLES, DATA = (0x1000000 + number * 0x10000 for number in range(7))
-#: QEMU asks for dirty tracking where the IOMMU sets dirty flags, and the kernel's driver refuses PASIDs then.
 MACHINE = """
 name = "guests"
 
@@ -27,7 +26,7 @@ name = "guests"
 name = "dmar0"
 model = "vtd"
 unit = "full"
-ecap = { SSADS = 0 }
+{iommu}
 
 [[device]]
 name = "test0"
@@ -35,6 +34,10 @@ address = "0000:00:05.0"
 model = "pcitest"
 pasid_bits = 16
 """
+#: QEMU asks for dirty tracking where the IOMMU sets dirty flags, and the kernel's driver refuses PASIDs then.
+HARDWARE = "ecap = { SSADS = 0 }"
+SOFTWARE = 'ecap = { NEST = 0, SSADS = 0 }\nnesting = "software"'
+UNSOUND = 'ecap = { NEST = 0, PRS = 0, PDS = 0 }\nnesting = "software"'
 #: Of the device: where, what, with which PASID.
 WHERE, COMMAND, PASID = 0x0, 0x8, 0x10
 TO_DEVICE, FROM_DEVICE, HAS_PASID = 3, 1, 1 << 31
@@ -112,9 +115,10 @@ class Guest:
 
 
 @pytest.fixture
-def guest(tmp_path, qemu11):
+def guest(request, tmp_path, qemu11):
+    """A guest on a machine with the IOMMU that the test names."""
     machine = tmp_path / "machine.toml"
-    machine.write_text(MACHINE)
+    machine.write_text(MACHINE.format(iommu=request.param))
     supervised = [sys.executable, "-m", "softiommu.cli", "run", "--machine", machine, "--log", tmp_path / "log"]
     program = tmp_path / qemu.PROGRAM
     program.write_text(f'#!/bin/sh\nexec {shlex.join(map(str, [*supervised, "--", qemu11]))} "$@"\n')
@@ -134,6 +138,7 @@ def calls(tmp_path, name):
     return [line.split("]", 1)[1].strip() for line in lines if f" {name}(" in line]
 
 
+@pytest.mark.parametrize("guest", [HARDWARE, SOFTWARE], indirect=True, ids=["hardware", "software"])
 def test_each_pasid_has_a_table_of_its_own(guest, tmp_path):
     ram, places = guest.qtest.ram, {pasid: DATA + number * PAGE for number, pasid in enumerate((None, 5, 9))}
     roots = {pasid: guest.table() for pasid in places}
@@ -176,3 +181,11 @@ def test_each_pasid_has_a_table_of_its_own(guest, tmp_path):
         "VFIO_DEVICE_ATTACH_IOMMUFD_PT(flags=0x1 pt_id=6 pasid=9) = 0",
     ]
     assert calls(tmp_path, "VFIO_DEVICE_DETACH_IOMMUFD_PT") == ["VFIO_DEVICE_DETACH_IOMMUFD_PT(flags=0x1 pasid=5) = 0"]
+
+
+@pytest.mark.parametrize("guest", [UNSOUND], indirect=True, ids=["software"])
+def test_a_table_that_cannot_be_merged_soundly_is_refused_and_the_log_says_why(guest, tmp_path):
+    guest.bind(0, guest.table())
+    assert "Attaching to HWPT failed" in guest.qtest.news()
+    refused = calls(tmp_path, "VFIO_DEVICE_ATTACH_IOMMUFD_PT")[-1]
+    assert "-EINVAL: a shadow hears of new mappings only by invalidations" in refused
