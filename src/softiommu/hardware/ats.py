@@ -85,8 +85,8 @@ class DeviceTlb:
     # What the IOMMU tells
 
     def invalidate(self, pasid: int | None, first: int, last: int) -> bool:
-        """Forget what is kept of a range, of a PASID. An invalidation without one is for all requests, with any PASID and
-        without, as Linux reads 10.3.1: none is for those without a PASID alone."""
+        """Forget what is kept of a range, of a PASID. An invalidation without one is for all requests, with any PASID
+        and without, as Linux reads 10.3.1: none is for those without a PASID alone."""
 
         def chosen(page: Page, entry: Entry) -> bool:
             return pasid in (None, page.tags[0]) and Iotlb.meets(page, first, last)
