@@ -199,6 +199,22 @@ def test_nobody_looks_before_a_mapping_and_after_the_file(mapped):
     assert file.pages_fd() is None
 
 
+def test_looks_end_when_nobody_maps_the_file_and_come_back_with_a_mapping(mapped):
+    rig, file, model, memory = mapped
+    file.is_mapped = lambda offset, length: True
+    for _ in range(5000):
+        assert not look(rig)
+    assert rig.services.pollers
+    file.is_mapped = lambda offset, length: False
+    for _ in range(5000):
+        assert not look(rig)
+    assert not rig.services.pollers
+    memory.store(GO, 9)
+    file.mmap(rig.caller, request(0, 0, 0x4000))
+    assert look(rig)
+    assert model.seen == [("GO", 9, 0)]
+
+
 def test_a_trapped_bar_below_one_of_memory_is_a_models_mistake():
     bars = {
         0: Bar(0x1000, Registers(Model()), mapping=Mapping.TRAPPED),

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 _TOKEN_SIZE = 16
 _BARS = 6
+#: So many looks without a store, which takes seconds, are a reason to ask whether anybody maps the file still.
+_LONG = 1024
+_WHOLE = 1 << 62
 
 
 class DeviceFile(File):
@@ -38,6 +41,7 @@ class DeviceFile(File):
         self.device, self._services, self._grouped = device, services, grouped
         self._granted = False
         self._position = 0
+        self._quiet = self._missed = 0
         self._mappings = Mappings(device.function, offset_of)
 
     def _open(self) -> OpenFunction:
@@ -100,10 +104,22 @@ class DeviceFile(File):
         if bar.mapping is Mapping.TRAPPED:
             if not self._can_trap(caller):
                 raise UapiError(EINVAL, "accesses to the BAR cannot be carried out one by one")
-        elif self._mappings not in pci.mappings:
+            return
+        if self._mappings not in pci.mappings:
             pci.mappings.append(self._mappings)
-            self._services.pollers[self] = self._mappings.look
             pci.refresh()
+        self._quiet = self._missed = 0
+        self._services.pollers[self] = self._look
+
+    def _look(self) -> bool:
+        """Whether the program stored anything. When nothing came for long, nobody may map the BARs any more."""
+        self._quiet = 0 if self._mappings.look() else self._quiet + 1
+        if self._quiet and not self._quiet % _LONG:
+            # Twice, for a process that comes or goes while it is looked for can be missed.
+            self._missed = 0 if self.is_mapped(0, _WHOLE) else self._missed + 1
+            if self._missed > 1:
+                del self._services.pollers[self]
+        return not self._quiet
 
     def _can_trap(self, caller: Caller) -> bool:
         """Whether a caller's accesses to a mapping can be carried out one by one; the reason why not is reported."""

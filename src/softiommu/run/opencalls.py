@@ -130,8 +130,7 @@ class OpenCalls:
     def _install_node(self, task: Task, path: str, node: Node, flags: int) -> Reply:
         file = node.open(task, flags)
         descriptors = self._session.descriptors
-        record, ours = descriptors.make(file, path, flags)
-        file.is_mapped = lambda offset, length: self._session.is_mapped(record, offset, length)
+        record, ours = self._session.make(file, path, flags)
         try:
             self._session.last_installed = task.give(ours, record, bool(flags & os.O_CLOEXEC), answer=True)
         except (UapiError, TaskGoneError):

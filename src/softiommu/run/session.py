@@ -21,6 +21,7 @@ from softiommu.run.tracee import Task
 
 if TYPE_CHECKING:
     from softiommu.machine.nodes import World
+    from softiommu.memory.files import File
     from softiommu.run.log import CallLog
     from softiommu.run.seccomp import Listener
 
@@ -148,6 +149,12 @@ class Session:
                     task = self.fresh(pid)
                     if task.record(int(fd)) is record:
                         yield task.duplicate(int(fd))
+
+    def make(self, file: File, path: str, flags: int) -> tuple[OpenFile, int]:
+        """A descriptor of ours to hand out (the caller closes it), and its record. `flags` are those of open(2)."""
+        record, ours = self.descriptors.make(file, path, flags)
+        file.is_mapped = lambda offset, length: self.is_mapped(record, offset, length)
+        return record, ours
 
     def is_mapped(self, record: OpenFile, offset: int, length: int) -> bool:
         """Whether a supervised process maps any byte of (offset, length) of a file of ours."""

@@ -24,7 +24,8 @@ _FORWARDED = {
 }  # fmt: skip
 _NUDGE = signal.SIGIO
 _SFD_FLAGS = os.O_NONBLOCK | os.O_CLOEXEC
-_INFO_SIZE = 128
+#: Bytes of one signal; there is one of each kind at a time, so a read of this many takes all.
+_INFO_SIZE, _MOST_AT_ONCE = 128, 16
 _PATIENCE_S = 0.01
 
 
@@ -42,10 +43,9 @@ class Signals:
     def take(self, targets: Callable[[], Iterable[int]], reap: Callable[[], None]) -> None:
         """Take what came: children that ended are reaped, signals sent by a process go to the targets."""
         with suppress(BlockingIOError):
-            while True:
-                info = os.read(self.fd, _INFO_SIZE)
-                number = int.from_bytes(info[:4], "little")
-                code = int.from_bytes(info[8:12], "little", signed=True)
+            for at in range(0, len(infos := os.read(self.fd, _MOST_AT_ONCE * _INFO_SIZE)), _INFO_SIZE):
+                number = int.from_bytes(infos[at : at + 4], "little")
+                code = int.from_bytes(infos[at + 8 : at + 12], "little", signed=True)
                 if number == signal.SIGCHLD:
                     reap()
                 elif code <= 0:  # SI_USER and its like; the terminal's and the kernel's are positive

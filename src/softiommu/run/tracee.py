@@ -131,7 +131,7 @@ class Task:
     def install(self, file: File) -> int:
         """A new close-on-exec descriptor of the task. EMFILE."""
         descriptors = self.session.descriptors
-        record, ours = descriptors.make(file, f"anon_inode:[{file.kind}]", os.O_RDWR)
+        record, ours = self.session.make(file, f"anon_inode:[{file.kind}]", os.O_RDWR)
         try:
             return self.give(ours, record, cloexec=True, answer=False)
         except (UapiError, TaskGoneError) as error:
