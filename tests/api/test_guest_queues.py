@@ -73,9 +73,14 @@ class Queue:
         if not NODE:
             self.vm.viommu.poll()
             return
-        begun, patience = time.monotonic(), 0.2
-        while self.load(CONS) != self.prod and time.monotonic() - begun < patience:
+        begun, patience = time.monotonic(), 10
+        while not self.settled and time.monotonic() - begun < patience:
             time.sleep(0.001)
+
+    @property
+    def settled(self):
+        """Whether the queue is empty, or stopped by an error."""
+        return self.load(CONS) == self.prod or bool(self.load(GERROR) ^ self.load(GERRORN))
 
     def acknowledge(self):
         self.store(GERRORN, self.load(GERROR))
