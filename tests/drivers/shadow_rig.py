@@ -64,21 +64,22 @@ class Rig:
         self.caller.write(BASE, raw)
         return UserData(self.caller, BASE, len(raw), data_type)
 
-    def bind(self, table, flags=CACHING, width=48, format=0, parent=None):
-        """A nested domain of a guest's table."""
+    def bind(self, table, flags=CACHING, width=48, format=0, parent=None, pasids=False):
+        """A nested domain of a guest's table, which PASIDs can have or not."""
         config = HwptBound(flags, table.root, width, format)
-        return self.device.alloc_nested(parent or self.parent, 0, self.data(config))
+        made_for = int(abi.HwptAllocFlags.ALLOC_PASID) if pasids else 0
+        return self.device.alloc_nested(parent or self.parent, made_for, self.data(config))
 
-    def reach(self, iova, want=READ):
+    def reach(self, iova, want=READ, pasid=None):
         """Where a request gets to in the guest's memory; None: it is blocked."""
         try:
-            return self.unit.translate(SID, iova, want, None).pa - HOST
+            return self.unit.translate(SID, iova, want, pasid).pa - HOST
         except TranslationFaultError:
             return None
 
-    def rights(self, iova):
+    def rights(self, iova, pasid=None):
         """Where requests get to, and what they may do there."""
-        read, write = self.reach(iova), self.reach(iova, WRITE)
+        read, write = self.reach(iova, READ, pasid), self.reach(iova, WRITE, pasid)
         return (read if read is not None else write, (read is not None) * READ | (write is not None) * WRITE)
 
     def ask(self, domain, data_type, raw, count, length=None):

@@ -13,6 +13,7 @@ from drivers.shadow_rig import ALL, GUEST_RAM, HOST, IOMMUS, RW, SID, Rig
 from softiommu.abi.generic_invalidation import GENERIC
 from softiommu.abi.software_nesting import HwptBound
 from softiommu.drivers.driver import DomainFlags, Prot
+from softiommu.drivers.function import Function
 from softiommu.errors import UapiError
 from softiommu.hardware.iommu import TranslationFaultError
 from softiommu.pagetable.formats.x86_64 import Pte
@@ -30,10 +31,10 @@ SEEN = PAGES + [at + skew for at in LARGES for skew in (0, 5 * PAGE, LARGE - PAG
 class Oracle:
     """What is allowed."""
 
-    def __init__(self, rig, table):
-        self.guest, self.root = rig.guest, table.root
+    def __init__(self, rig, table, pasid=None, parent=None):
+        self.guest, self.root, self.pasid = rig.guest, table.root, pasid
         #: The parent: page of the guest's RAM -> page of the host's (counted from HOST), rights.
-        self.parent = {page: (page, RW) for page in range(0, GUEST_RAM, PAGE)}
+        self.parent = {page: (page, RW) for page in range(0, GUEST_RAM, PAGE)} if parent is None else parent
         self.states = {at: {self.truth(at)} for at in SEEN}
         #: Where the guest changed its table and did not say so.
         self.unsaid = set()
@@ -89,20 +90,20 @@ class Oracle:
     def check(self, rig):
         """The device sees something that is allowed, everywhere."""
         for at, states in self.states.items():
-            assert rig.rights(at) in {self.composed(state) for state in states}, (hex(at), states)
+            assert rig.rights(at, self.pasid) in {self.composed(state) for state in states}, (hex(at), states)
 
 
 class Guest:
     """A guest that maps, unmaps and invalidates; and a host that changes what is under it."""
 
-    def __init__(self, rig):
-        self.rig, self.table = rig, rig.table()
-        for page in range(0, GUEST_RAM, PAGE):
+    def __init__(self, rig, pasid=None, parent=None, pasids=False):
+        self.rig, self.table, self.pasid = rig, rig.table(), pasid
+        for page in range(0, GUEST_RAM, PAGE) if parent is None else ():
             rig.parent.map(page, HOST + page, PAGE, RW)
         self.mapped = {}
-        self.domain = rig.bind(self.table)
-        rig.device.attach(self.domain, None)
-        self.oracle = Oracle(rig, self.table)
+        self.domain = rig.bind(self.table, pasids=pasids)
+        rig.device.attach(self.domain, pasid)
+        self.oracle = Oracle(rig, self.table, pasid, parent)
 
     def change(self, iova, size, to, prot, invalidate):
         """Map a leaf, or unmap the one that is there."""
@@ -179,6 +180,32 @@ def test_dma_sees_only_what_the_architecture_allows(iommu, steps):
     assert all(len(states) == 1 for states in guest.oracle.states.values())
     guest.oracle.check(guest.rig)
     guest.end()
+
+
+#: IOMMUs that have PASIDs.
+WITH_PASIDS = {**{name: IOMMUS[name] for name in ("smmuv3", "amd", "riscv")}, "vtd": 'model = "vtd"\nunit = "full"'}
+
+
+@pytest.mark.parametrize("iommu", WITH_PASIDS)
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+@given(steps=st.lists(st.tuples(st.integers(0, 2), st.one_of(CHANGES, CHANGES, INVALIDATIONS, HOSTS)), max_size=20))
+def test_each_pasid_sees_what_its_own_table_allows(iommu, steps):
+    rig = Rig(WITH_PASIDS[iommu], Function("gpu", (SID,), pasid_bits=8), whole=False)
+    guests, parent = [], None
+    for pasid in (None, 5, 6):
+        guests.append(Guest(rig, pasid, parent, pasids=True))
+        parent = guests[0].oracle.parent
+    for which, step in steps:
+        play(guests[which], step)
+        for guest in guests:
+            if step[0] == "host":
+                guest.oracle.parent_changed()
+            guest.oracle.check(rig)
+    for guest in reversed(guests):
+        guest.invalidate(0, ALL)
+        guest.oracle.check(rig)
+        rig.device.detach(guest.pasid)
+    assert not rig.parent.index
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
