@@ -4,7 +4,7 @@ import mmap
 import struct
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from errno import EBUSY, EINVAL, EOPNOTSUPP
 from pathlib import Path
 
@@ -304,8 +304,8 @@ def test_a_childs_address_space_holds_no_memory_and_is_used_for_nothing_else():
         guests = giova.map(0x5000, PAGE, iova=0x2000)
         refusals = {
             "no file can be mapped": lambda: giova.map_file(0, 0, PAGE),
-            "they share nothing": lambda: giova.copy(real),
-            "they share nothing.": lambda: gpa.copy(guests),
+            "the other does not": lambda: giova.copy(real),
+            "the other does not.": lambda: gpa.copy(guests),
             "it is shown by a child's HWPT": lambda: device.hwpt(giova),
             "it is shown by a child's HWPT.": lambda: device.attach(giova),
             "a child needs one of its own": lambda: device.hwpt(parent, data=(MAPPED, HwptMapped(gpa.id))),
@@ -327,6 +327,51 @@ def test_a_childs_address_space_holds_no_memory_and_is_used_for_nothing_else():
             device.attach(giova)
         guests.unmap()
         device.attach(giova)
+
+
+def test_an_address_space_holds_addresses_of_one_other_whoever_shows_it():
+    with mapped(machine()) as (iommufd, device, gpa, giova, parent, child):
+        ram = mmap.mmap(-1, 4 * PAGE)
+        gpa.map(ram, iova=0)
+        again = device.hwpt(gpa, NEST_PARENT)
+        middle = device.hwpt(parent, NEST_PARENT, data=(MAPPED, HwptMapped(iommufd.ioas().id)))
+        second = device.hwpt(again, data=(MAPPED, HwptMapped(giova.id)))  # of another parent, which shows the same
+        pages = giova.map(0x1000, 2 * PAGE, iova=0x2000)
+        device.enable()
+        for domain, word in ((child, b"1st."), (second, b"2nd.")):
+            device.attach(domain)
+            ram[PAGE : PAGE + 4] = word
+            for command in ((0x2000, 0x40000, 4, 1), (0x40000, 0x3000, 4, 3)):
+                for number, value in enumerate(command):
+                    device.write(0, 0x80 + 8 * number, 8, value)
+            assert ram[2 * PAGE : 2 * PAGE + 4] == word
+        device.detach()
+        others = iommufd.ioas()
+        device.hwpt(middle, data=(MAPPED, HwptMapped(others.id)))
+        for holder in (giova, others):
+            with pytest.raises(OSError, match="of another space") as refused:
+                device.hwpt(middle if holder is giova else parent, data=(MAPPED, HwptMapped(holder.id)))
+            assert refused.value.errno == EINVAL
+        with pytest.raises(OSError, match="the other does not"):
+            others.copy(pages)
+        for gone in (child, second):
+            gone.destroy()
+        with pytest.raises(OSError, match="of another space"):
+            device.hwpt(middle, data=(MAPPED, HwptMapped(giova.id)))
+        pages.unmap()
+        device.hwpt(middle, data=(MAPPED, HwptMapped(giova.id)))
+
+
+@pytest.mark.parametrize("kernel", ["6.12", "7.2"])
+def test_a_kernel_without_the_pasid_flag_makes_no_child_with_it(kernel):
+    text = TEXT.format(iommu=IOMMUS["vtd"], nesting="software")
+    with softiommu.open(Machine(parse(text, "test"), kernel=kernel)) as iommufd, iommufd.device("edu0") as device:
+        parent = device.hwpt(iommufd.ioas(), NEST_PARENT)
+        child = HwptMapped(iommufd.ioas().id)
+        known = nullcontext() if kernel == "7.2" else pytest.raises(OSError, match="flags for a child")
+        with known as refused:
+            device.hwpt(parent, int(abi.HwptAllocFlags.ALLOC_PASID), (MAPPED, child))
+        assert refused is None or refused.value.errno == EOPNOTSUPP
 
 
 def test_children_nest_on_children_through_the_ioctls():

@@ -33,9 +33,10 @@ class ParentSource:
 
 
 class ParentPages(PageSet):
-    """What an area of a child shows. Nothing is pinned for it: the parent's areas pin what they lead to."""
+    """What an area of a child shows: addresses of `space`. Nothing is pinned for it: that space's areas pin memory."""
 
-    def __init__(self, ctx: Context, address: int, length: int) -> None:
+    def __init__(self, ctx: Context, address: int, length: int, space: Ioas) -> None:
+        self.space = space
         payer = Payer(ctx.caller.mm, None)
         super().__init__(ctx.physical, ParentSource(address), length, True, payer, Mode.UNCOUNTED)
 
@@ -53,8 +54,8 @@ class ParentPages(PageSet):
 
 def alloc(ctx: Context, parent: HwptPaging, device: DeviceObject, flags: int, data: UserData) -> HwptPaging:
     """A child of `parent` whose table is an IOAS. EOPNOTSUPP: nothing nests in software here; EINVAL: the parent is
-    none, or the IOAS is used otherwise."""
-    refuse(flags & ~(NEST_PARENT | PASID), "flags for a child that is mapped")
+    none, or the IOAS is used otherwise: one whose addresses are of another space than the parent's, too."""
+    refuse(flags & ~(NEST_PARENT | (PASID if ctx.kernel.hwpt_pasid else 0)), "flags for a child that is mapped")
     config = data.copy(HwptMapped, MAPPED)
     refuse(config.reserved, "reserved")
     nesting = device.device
@@ -62,8 +63,10 @@ def alloc(ctx: Context, parent: HwptPaging, device: DeviceObject, flags: int, da
         raise unsupported(f"nothing nests tables in software for device {device.device.name}")
     check_parent(parent, device)
     ioas = ctx.objects.get(config.ioas_id, Ioas)
-    if not ioas.of_parent and (ioas.hwpts or ioas.map.areas or ioas.map.accesses):
+    if ioas.space is None and (ioas.hwpts or ioas.map.areas or ioas.map.accesses):
         raise UapiError(EINVAL, f"IOAS {ioas.id} has memory or HWPTs: a child needs one of its own")
+    if ioas.space not in (None, parent.ioas):
+        raise UapiError(EINVAL, f"IOAS {ioas.id} holds addresses of another space than IOAS {parent.ioas.id}")
     hwpt = ctx.new(HwptPaging(ioas, nesting.alloc_mapped(parent.domain, domain_flags(flags)), False, parent))
     if device.enforce_cache_coherency:
         hwpt.enforce_cache_coherency()

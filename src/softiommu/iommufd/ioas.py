@@ -38,14 +38,20 @@ class Ioas(Object):
         self.hwpts: list[HwptPaging] = []
 
     @property
-    def of_parent(self) -> bool:
-        """Whether its areas show addresses of a nesting parent (see `child`), and not memory."""
+    def space(self) -> Ioas | None:
+        """Whose addresses its areas lead to, where those are a nesting parent's (see `child`). None: to memory."""
         if self.hwpts:
-            return self.hwpts[0].parent is not None
+            parent = self.hwpts[0].parent
+            return None if parent is None else parent.ioas
         from softiommu.iommufd.child import ParentPages
 
-        areas = self.map.areas
-        return bool(areas) and isinstance(areas.peekitem(0)[1].pages, ParentPages)
+        pages = self.map.areas.peekitem(0)[1].pages if self.map.areas else None
+        return pages.space if isinstance(pages, ParentPages) else None
+
+    @property
+    def of_parent(self) -> bool:
+        """Whether its areas show addresses of a nesting parent, and not memory."""
+        return self.space is not None
 
     def destroy(self, ctx: Context) -> None:
         """Unmap everything."""
@@ -109,10 +115,11 @@ def map_va(ctx: Context, ioas: Ioas, va: int, length: int, iova: int | None, pro
         raise UapiError(EINVAL, f"length {length:#x} cannot be mapped")
     if wraps:
         raise wraps
-    if ioas.of_parent:
+    space = ioas.space
+    if space is not None:
         from softiommu.iommufd.child import ParentPages
 
-        pages = ParentPages(ctx, va, length)
+        pages = ParentPages(ctx, va, length, space)
         return ioas.map.map([Elm(pages, pages.skew, length)], length, iova, prot)
     return _map_source(ctx, ioas, VaSource(ctx.caller.mm, va), length, iova, prot)
 
@@ -188,8 +195,8 @@ def copy(ctx: Context, cmd: abi.IoasCopy) -> None:
     source = ctx.objects.get(cmd.src_ioas_id, Ioas)
     elms = _source_elms(source, cmd.src_iova, cmd.length)
     target = ctx.objects.get(cmd.dst_ioas_id, Ioas)
-    if source.of_parent is not target.of_parent:
-        raise UapiError(EINVAL, "one IOAS holds addresses of a parent, the other memory: they share nothing")
+    if source.space is not target.space:
+        raise UapiError(EINVAL, "what one IOAS holds, memory or addresses of another IOAS, the other does not")
     iova = cmd.dst_iova if cmd.flags & _FIXED else None
     cmd.dst_iova = target.map.map(elms, cmd.length, iova, _prot(cmd.flags))
 
