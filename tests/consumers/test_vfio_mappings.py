@@ -26,7 +26,7 @@ def mapped():
 
 def look(rig):
     """The front door looks: whether anything was stored."""
-    return sum(bool(poll()) for poll in rig.services.pollers.values()) > 0
+    return sum(bool(poll()) for poll in list(rig.services.pollers.values())) > 0
 
 
 def test_a_mapping_shows_registers_as_they_are(mapped):
