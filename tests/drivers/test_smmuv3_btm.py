@@ -13,6 +13,7 @@ from drivers.smmuv3_machines import arm
 from softiommu.abi import iommufd as abi
 from softiommu.abi.iommufd import HwptAllocFlags, HwptDataType, ViommuType
 from softiommu.abi.smmuv3_extension import HW_CAP_BTM, HW_CAP_HTTU, VIOMMU_ALLOC_BTM, ViommuBtm
+from softiommu.errors import ConfigError
 from softiommu.hardware.iommu import TranslationFaultError
 from softiommu.hardware.smmuv3.broadcast import Broadcast, Tlbi
 from softiommu.hardware.smmuv3.events import Event
@@ -107,6 +108,12 @@ def test_the_firmware_decides_what_the_driver_does_and_not_what_it_tells():
         with pytest.raises(OSError, match="dirty tracking") as error:
             device.hwpt(ioas, HwptAllocFlags.ALLOC_DIRTY_TRACKING)
         assert error.value.errno == EOPNOTSUPP
+
+
+@pytest.mark.parametrize("lines", [("idr0 = { HTTU = 1 }", "iort = { HTTU = 2 }"), ("iort = { HTTU = 3 }",)])
+def test_a_firmware_adds_nothing(lines):
+    with pytest.raises(ConfigError, match=r"cannot add to IDR0.HTTU"):
+        arm(*lines)
 
 
 def test_released_kernels_refuse_the_flag():

@@ -114,4 +114,4 @@ def test_random_guests_see_what_their_architecture_allows(cell):
         def make_vm(self):
             return vm_of(cell)
 
-    run_state_machine_as_test(Guest, settings=settings(max_examples=4, stateful_step_count=25, deadline=None))
+    run_state_machine_as_test(Guest, settings=settings(max_examples=5, stateful_step_count=25, deadline=None))

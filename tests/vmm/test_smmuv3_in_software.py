@@ -1,7 +1,6 @@
 """A virtual SMMUv3 over a VT-d whose nesting is done in software: for devices that ask again for what was not there."""
 
 import pytest
-from hypothesis import settings
 
 from drivers.smmuv3_guest import cfgi_cd, tlbi_all, tlbi_asid, tlbi_range, tlbi_va
 from softiommu.hardware.smmuv3.commands import Address1, Op, Va0
@@ -11,7 +10,6 @@ from softiommu.hardware.smmuv3.tables import Config
 from softiommu.vmm import offers
 from vmm.smmuv3_vm import EDU, IOVA, RW, TEST, forget_stream
 from vmm.software_vm import SmmuVm
-from vmm.test_any_guest import SmmuGuest
 
 BLOCKED, UNTOUCHED = bytes(8), b"untouchd"
 
@@ -127,12 +125,3 @@ def test_a_full_table_of_contexts_makes_the_vmm_attach_no_more_than_it_offered(m
     assert vm.read_by_test(IOVA) == UNTOUCHED
     assert not vm.backing.passed[TEST].held.held
     vm.close()
-
-
-class OverVtd(SmmuGuest):
-    def make_vm(self):
-        return SmmuVm()
-
-
-TestOverVtd = OverVtd.TestCase
-TestOverVtd.settings = settings(max_examples=8, stateful_step_count=30, deadline=None)

@@ -1,12 +1,10 @@
 """A virtual VT-d over IOMMUs of other makes, whose nesting is done in software."""
 
 import pytest
-from hypothesis import settings
 
 from softiommu.hardware.vtd.registers import Ttm
 from softiommu.hardware.vtd.tables import WIDTHS
 from vmm.software_vm import VtdVm
-from vmm.test_any_guest import VtdGuest
 from vmm.vtd_vm import EDU, IOVA, RW, TEST, forget_context, forget_domain, forget_pages, forget_pasid
 
 BLOCKED, UNTOUCHED = bytes(8), b"untouchd"
@@ -65,17 +63,3 @@ def test_a_second_stage(vm, aw, mode):
     assert vm.read_by_test(IOVA) == b"old page"
     assert vm.guest.submit(forget_domain(4, IOVA))
     assert vm.read_by_test(IOVA) == b"new page"
-
-
-class OverSmmu(VtdGuest):
-    def make_vm(self):
-        return VtdVm("smmuv3")
-
-
-class OverAmd(VtdGuest):
-    def make_vm(self):
-        return VtdVm("amd")
-
-
-TestOverSmmu, TestOverAmd = OverSmmu.TestCase, OverAmd.TestCase
-TestOverSmmu.settings = TestOverAmd.settings = settings(max_examples=8, stateful_step_count=30, deadline=None)
