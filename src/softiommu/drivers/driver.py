@@ -312,9 +312,10 @@ class ViommuHost(Protocol):
     #: Those of VIOMMU_ALLOC.
     flags: int
 
-    def mmap_region(self, length: int, poll: Callable[[], None] | None = None) -> int:
+    def mmap_region(self, length: int, poll: Callable[[], bool] | None = None) -> int:
         """Pages that the VMM can map from the iommufd file: their offset in it. `poll` is called now and then, since
-        nobody is told of stores into mapped pages: at every call of the machine that may depend on them."""
+        nobody is told of stores into mapped pages: at every call of the machine that may depend on them. It says whether
+        it found a store."""
         ...
 
     def store(self, offset: int, data: bytes) -> None:

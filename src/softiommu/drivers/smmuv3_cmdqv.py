@@ -187,13 +187,16 @@ class CmdqvViommu(SmmuViommu):
 
     # The guest's page
 
-    def poll(self) -> None:
-        """What the guest stored in its page takes effect, and the page shows what came of it."""
+    def poll(self) -> bool:
+        """What the guest stored in its page takes effect, and the page shows what came of it. Whether it did store."""
+        stored = False
         for index, shown in list(self._shown.items()):
             raw = self.host.load(self._place(index), _SHOWN.size)
             now = _SHOWN.unpack(raw)
             if now != shown:
                 self._carry_over(index, shown, now)
+                stored = True
+        return stored
 
     def _carry_over(self, index: int, shown: tuple[int, ...], now: tuple[int, ...]) -> None:
         at, place, after = queue_page0(self._queue(index)), self._place(index), list(now)

@@ -67,7 +67,7 @@ class Services:
         self.patience: Patience | None = None
         #: Hears what the kernel would print.
         self.report: Callable[[str], None] = lambda line: None
-        #: What is to be looked at now and then (see `ViommuHost.mmap_region`), by whose it is.
+        #: What is to be looked at now and then (see `ViommuHost.mmap_region`), by whose it is: true when it found a store.
         self.pollers: dict[object, Callable[[], object]] = {}
         #: Who uses a group of devices that cannot be isolated from one another: one file at a time.
         self.owners: dict[object, Context] = {}
@@ -178,6 +178,7 @@ class Context:
                 if obj.ready and not obj.users:
                     self.discard(obj)
         self.regions.close()
+        self.physical.frames.forget_idle()
 
     def _forget_attachments(self) -> None:
         """Devices that left with a PASID attached still hold its HWPT: the kernel would leak it here."""

@@ -46,7 +46,7 @@ class ViommuObject(Object):
         self.viommu = device.device.alloc_viommu(self.type, self.hwpt.domain, self, data)
         self._made = True
 
-    def mmap_region(self, length: int, poll: Callable[[], None] | None = None) -> int:
+    def mmap_region(self, length: int, poll: Callable[[], bool] | None = None) -> int:
         """Pages that the VMM can map from the iommufd file: their offset."""
         offset = self._ctx.regions.add(length)
         self._regions.append(offset)
