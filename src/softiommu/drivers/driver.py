@@ -314,8 +314,8 @@ class ViommuHost(Protocol):
 
     def mmap_region(self, length: int, poll: Callable[[], bool] | None = None) -> int:
         """Pages that the VMM can map from the iommufd file: their offset in it. `poll` is called now and then, since
-        nobody is told of stores into mapped pages: at every call of the machine that may depend on them. It says whether
-        it found a store."""
+        nobody is told of stores into mapped pages: at every call of the machine that may depend on them. It says
+        whether it found a store."""
         ...
 
     def store(self, offset: int, data: bytes) -> None:

@@ -67,7 +67,8 @@ class Services:
         self.patience: Patience | None = None
         #: Hears what the kernel would print.
         self.report: Callable[[str], None] = lambda line: None
-        #: What is to be looked at now and then (see `ViommuHost.mmap_region`), by whose it is: true when it found a store.
+        #: What is to be looked at now and then (see `ViommuHost.mmap_region`), by whose it is. It says whether it found
+        #: a store.
         self.pollers: dict[object, Callable[[], object]] = {}
         #: Who uses a group of devices that cannot be isolated from one another: one file at a time.
         self.owners: dict[object, Context] = {}
