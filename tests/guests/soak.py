@@ -51,7 +51,7 @@ ROUNDS = 8
 #: many bytes of memory may come after them.
 WARM, MOST_GROWTH = 20, 16 << 20
 #: What there may be nothing of between cycles.
-NOTHING_OF = ("Context", "IommufdFile", "DeviceFile", "OpenFile", "pinned pages")
+NOTHING_OF = ("Context", "IommufdFile", "DeviceFile", "OpenFile", "pinned pages", "mapped files")
 
 
 # The guest
@@ -149,18 +149,21 @@ class Job(NamedTuple):
     seed: int
     #: How often a guest is reset in one cycle.
     lives: int = 10
+    #: The guest's RAM is a file, which the supervisor maps, or private.
+    shared: bool = False
 
 
 class Guest:
     """A QEMU that was just started."""
 
-    def __init__(self, qemu: str) -> None:
+    def __init__(self, job: Job) -> None:
         ours, theirs = socket.socketpair()
         self.monitor = ours.makefile("rwb")
         ours.close()
         self.process = subprocess.Popen(
             [
-                *(qemu, "-accel", "tcg", "-M", "q35", "-m", "64", "-nodefaults", "-display", "none"),
+                *(job.qemu, "-accel", "tcg", "-M", "q35,memory-backend=ram", "-nodefaults", "-display", "none"),
+                *("-m", "64", "-object", f"memory-backend-{'memfd' if job.shared else 'ram'},id=ram,size=64M"),
                 *("-chardev", "stdio,id=said", "-device", f"isa-debugcon,iobase={CONSOLE_PORT:#x},chardev=said"),
                 *("-device", f"isa-debug-exit,iobase={EXIT_PORT:#x},iosize=1"),
                 *("-chardev", f"socket,id=qmp,fd={theirs.fileno()}", "-mon", "chardev=qmp,mode=control"),
@@ -273,7 +276,7 @@ def supervised(job: Job) -> None:
         act, ending = WAYS[way]
         disk.boot(ending)
         for _ in range(job.cycles):
-            act(Guest(job.qemu), chance, job.lives)
+            act(Guest(job), chance, job.lives)
             disk.check()
             # Read-only, as QEMU never opens it: this is what the supervisor makes a note of.
             os.close(os.open("/dev/iommu", os.O_RDONLY))
@@ -283,11 +286,12 @@ def supervised(job: Job) -> None:
 
 
 def census() -> dict[str, int]:
-    """What a supervisor has: descriptors, bytes of memory, and objects of ours by their classes."""
+    """What a supervisor has: descriptors, bytes of memory, mappings, and objects of ours by their classes."""
     gc.collect()
     found = Counter(type(each).__name__ for each in gc.get_objects() if type(each).__module__.startswith("softiommu."))
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return {"descriptors": len(os.listdir("/proc/self/fd")), "memory": resident, **found}
+    mapped = Path("/proc/self/maps").read_text().count("/memfd:")
+    return {"descriptors": len(os.listdir("/proc/self/fd")), "memory": resident, "mapped files": mapped, **found}
 
 
 def supervise(job: Job) -> None:
@@ -337,7 +341,7 @@ class Report(NamedTuple):
             return {}
         first, last = self.notes[WARM], self.notes[-1]
         more = {name: count - first.get(name, 0) for name, count in last.items()}
-        most = max((len(self.notes) - WARM) // 4, 1)
+        most = max((len(self.notes) - WARM) // 4, 8)
         return {name: count for name, count in more.items() if count > (MOST_GROWTH if name == "memory" else most)}
 
 
@@ -360,13 +364,15 @@ def main() -> None:
     parser.add_argument("--ways", default=",".join(WAYS))
     parser.add_argument("--unit", default="vtd", help="the VT-d unit (docs/machines.md)")
     parser.add_argument("--qemu", default="qemu-system-x86_64")
+    parser.add_argument("--shared", action="store_true", help="the guest's RAM is a memfd")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     failed = False
     for way in options.ways.split(","):
         cycles = options.cycles // 10 if way in ("reset", "reboot") else options.cycles
         with tempfile.TemporaryDirectory() as folder:
-            report = soak(Job(folder, cycles, [way], options.unit, options.qemu, options.seed))
+            job = Job(folder, cycles, [way], options.unit, options.qemu, options.seed, shared=options.shared)
+            report = soak(job)
         notes, ours = report.notes, [line for line in report.errors.splitlines() if line.startswith("softiommu:")]
         failed |= bool(report.code or len(notes) < cycles or report.left or report.grown or ours)
         print(f"{way}: {len(notes)} cycles in {report.seconds:.0f} s, ended with {report.code}")

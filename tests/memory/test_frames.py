@@ -84,6 +84,22 @@ def test_a_window_is_told_when_it_comes_and_when_it_goes() -> None:
     assert (window.backing, window.offset) == (backings[0], CHUNK)
 
 
+def test_what_is_idle_can_be_forgotten_at_once() -> None:
+    told: list[Window] = []
+    frames = Frames(on_window=lambda window, comes: None if comes else told.append(window))
+    busy, idle = memory(True), [memory(True) for _ in range(3)]
+    pa = frames.pa(busy, 0)
+    frames.busy(busy.key)
+    for backing in idle:
+        frames.pa(backing, 0)
+        frames.idle(backing.key)
+    frames.forget_idle()
+    assert [window.backing for window in told] == idle
+    assert frames.find(told[0].pa) is None
+    assert frames.find(pa) == (busy, 0)
+    assert frames.pa(busy, 0) == pa
+
+
 def test_addresses_that_were_never_given_belong_to_nobody() -> None:
     frames = Frames(base=CHUNK)
     assert frames.find(0) is None

@@ -96,12 +96,19 @@ class Frames:
         """No page of a backing is pinned any more. Of such backings the most recent few keep their addresses."""
         self._idle[key] = None
         if len(self._idle) > _MOST_IDLE:
-            oldest = next(iter(self._idle))
-            del self._idle[oldest]
-            for window in self._chunks.pop(oldest, {}).values():
-                self._windows[(window.pa - self._base) // CHUNK] = None
-                if self._on_window is not None:
-                    self._on_window(window, False)
+            self._drop(next(iter(self._idle)))
+
+    def forget_idle(self) -> None:
+        """Take the addresses of all idle backings: what they show is not held any more, so its memory can be freed."""
+        for key in list(self._idle):
+            self._drop(key)
+
+    def _drop(self, key: Hashable) -> None:
+        del self._idle[key]
+        for window in self._chunks.pop(key, {}).values():
+            self._windows[(window.pa - self._base) // CHUNK] = None
+            if self._on_window is not None:
+                self._on_window(window, False)
 
     def _add(self, chunks: dict[int, Window], index: int, backing: Backing) -> Window:
         start = index * CHUNK
