@@ -8,6 +8,7 @@ import pytest
 
 from softiommu.abi import iommufd as abi, iommufd_test as test
 from softiommu.errors import ConfigError, UapiError
+from softiommu.hardware.pci import Mapping
 from softiommu.iommufd.dispatch import execute
 from softiommu.machine.assemble import Machine, machine
 from softiommu.machine.description import Description, parse
@@ -27,6 +28,14 @@ def test_every_machine_has_the_nodes_of_iommufd(name):
     nodes = {path: (entry.major, entry.minor) for path, entry in entries.items() if isinstance(entry, Node)}
     assert nodes == {"/dev/iommu": (10, 127), "/dev/vfio/vfio": (10, 196)}
     assert all(stat.S_ISCHR(entries[path].mode) for path in nodes)
+
+
+@pytest.mark.parametrize("no_mmap", [False, True])
+def test_a_description_can_forbid_to_map_a_device(no_mmap):
+    text = 'name = "lab"\n[[iommu]]\nname = "a"\nmodel = "vtd"\n'
+    text += f'[[device]]\nname = "n"\naddress = "00:04.0"\nmodel = "nvme"\nno_mmap = {str(no_mmap).lower()}\n'
+    device = Machine(parse(text, "lab.toml")).hardware.devices[0]
+    assert (device.function.bars[0].mapping is Mapping.NONE) == no_mmap
 
 
 def test_a_namespace_in_a_file_must_be_there(tmp_path):

@@ -7,7 +7,7 @@ configuration space and BARs, and hears interrupts through `on_interrupt`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping as Numbered, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import NamedTuple, Protocol
 
@@ -330,6 +330,10 @@ class Function:
         if self.msix is not None and self.msix.bar == index and self.msix.covers(offset):
             return self.msix
         return bar.registers
+
+    def forbid_mapping(self) -> None:
+        """No BAR can be mapped, whatever the device allows."""
+        self.bars = tuple(bar and replace(bar, mapping=Mapping.NONE) for bar in self.bars)
 
     def changed(self) -> None:
         """The device changed registers that software may have as plain memory, other than by software's access."""

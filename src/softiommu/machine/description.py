@@ -23,6 +23,7 @@ name = "edu0"
 address = "0000:00:04.0"
 model = "edu"                     # what it is and does; its options follow
 iommu = "dmar0"                   # may be left out where there is one IOMMU
+no_mmap = false                   # true: its BARs cannot be mapped, whatever its model allows
 
 [[device]]                        # without a model it is only seen, and says itself what it is
 name = "card"
@@ -178,7 +179,8 @@ def _modelled(table: Table, what: tuple[str, str, str], iommus: list[str]) -> Pc
     if iommu is None and not iommus:
         raise table.error("model", f"a device of model {model!r} needs an [[iommu]] in front of it")
     options = models.device(model).read(table)
-    return PciDevice(name, at, 0, 0, model=model, options=options, iommu=iommu or iommus[0])
+    behind, no_mmap = iommu or iommus[0], table.flag("no_mmap")
+    return PciDevice(name, at, 0, 0, model=model, options=options, iommu=behind, no_mmap=no_mmap)
 
 
 def _address(table: Table) -> str:

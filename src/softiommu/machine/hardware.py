@@ -75,6 +75,8 @@ class Hardware:
         unit, driver = self.iommus[device.iommu]
         port = Port(self.memory, place.sid, unit)
         function = models.device(device.model).build(device.options, port, express=place.sid == place.sids[0])
+        if device.no_mmap:
+            function.forbid_mapping()
         able = function.features
         shown = driver.device(
             Function(

@@ -70,6 +70,8 @@ class PciDevice:
     options: object = None
     #: The IOMMU that its DMA goes through.
     iommu: str | None = None
+    #: Its BARs cannot be mapped.
+    no_mmap: bool = False
 
     @property
     def bus(self) -> int:
