@@ -4,8 +4,10 @@
 """
 
 import errno
+import gc
 import mmap
 import os
+import weakref
 
 import pytest
 
@@ -15,9 +17,13 @@ from softiommu.abi import iommufd as abi, iommufd_test as test
 KERNEL = os.environ.get("SOFTIOMMU_TEST_NODE")
 
 
+def an_iommufd():
+    return softiommu.open_kernel(KERNEL) if KERNEL else softiommu.open("mock")
+
+
 @pytest.fixture
 def iommufd():
-    opened = softiommu.open_kernel(KERNEL) if KERNEL else softiommu.open("mock")
+    opened = an_iommufd()
     yield opened
     opened.close()
     if not KERNEL:
@@ -50,6 +56,33 @@ def test_a_buffer_stays_in_place_while_it_is_mapped(iommufd):
         with ioas.map(memory), pytest.raises(BufferError):
             memory.extend(b"x")
         memory.extend(b"x")
+
+
+@pytest.mark.parametrize("end", ["unmap", "unmap_all", "copy", "destroy", "close"])
+def test_a_buffer_lives_until_it_is_unmapped_whoever_holds_the_mapping(end):
+    iommufd = an_iommufd()
+    ioas, buffer = iommufd.ioas(), mmap.mmap(-1, 8192)
+    alive = weakref.ref(buffer)
+    made = ioas.map(buffer, iova=0x10000)
+    if end == "copy":
+        made = ioas.copy(made, iova=0x80000)
+        ioas.unmap(0x10000, 8192)
+    del buffer, made
+    gc.collect()
+    assert alive() is not None
+    with pytest.raises(BufferError):
+        alive().close()
+    {
+        "unmap": lambda: ioas.unmap(0x10000, 8192),
+        "unmap_all": ioas.unmap_all,
+        "copy": ioas.unmap_all,
+        "destroy": ioas.destroy,
+        "close": iommufd.close,
+    }[end]()
+    gc.collect()
+    assert alive() is None
+    if end != "close":
+        iommufd.close()
 
 
 def test_a_copy_shows_the_same_pages_elsewhere(iommufd, buffer):

@@ -24,13 +24,12 @@ _RIGHTS = {
 
 
 class Mapping:
-    """`length` bytes at `iova` of an address space. As a context manager it unmaps at the end."""
+    """`length` bytes at `iova` of an address space. As a context manager it unmaps at the end; dropped, it does not."""
 
-    __slots__ = ("_keep", "ioas", "iova", "length")
+    __slots__ = ("ioas", "iova", "length")
 
-    def __init__(self, ioas: Ioas, iova: int, length: int, keep: object) -> None:
+    def __init__(self, ioas: Ioas, iova: int, length: int) -> None:
         self.ioas, self.iova, self.length = ioas, iova, length
-        self._keep = keep
 
     @property
     def last(self) -> int:
@@ -40,7 +39,6 @@ class Mapping:
     def unmap(self) -> None:
         """Take it out of the address space."""
         self.ioas.unmap(self.iova, self.length)
-        self._keep = None
 
     def __enter__(self) -> Self:
         return self
@@ -58,6 +56,7 @@ class Ioas:
     def __init__(self, iommufd: Iommufd, id: int) -> None:
         self.iommufd, self.id = iommufd, id
         self._call = iommufd.backend.call
+        self._buffers = iommufd.buffers.setdefault(id, {})
 
     def map(
         self,
@@ -71,7 +70,8 @@ class Ioas:
         """Map memory of this process for devices, at `iova` or where there is room.
 
         `buffer` is a writable buffer (mmap, bytearray, NumPy array) or an address with a `length` in bytes. The buffer
-        is kept alive and in place while the mapping is. `read` and `write` say what devices may do.
+        is kept alive and in place until it is unmapped, whatever becomes of what is returned. `read` and `write` say
+        what devices may do.
         """
         address, keep = (buffer, None) if isinstance(buffer, int) else _address(buffer)
         if length is None:
@@ -79,7 +79,7 @@ class Ioas:
         flags = _RIGHTS[read, write] | (_FIXED if iova is not None else 0)
         cmd = abi.IoasMap(40, flags, self.id, 0, address, length, iova or 0)
         self._call("IOAS_MAP", abi.IOAS_MAP, cmd)
-        return Mapping(self, cmd.iova, length, keep)
+        return self._mapped(cmd.iova, length, keep)
 
     def map_file(
         self, fd: int, start: int, length: int, iova: int | None = None, *, read: bool = True, write: bool = True
@@ -88,19 +88,30 @@ class Ioas:
         flags = _RIGHTS[read, write] | (_FIXED if iova is not None else 0)
         cmd = abi.IoasMapFile(40, flags, self.id, fd, start, length, iova or 0)
         self._call("IOAS_MAP_FILE", abi.IOAS_MAP_FILE, cmd)
-        return Mapping(self, cmd.iova, length, None)
+        return self._mapped(cmd.iova, length, None)
 
     def copy(self, source: Mapping, iova: int | None = None, *, read: bool = True, write: bool = True) -> Mapping:
         """Map the same pages as `source`, which may be of another address space of this iommufd."""
         flags = _RIGHTS[read, write] | (_FIXED if iova is not None else 0)
         cmd = abi.IoasCopy(40, flags, self.id, source.ioas.id, source.length, iova or 0, source.iova)
         self._call("IOAS_COPY", abi.IOAS_COPY, cmd)
-        return Mapping(self, cmd.dst_iova, source.length, source._keep)
+        _, keep = source.ioas._buffers.get(source.iova) or (0, None)
+        return self._mapped(cmd.dst_iova, source.length, keep)
+
+    def _mapped(self, iova: int, length: int, keep: object) -> Mapping:
+        self._buffers[iova] = length, keep
+        return Mapping(self, iova, length)
 
     def unmap(self, iova: int, length: int) -> int:
         """Remove every mapping in a range that holds each whole; the bytes removed."""
         cmd = abi.IoasUnmap(24, self.id, iova, length)
         self._call("IOAS_UNMAP", abi.IOAS_UNMAP, cmd)
+        buffers = self._buffers
+        if buffers.get(iova, (0, None))[0] == length:
+            del buffers[iova]
+        else:
+            for start in [start for start in buffers if iova <= start < iova + length]:
+                del buffers[start]
         return cmd.length
 
     def unmap_all(self) -> int:

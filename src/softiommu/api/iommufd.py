@@ -30,6 +30,8 @@ class Iommufd:
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
+        #: By IOAS and I/O address: how long what is mapped there is, and what keeps it alive and in place.
+        self.buffers: dict[int, dict[int, tuple[int, object]]] = {}
 
     def ioas(self) -> Ioas:
         """A new I/O address space."""
@@ -54,6 +56,7 @@ class Iommufd:
     def destroy(self, id: int) -> None:
         """Destroy an object. ENOENT: there is none; EBUSY: it is used."""
         self.backend.call("DESTROY", abi.DESTROY, abi.Destroy(8, id))
+        self.buffers.pop(id, {}).clear()
 
     @property
     def per_process_limit(self) -> bool:
@@ -72,8 +75,10 @@ class Iommufd:
         self.backend.call("IOAS_CHANGE_PROCESS", abi.IOAS_CHANGE_PROCESS, abi.IoasChangeProcess(8, 0))
 
     def close(self) -> None:
-        """Close it."""
+        """Close it. Buffers that are mapped are let go."""
         self.backend.close()
+        for buffers in self.buffers.values():
+            buffers.clear()
 
     def __enter__(self) -> Self:
         return self
