@@ -189,7 +189,8 @@ class RegisterFile:
     _WHOLE: ClassVar[dict[tuple[int, int], Slot]] = {}
 
     def __init_subclass__(cls) -> None:
-        members = [value for value in vars(cls).values() if isinstance(value, Register | RegisterArray)]
+        inherited = [value for base in reversed(cls.__mro__) for value in vars(base).values()]
+        members = [value for value in inherited if isinstance(value, Register | RegisterArray)]
         cls.SLOTS = tuple(slot for member in members for slot in member.slots())
         cls._WHOLE = {(slot.offset, slot.register.size): slot for slot in cls.SLOTS}
         cls._BY_BYTE = {}

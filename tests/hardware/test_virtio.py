@@ -20,9 +20,10 @@ from virtio_rig import (
 
 from softiommu.errors import ModelError
 from softiommu.hardware.virtio.commands import Code, Probe, Subtype, Type, Unmap, to_bytes
+from softiommu.hardware.virtio.common import NO_VECTOR, Isr, Status
 from softiommu.hardware.virtio.events import Reason
 from softiommu.hardware.virtio.presets import FULL, QEMU, Offer, resv_mem
-from softiommu.hardware.virtio.registers import NO_VECTOR, Features, Isr, Registers, Status
+from softiommu.hardware.virtio.registers import Features, Registers
 from softiommu.memory.physical import BadAddressError, Mmio
 from softiommu.pagetable.kinds import EXECUTE, READ, WRITE
 from strategies import EDGES

@@ -2,10 +2,11 @@
 
 from softiommu.hardware.iommu import TranslationFaultError
 from softiommu.hardware.virtio.commands import Attach, Code, Detach, Map, Probe, Tail, Type, Unmap, size_of, to_bytes
+from softiommu.hardware.virtio.common import Status
 from softiommu.hardware.virtio.events import Fault, Reason
 from softiommu.hardware.virtio.model import VirtioIommu
 from softiommu.hardware.virtio.presets import FULL
-from softiommu.hardware.virtio.registers import Features, Registers, Status
+from softiommu.hardware.virtio.registers import Features, Registers
 from softiommu.hardware.virtio.tables import Descriptor
 from softiommu.memory.physical import PhysicalMemory
 from softiommu.pagetable.kinds import READ

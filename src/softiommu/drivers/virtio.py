@@ -19,7 +19,8 @@ from softiommu.drivers.virtio_faults import FaultLog
 from softiommu.drivers.virtio_requests import RequestQueue
 from softiommu.errors import ModelError, UapiError
 from softiommu.hardware.virtio.commands import Attach, Probe, Type
-from softiommu.hardware.virtio.registers import Features, Registers, Status
+from softiommu.hardware.virtio.common import Status
+from softiommu.hardware.virtio.registers import Features, Registers
 from softiommu.memory.physical import PhysicalMemory
 
 #: What the driver can make use of.

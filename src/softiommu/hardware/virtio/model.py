@@ -25,16 +25,12 @@ from softiommu.hardware.virtio.commands import (
     size_of,
     to_bytes,
 )
+from softiommu.hardware.virtio.common import Isr, Number
 from softiommu.hardware.virtio.domains import Domain
 from softiommu.hardware.virtio.events import Fault, Reason
 from softiommu.hardware.virtio.face import Face
 from softiommu.hardware.virtio.queue import BrokenQueueError, Chain, Virtqueue
-from softiommu.hardware.virtio.registers import (
-    EVENTS,
-    REQUESTS as REQUEST_QUEUE,
-    Isr,
-    Number,
-)
+from softiommu.hardware.virtio.registers import EVENTS, REQUESTS as REQUEST_QUEUE
 from softiommu.memory.physical import BadAddressError
 from softiommu.pagetable.kinds import EXECUTE, READ, WRITE
 
@@ -73,15 +69,6 @@ class VirtioIommu(Face):
             self._run()
 
     # Queues
-
-    def _runs(self, queue: Virtqueue) -> bool:
-        status = self.registers.DEVICE_STATUS
-        return bool(queue.enabled and status.DRIVER_OK and status.FEATURES_OK and not status.DEVICE_NEEDS_RESET)
-
-    def _break(self) -> None:
-        """The device cannot go on with what the driver put in memory."""
-        self.registers.DEVICE_STATUS = self.registers.DEVICE_STATUS.replace(DEVICE_NEEDS_RESET=1)
-        self._tell(self.registers.CONFIG_MSIX_VECTOR.VALUE, Isr.of(CONFIG=1))
 
     def _run(self) -> None:
         """Carry requests out in order, until none is left. A doorbell that an answer rings finds it at work."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
-from softiommu.hardware.virtio.registers import NO_VECTOR
+from softiommu.hardware.virtio.common import NO_VECTOR
 from softiommu.hardware.virtio.tables import (
     AVAILABLE_BYTES,
     DESCRIPTOR_BYTES,
@@ -17,8 +17,17 @@ from softiommu.hardware.virtio.tables import (
     Used,
 )
 
-if TYPE_CHECKING:
-    from softiommu.memory.physical import PhysicalMemory
+
+class Memory(Protocol):
+    """What a queue lies in: physical memory, or a function's port to it. Where there is none, each has its error."""
+
+    def read(self, address: int, length: int, /) -> bytes:
+        """The bytes at an address."""
+        ...
+
+    def write(self, address: int, data: bytes, /) -> None:
+        """Store bytes at an address."""
+        ...
 
 
 class BrokenQueueError(Exception):
@@ -35,21 +44,21 @@ class Buffer(NamedTuple):
 class Chain:
     """Buffers that the driver made available: what the device may read, and what it may write."""
 
-    def __init__(self, memory: PhysicalMemory, head: int, readable: list[Buffer], writable: list[Buffer]) -> None:
+    def __init__(self, memory: Memory, head: int, readable: list[Buffer], writable: list[Buffer]) -> None:
         self._memory, self.head = memory, head
         self._readable, self._writable = readable, writable
         self.readable = sum(buffer.length for buffer in readable)
         self.writable = sum(buffer.length for buffer in writable)
 
-    def read(self, length: int) -> bytes:
-        """The first bytes, as many as there are up to `length`. BadAddressError."""
-        if len(self._readable) == 1:
+    def read(self, length: int, offset: int = 0) -> bytes:
+        """Bytes of the readable part, as many as there are up to `length`. The memory's error."""
+        if len(self._readable) == 1 and not offset:
             pa, size = self._readable[0]
             return self._memory.read(pa, min(size, length))
-        return b"".join(self._memory.read(pa, size) for pa, size in _span(self._readable, 0, length))
+        return b"".join(self._memory.read(pa, size) for pa, size in _span(self._readable, offset, length))
 
     def write(self, offset: int, data: bytes) -> None:
-        """Store at an offset of the writable part; what does not fit is left out. BadAddressError."""
+        """Store at an offset of the writable part; what does not fit is left out. The memory's error."""
         done = 0
         for pa, size in _span(self._writable, offset, len(data)):
             self._memory.write(pa, data[done : done + size])
@@ -71,7 +80,7 @@ def _span(buffers: list[Buffer], offset: int, length: int) -> list[Buffer]:
 class Virtqueue:
     """One queue of a device. The registers of the selected queue are its attributes."""
 
-    def __init__(self, memory: PhysicalMemory, most: int) -> None:
+    def __init__(self, memory: Memory, most: int) -> None:
         self._memory, self._most = memory, most
         self.reset()
 
@@ -90,7 +99,7 @@ class Virtqueue:
             self.size = size
 
     def take(self) -> Chain | None:
-        """The next available chain. BrokenQueueError; BadAddressError."""
+        """The next available chain. BrokenQueueError; the memory's error."""
         available = self._half(self.driver + RING_INDEX)
         waiting = (available - self._taken) & 0xFFFF
         if not waiting:
@@ -103,7 +112,7 @@ class Virtqueue:
         return chain
 
     def give(self, chain: Chain, written: int) -> bool:
-        """Give a chain back with so many bytes written; whether the driver wants an interrupt. BadAddressError."""
+        """Give a chain back with so many bytes written; whether the driver wants an interrupt. The memory's error."""
         at = self.device + RING_ELEMENTS + USED_BYTES * (self._given % self.size)
         self._memory.write(at, (chain.head | written << Used.LEN.low).to_bytes(USED_BYTES, "little"))
         self._given = self._given + 1 & 0xFFFF
