@@ -7,15 +7,19 @@ import mmap
 import os
 import select
 from errno import ENOENT
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from softiommu.errors import UapiError
 from softiommu.memory.files import MmapRequest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from softiommu.abi.struct import UserStruct
+    from softiommu.iommufd.context import Context
     from softiommu.machine.assemble import Machine
 
+T = TypeVar("T")
 _PAGE = mmap.PAGESIZE
 _RW_SHARED = (mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED)
 
@@ -91,6 +95,8 @@ class SoftBackend:
         #: Taken when a device is bound.
         self._number: int | None = None
         self._context = self._file.context
+        #: What comes before the end of the file: devices that have no descriptor are given back.
+        self.on_close: list[Callable[[], None]] = []
         self._execute = execute
 
     def call(self, name: str, cmd: int, struct: UserStruct) -> int:
@@ -169,8 +175,14 @@ class SoftBackend:
         self._file.is_mapped = self._caller.maps_file(fd)
         return mmap.mmap(fd, length, mmap.MAP_SHARED, offset=offset)
 
+    def run(self, handler: Callable[[Context], T]) -> T:
+        """Carry something out as a call on the iommufd. UapiError."""
+        return self._context.run(self._caller, handler, self._context)
+
     def close(self) -> None:
         """Close every descriptor, and so the machine's objects of this file."""
+        for give_back in list(self.on_close):
+            give_back()
         for fd in list(self._caller.files):
             self._caller.close(fd)
         if self._number is None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from softiommu.api.vdpa import VdpaDevice
     from softiommu.machine.assemble import Machine
 
 
@@ -48,6 +49,12 @@ class Iommufd:
     def device(self, name: str) -> VfioDevice:
         """A device that VFIO holds, bound to this iommufd: by its name in the machine, PCI address, or node."""
         return VfioDevice(self, find_node(name, self.backend.nodes))
+
+    def vdpa_device(self, name: str) -> VdpaDevice:
+        """A virtio device that vDPA has, bound to this iommufd: by its name in the machine. ConfigError."""
+        from softiommu.api.vdpa import VdpaDevice
+
+        return VdpaDevice(self, name)
 
     def mock_device(self, ioas: Ioas, flags: int = 0) -> MockDevice:
         """A new mock device attached to `ioas`, on a machine (or a kernel) with the test command."""

@@ -20,6 +20,7 @@ from softiommu.memory.pins import Physical
 
 if TYPE_CHECKING:
     from softiommu.clock import Clock
+    from softiommu.consumers.vdpa import VdpaDevice
     from softiommu.machine.hardware import Hardware
     from softiommu.machine.vfio import Vfio
     from softiommu.memory.client import Caller
@@ -60,7 +61,8 @@ class Machine:
             "/dev/vfio/vfio": Node(*_VFIO_DEV, stat.S_IFCHR | 0o666, self.open_container),
         }
         self.vfio = self._vfio()
-        seen = [shown.wired.pci for shown in self.vfio.devices] if self.vfio else []
+        self.vdpa = self._vdpa()
+        seen = [wired.pci for wired in self.hardware.devices] if self.hardware else []
         seen += [device for device in description.devices if device.model is None]
         self.entries |= pci.entries(seen) | (self.vfio.entries | modules.entries(description) if self.vfio else {})
         if description.has_model("mock"):
@@ -95,6 +97,15 @@ class Machine:
 
         self.services.has_devices = True
         return Vfio(self.hardware, self.services)
+
+    def _vdpa(self) -> dict[str, VdpaDevice]:
+        """The devices that vDPA has, by name."""
+        held = [wired for wired in self.hardware.devices if wired.pci.vdpa] if self.hardware else []
+        if not held:
+            return {}
+        from softiommu.consumers.vdpa import VdpaDevice
+
+        return {wired.pci.name: VdpaDevice(wired.function, wired.device, wired.pci.address) for wired in held}
 
     def _report(self, line: str) -> None:
         self.messages.append(line)
@@ -136,19 +147,20 @@ class Machine:
 
     def _device_facts(self, device: pci.PciDevice) -> dict[str, Any]:
         shown = next((s for s in self.vfio.devices if s.wired.pci.name == device.name), None) if self.vfio else None
-        what = shown.wired.pci if shown else device
+        wired = next((w for w in self.hardware.devices if w.pci.name == device.name), None) if self.hardware else None
+        what = wired.pci if wired else device
         facts: dict[str, Any] = {
             "name": device.name,
             "address": device.address,
             "id": f"{what.vendor:04x}:{what.device:04x}",
             "sysfs": f"/sys/bus/pci/devices/{device.address}",
         }
-        if shown is not None:
+        if wired is not None:
             facts |= {
                 "model": device.model,
                 "iommu": device.iommu,
-                "group": shown.wired.place.group,
-                "nodes": [shown.node, shown.group_node],
+                "group": wired.place.group,
+                "nodes": [shown.node, shown.group_node] if shown else [],
             }
         return facts
 

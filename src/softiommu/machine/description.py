@@ -179,8 +179,13 @@ def _modelled(table: Table, what: tuple[str, str, str], iommus: list[str]) -> Pc
     if iommu is None and not iommus:
         raise table.error("model", f"a device of model {model!r} needs an [[iommu]] in front of it")
     options = models.device(model).read(table)
+<<<<<<< Updated upstream
     behind, no_mmap = iommu or iommus[0], table.flag("no_mmap")
     return PciDevice(name, at, 0, 0, model=model, options=options, iommu=behind, no_mmap=no_mmap)
+=======
+    vdpa = model in models.VDPA
+    return PciDevice(name, at, 0, 0, model=model, options=options, iommu=iommu or iommus[0], vdpa=vdpa)
+>>>>>>> Stashed changes
 
 
 def _address(table: Table) -> str:

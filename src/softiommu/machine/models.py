@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from softiommu.memory.physical import PhysicalMemory
 
 IOMMUS = ("amd", "mock", "riscv", "smmuv3", "virtio", "vtd")
-DEVICES = ("edu", "ioat", "nvme", "pcitest")
+DEVICES = ("edu", "ioat", "nvme", "pcitest", "virtio_blk")
+#: Those that vDPA has. VFIO has the others.
+VDPA = ("virtio_blk",)
 
 
 class Driver(Protocol):

@@ -43,14 +43,15 @@ class Shown(NamedTuple):
 
 
 class Vfio:
-    """Every device of the hardware, held by vfio-pci."""
+    """Every device of the hardware that vfio-pci holds."""
 
     def __init__(self, hardware: Hardware, services: Services) -> None:
         groups: dict[int, VfioGroup] = {}
         buses: dict[int, Bus] = {}
         self.devices: list[Shown] = []
-        self.entries: dict[str, Entry] = sysfs.entries(hardware.devices, (_GROUP_MAJOR, _DEVICE_MAJOR))
-        for number, wired in enumerate(hardware.devices):
+        held = [wired for wired in hardware.devices if not wired.pci.vdpa]
+        self.entries: dict[str, Entry] = sysfs.entries(held, (_GROUP_MAJOR, _DEVICE_MAJOR))
+        for number, wired in enumerate(held):
             group = groups.setdefault(wired.place.group, VfioGroup(wired.place.group))
             behind_bridge = wired.place.sid != wired.place.sids[0]
             bus = buses.setdefault(wired.pci.bus, Bus()) if behind_bridge else None
