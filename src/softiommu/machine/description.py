@@ -179,13 +179,9 @@ def _modelled(table: Table, what: tuple[str, str, str], iommus: list[str]) -> Pc
     if iommu is None and not iommus:
         raise table.error("model", f"a device of model {model!r} needs an [[iommu]] in front of it")
     options = models.device(model).read(table)
-<<<<<<< Updated upstream
-    behind, no_mmap = iommu or iommus[0], table.flag("no_mmap")
-    return PciDevice(name, at, 0, 0, model=model, options=options, iommu=behind, no_mmap=no_mmap)
-=======
-    vdpa = model in models.VDPA
-    return PciDevice(name, at, 0, 0, model=model, options=options, iommu=iommu or iommus[0], vdpa=vdpa)
->>>>>>> Stashed changes
+    behind, vdpa = iommu or iommus[0], model in models.VDPA
+    no_mmap = table.flag("no_mmap") if not vdpa else False
+    return PciDevice(name, at, 0, 0, model=model, options=options, iommu=behind, no_mmap=no_mmap, vdpa=vdpa)
 
 
 def _address(table: Table) -> str:

@@ -70,13 +70,10 @@ class PciDevice:
     options: object = None
     #: The IOMMU that its DMA goes through.
     iommu: str | None = None
-<<<<<<< Updated upstream
     #: Its BARs cannot be mapped.
     no_mmap: bool = False
-=======
     #: Whether vDPA has it, and not VFIO.
     vdpa: bool = False
->>>>>>> Stashed changes
 
     @property
     def bus(self) -> int:
