@@ -51,7 +51,10 @@ ROUNDS = 8
 #: many bytes of memory may come after them.
 WARM, MOST_GROWTH = 20, 16 << 20
 #: What there may be nothing of between cycles.
-NOTHING_OF = ("Context", "IommufdFile", "DeviceFile", "OpenFile", "pinned pages", "mapped files")
+NOTHING_OF = (
+    *("iommufd.context.Context", "iommufd.file.IommufdFile", "consumers.vfio_file.DeviceFile"),
+    *("run.descriptors.OpenFile", "pinned pages", "mapped files"),
+)
 
 
 # The guest
@@ -288,7 +291,8 @@ def supervised(job: Job) -> None:
 def census() -> dict[str, int]:
     """What a supervisor has: descriptors, bytes of memory, mappings, and objects of ours by their classes."""
     gc.collect()
-    found = Counter(type(each).__name__ for each in gc.get_objects() if type(each).__module__.startswith("softiommu."))
+    kinds = (type(each) for each in gc.get_objects() if type(each).__module__.startswith("softiommu."))
+    found = Counter(f"{kind.__module__.removeprefix('softiommu.')}.{kind.__name__}" for kind in kinds)
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     mapped = Path("/proc/self/maps").read_text().count("/memfd:")
     return {"descriptors": len(os.listdir("/proc/self/fd")), "memory": resident, "mapped files": mapped, **found}
@@ -332,7 +336,8 @@ class Report(NamedTuple):
     @property
     def left(self) -> dict[str, int]:
         """What was still there after some cycle, and may not be."""
-        return {name: most for name in NOTHING_OF if (most := max(note.get(name, 0) for note in self.notes))}
+        most = {name: max((note.get(name, 0) for note in self.notes), default=0) for name in NOTHING_OF}
+        return {name: count for name, count in most.items() if count}
 
     @property
     def grown(self) -> dict[str, int]:
@@ -376,7 +381,7 @@ def main() -> None:
         notes, ours = report.notes, [line for line in report.errors.splitlines() if line.startswith("softiommu:")]
         failed |= bool(report.code or len(notes) < cycles or report.left or report.grown or ours)
         print(f"{way}: {len(notes)} cycles in {report.seconds:.0f} s, ended with {report.code}")
-        for name in ("descriptors", "memory", "Task", "PrivateMemory"):
+        for name in ("descriptors", "memory", "run.tracee.Task"):
             print(f"  {name} after each tenth: {' '.join(str(note.get(name, 0)) for note in notes[::10] + notes[-1:])}")
         print(
             f"  left after a cycle: {report.left or 'nothing'}; grown since cycle {WARM}: {report.grown or 'nothing'}"
