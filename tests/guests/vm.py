@@ -107,7 +107,8 @@ class Vm:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if error is not None:
-            error.add_note(f"errors: {self.errors}\nconsole: {self.console.read_text(errors='replace')[-4000:]}")
+            said = self.console.read_text(errors="replace") if self.console.exists() else ""
+            error.add_note(f"errors: {self.errors}\nconsole: {said[-4000:]}")
         self.close()
 
     @property
