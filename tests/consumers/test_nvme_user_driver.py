@@ -1,4 +1,4 @@
-"""The example of a user-space NVMe driver, as an unmodified program on machines of every make."""
+"""The examples of a user-space NVMe driver, in Python and C, as unmodified programs on machines of every make."""
 
 import random
 import subprocess
@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from requirements import need
 
 DRIVER = Path(__file__).parents[2] / "examples" / "nvme_user_driver"
 ADDRESS = "0000:00:07.0"
@@ -39,10 +41,10 @@ class Machine:
         self.disk.write_bytes(bytes(SIZE))
         self._description.write_text(MACHINE.format(model=model, address=ADDRESS, file=self.disk, block=block))
 
-    def run(self, *arguments, address=ADDRESS, stdin=b""):
+    def run(self, *arguments, address=ADDRESS, stdin=b"", driver=(sys.executable, str(DRIVER))):
         """The driver with these arguments."""
         command = [sys.executable, "-m", "softiommu.cli", "run", "--machine", str(self._description), "--"]
-        command += [sys.executable, str(DRIVER), address, *arguments]
+        command += [*driver, address, *arguments]
         return subprocess.run(command, input=stdin, capture_output=True, timeout=60, check=False)
 
 
@@ -116,3 +118,35 @@ def test_what_goes_wrong_is_a_sentence(tmp_path, arguments, address, sentence):
     assert done.returncode == 1
     assert done.stderr.decode().startswith(f"nvme_user_driver: {sentence}")
     assert b"Traceback" not in done.stderr
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory):
+    """The driver in C: it needs no header of a new kernel."""
+    program = tmp_path_factory.mktemp("driver") / "nvme_user_driver"
+    command = [need("cc"), "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(program), str(DRIVER.with_suffix(".c"))]
+    subprocess.run(command, check=True)
+    return (str(program),)
+
+
+@pytest.mark.parametrize("model", ["vtd", "smmuv3", "amd", "riscv"])
+def test_the_driver_in_c_writes_and_reads_the_same_drive(tmp_path, compiled, model):
+    machine, data = Machine(tmp_path, model), random.Random(6).randbytes((2 << 20) + 4096 + 512)
+    done = machine.run("write", "0x1000", stdin=data, driver=compiled)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert machine.disk.read_bytes() == (bytes(0x1000) + data).ljust(SIZE, b"\0")
+    done = machine.run("read", "0x1000", str(len(data)), driver=compiled)
+    assert (done.returncode, done.stdout == data, done.stderr) == (0, True, b"")
+
+
+def test_the_driver_in_c_says_what_goes_wrong(tmp_path, compiled):
+    machine = Machine(tmp_path)
+    for arguments, address, sentence in (
+        (["read", "0x800000", "512"], ADDRESS, b"a read failed: status 0x080"),
+        (["read", "1", "512"], ADDRESS, b"offset 0x1 and length 0x200 must be multiples of 512 bytes"),
+        (["read", "0", "512"], "0000:00:09.0", b"VFIO has no device at 0000:00:09.0"),
+        (["erase"], ADDRESS, b"usage: "),
+    ):
+        done = machine.run(*arguments, address=address, driver=compiled)
+        assert done.returncode == 1
+        assert done.stderr.startswith(b"nvme_user_driver: " + sentence)
