@@ -22,7 +22,7 @@ from softiommu.abi import iommufd as abi
 from softiommu.abi.generic_invalidation import GENERIC, InvalidateV1, InvalidateV2, Scope, Target
 from softiommu.abi.struct import UserStruct
 from softiommu.api import Hwpt, VfioDevice, Viommu
-from softiommu.hardware.smmuv3.commands import Address1, Op, Va0
+from softiommu.hardware.smmuv3.commands import Address1, AtcInv0, AtcInv1, CfgiCd0, Op, Va0
 
 COUNT, ROUNDS, RAM = 1000, 7, 2 << 20
 #: Calls with all entries in a round, so that both ways take long enough to be timed.
@@ -65,17 +65,17 @@ def generic(version: type[InvalidateV1 | InvalidateV2]) -> list[UserStruct]:
     return [version(scope, 12, int(Target.LEAF), addr=page << 12, count=1) for page in range(COUNT)]
 
 
-def guest(machine: str, ram: mmap.mmap) -> tuple[VfioDevice, Hwpt]:
+def guest(machine: str, name: str, ram: mmap.mmap) -> tuple[VfioDevice, Hwpt]:
     """A device and a nest parent that shows a guest's RAM from 0 on."""
     iommufd = softiommu.open(machine)
-    ioas, device = iommufd.ioas(), iommufd.device("edu0")
+    ioas, device = iommufd.ioas(), iommufd.device(name)
     ioas.map(ctypes.addressof(ctypes.c_char.from_buffer(ram)), len(ram), iova=0)
     return device, device.hwpt(ioas, NEST_PARENT)
 
 
 def vtd(ram: mmap.mmap) -> dict[str, object]:
     """A nested HWPT."""
-    device, parent = guest("vtd-nested", ram)
+    device, parent = guest("vtd-nested", "edu0", ram)
     nested = device.hwpt(parent, 0, (int(abi.HwptDataType.VTD_S1), abi.HwptVtdS1(0, 0, 48)))
     device.attach(nested)
     own: list[UserStruct] = [abi.HwptVtdS1Invalidate(page << 12, 1, 1) for page in range(COUNT)]
@@ -87,17 +87,23 @@ def vtd(ram: mmap.mmap) -> dict[str, object]:
 
 
 def smmuv3(ram: mmap.mmap) -> dict[str, object]:
-    """A vIOMMU."""
-    device, parent = guest("smmuv3", ram)
+    """A vIOMMU, with a device that has a TLB of its own."""
+    device, parent = guest("smmuv3", "pcitest0", ram)
     viommu = device.viommu(int(abi.ViommuType.ARM_SMMUV3), parent)
     viommu.vdevice(device, 1)
-    low = int(Va0.of(OPCODE=Op.TLBI_NH_VA, ASID=1))
-    own: list[UserStruct] = [
-        abi.ViommuArmSmmuv3Invalidate(low, int(Address1.of(LEAF=1, ADDR=page))) for page in range(COUNT)
-    ]
+    pages = int(Va0.of(OPCODE=Op.TLBI_NH_VA, ASID=1))
+    devices, contexts = int(AtcInv0.of(OPCODE=Op.ATC_INV, SID=1)), int(CfgiCd0.of(OPCODE=Op.CFGI_CD, SID=1))
+    command = abi.ViommuArmSmmuv3Invalidate
+    raw: dict[str, list[UserStruct]] = {
+        "TLBI_NH_VA": [command(pages, int(Address1.of(LEAF=1, ADDR=page))) for page in range(COUNT)],
+        "ATC_INV": [command(devices, int(AtcInv1.of(ADDR=page))) for page in range(COUNT)],
+        "CFGI_CD": [command(int(CfgiCd0(contexts).replace(SSID=ssid)), 1) for ssid in range(COUNT)],
+    }
+    turns = zip(raw["TLBI_NH_VA"], raw["ATC_INV"], strict=True)
+    raw["TLBI_NH_VA and ATC_INV"] = [each for pair in turns for each in pair][:COUNT]
     kind = int(abi.InvalidateDataType.VIOMMU_INVALIDATE_DATA_ARM_SMMUV3)
     return {
-        "raw commands": entries(viommu, kind, own),
+        **{name: entries(viommu, kind, commands) for name, commands in raw.items()},
         "generic, version 1": entries(viommu, GENERIC, generic(InvalidateV1)),
     }
 

@@ -91,7 +91,7 @@ class DeviceTlb:
         def chosen(page: Page, entry: Entry) -> bool:
             return pasid in (None, page.tags[0]) and Iotlb.meets(page, first, last)
 
-        self.tlb.drop(chosen)
+        self.tlb.cache.drop_range((first, last), chosen)
         return True
 
     def page_response(self, pasid: int | None, group: int, code: ResponseCode) -> None:

@@ -178,6 +178,8 @@ class PageCache(Cache[Page, V]):
         `whole`."""
         if window is None:
             return self.drop(chosen)
+        if not self._index:
+            return 0
         count = 0
         for page in self._candidates(window, whole):
             entries = self._sets[hash(page) % self._count]

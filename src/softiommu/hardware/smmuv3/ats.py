@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from softiommu.hardware.iommu import Endpoint, PageRequest, Request, ResponseCode, Translation
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
 _PAGE_LG2 = 12
 _CODES = {Resp.DENY: ResponseCode.FAILURE, Resp.FAIL: ResponseCode.INVALID, Resp.SUCCESS: ResponseCode.SUCCESS}
+
+
+#: What an ATC_INV names: stream, PASID, whether every PASID, and the first and the last address.
+Invalidation = tuple[int, int | None, int, int, int]
 
 
 class Ats:
@@ -101,16 +106,20 @@ class Ats:
             return smmu.by_stage2(stream, stream.override(request), 0)
         return smmu.untranslated(request)
 
-    def invalidate(self, sid: int, pasid: int | None, every_pasid: bool, window: tuple[int, int]) -> bool:
-        """ATC_INV; False: no completion came in time. It is ignored while translation is off."""
-        endpoint = self._endpoints.get(sid)
-        if endpoint is None or not self._smmu.enabled:
-            return True
-        pasids: set[int | None] = {pasid}
-        if pasid is not None and every_pasid:
-            pasids |= self._pasids.get(sid, set())
-        answers = [endpoint.invalidate(each, *window) for each in sorted(pasids, key=lambda each: each or -1)]
-        return all(answers)
+    def invalidate(self, asked: Iterable[Invalidation]) -> bool:
+        """ATC_INV, one or more in their order; False: for one no completion came in time. They are ignored while
+        translation is off."""
+        endpoints, good = self._endpoints, True
+        for sid, pasid, every, first, last in asked:
+            endpoint = endpoints.get(sid)
+            if endpoint is None or not self._smmu.enabled:
+                continue
+            if pasid is None or not every:
+                good = endpoint.invalidate(pasid, first, last) and good
+                continue
+            for each in sorted({pasid, *self._pasids.get(sid, ())}):
+                good = endpoint.invalidate(each, first, last) and good
+        return good
 
     # Page requests
 

@@ -1,8 +1,9 @@
 """Long runs of invalidations, carried out at once: those that differ in tags and addresses alone.
 
-Between two commands of a queue nothing is translated, so the order of invalidations does not matter, and what a run
-drops is found by sorting. A run ends before the first command that is of another kind, or illegal: `CommandQueue` takes
-it as it takes every single one.
+Between two commands of a queue nothing is translated, but for what a device does that is told to forget. So the order
+of invalidations does not matter if those of devices come last, and what a run drops is found by sorting. A run ends
+before the first command that is of another kind, or illegal, and before a SYNC that may have to tell of a device:
+`CommandQueue` takes it as it takes every single one.
 """
 
 from __future__ import annotations
@@ -11,7 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from softiommu.hardware.smmuv3.commands import LAYOUTS, TLBI_TG, Address1, Asid0, Op, Sync0, Va0, Vmid0
+from softiommu.hardware.smmuv3.commands import (
+    LAST_SIZE,
+    LAYOUTS,
+    TLBI_TG,
+    Address1,
+    Asid0,
+    AtcInv0,
+    AtcInv1,
+    CfgiCd0,
+    Leaf1,
+    Op,
+    Sync0,
+    Va0,
+    Vmid0,
+)
 from softiommu.hardware.smmuv3.streams import GLOBALS, STAGE2_ONLY
 from softiommu.hardware.smmuv3.tables import Strw
 from softiommu.hardware.smmuv3.tlb import ADDRESS
@@ -19,15 +34,17 @@ from softiommu.words import Field
 
 if TYPE_CHECKING:
     from softiommu.hardware.cache import Entry, Page
-    from softiommu.hardware.smmuv3.presets import Identity
+    from softiommu.hardware.smmuv3.model import Smmu
     from softiommu.hardware.smmuv3.tlb import Tlb
 
 Array = np.ndarray[Any, np.dtype[np.uint64]]
 
 _BY_ADDRESS, _BY_ASID = (Op.TLBI_NH_VA, Op.TLBI_NH_VAA), (Op.TLBI_NH_VA, Op.TLBI_NH_ASID)
-_KINDS = (Op.TLBI_NH_ALL, Op.TLBI_NH_ASID, *_BY_ADDRESS, Op.SYNC)
+_TLBI, _CONTEXTS = (Op.TLBI_NH_ALL, Op.TLBI_NH_ASID, *_BY_ADDRESS), (Op.CFGI_CD, Op.CFGI_CD_ALL)
+_KINDS = (*_TLBI, *_CONTEXTS, Op.ATC_INV, Op.SYNC)
 _16K = next(code for code, lg2 in TLBI_TG.items() if lg2 == 14)
 _OTHERS = 2**64 - 1 ^ Vmid0.VMID.mask
+_ALL = 2**64 - 1
 #: Of a command that names no ASID, or of hardware that knows no VMIDs.
 _ANY = (1 << 20) - 1
 
@@ -35,8 +52,9 @@ _ANY = (1 << 20) - 1
 class Bulk:
     """What one SMMU takes in runs."""
 
-    def __init__(self, identity: Identity) -> None:
-        self._identity = identity
+    def __init__(self, smmu: Smmu) -> None:
+        self._smmu = smmu
+        self._identity = identity = smmu.identity
         #: By opcode: whether it can be in a run, and the bits that must be 0.
         self._known = np.zeros(256, bool)
         self._low, self._high = (np.zeros(256, np.uint64) for _ in range(2))
@@ -56,8 +74,9 @@ class Bulk:
         for op in _BY_ADDRESS:
             self._high[op] |= np.uint64(Address1.TTL128.mask)
 
-    def run(self, raw: bytes, tlb: Tlb, may_sync: bool, vmid: int | None = None) -> int:
-        """Carry out a run at the start of commands; how many there are in it. `vmid`: they are a guest's."""
+    def run(self, raw: bytes, may_sync: bool, vmid: int | None = None) -> tuple[int, bool]:
+        """Carry out a run at the start of commands; how many there are in it, and whether all devices answered.
+        `vmid`: they are a guest's."""
         words = np.frombuffer(raw, np.uint64).reshape(-1, 2)
         low, high = words[:, 0], words[:, 1]
         ops = (low & np.uint64(0xFF)).astype(np.intp)
@@ -70,13 +89,44 @@ class Bulk:
         by_address = (ops == Op.TLBI_NH_VA) | (ops == Op.TLBI_NH_VAA)
         fits &= guests
         fits &= ~by_address | self._good_ranges(low, high)
-        if not may_sync:
-            fits &= ops != Op.SYNC
+        told = ops == Op.ATC_INV
+        fits &= ~told | (_field(high, AtcInv1.SIZE) <= LAST_SIZE)
+        # A SYNC behind an invalidation of a device may have to tell that it did not answer.
+        fits &= (ops != Op.SYNC) | ~(np.logical_or.accumulate(told) | (not may_sync))
         count = len(fits) if fits.all() else int(fits.argmin())
-        invalidates = ops[:count] != Op.SYNC
-        if count and len(tlb.iotlb.cache) and invalidates.any():
-            self._drop(low[:count][invalidates], high[:count][invalidates], tlb)
-        return count
+        return count, self._carry_out(ops[:count], low[:count], high[:count])
+
+    def _carry_out(self, ops: Any, low: Array, high: Array) -> bool:
+        """The commands of a run, those of devices last; whether all devices answered."""
+        self._forget_contexts(ops, low, high)
+        tlb, translations = self._smmu.tlb, np.isin(ops, _TLBI)
+        if len(tlb.iotlb.cache) and translations.any():
+            self._drop(low[translations], high[translations], tlb)
+        told = ops == Op.ATC_INV
+        return self._tell(low[told], high[told]) if told.any() else True
+
+    def _forget_contexts(self, ops: Any, low: Array, high: Array) -> None:
+        one, every = ops == Op.CFGI_CD, ops == Op.CFGI_CD_ALL
+        if not (one | every).any():
+            return
+        sids = _field(low, CfgiCd0.SID)
+        ssids = _field(low, CfgiCd0.SSID)
+        streams = set(sids[every].tolist())
+        contexts = set(zip(sids[one].tolist(), ssids[one].tolist(), strict=True))
+        links = streams.union(sids[one & (_field(high, Leaf1.LEAF) == 0)].tolist())
+        self._smmu.configuration.forget_named(contexts, streams, links)
+
+    def _tell(self, low: Array, high: Array) -> bool:
+        """Invalidations of devices, in their order; False: one did not answer."""
+        lg2 = _field(high, AtcInv1.SIZE) + np.uint64(12)
+        within = np.where(lg2 < 64, (np.uint64(1) << np.minimum(lg2, np.uint64(63))) - np.uint64(1), np.uint64(_ALL))
+        first = high & np.uint64(AtcInv1.ADDR.mask) & ~within
+        sids, pasids, every = (_field(low, field).tolist() for field in (AtcInv0.SID, AtcInv0.SSID, AtcInv0.GLOBAL))
+        has_pasid = _field(low, AtcInv0.SSV).tolist()
+        named = [pasid if has else None for pasid, has in zip(pasids, has_pasid, strict=True)]
+        return self._smmu.ats.invalidate(
+            zip(sids, named, every, first.tolist(), (first | within).tolist(), strict=True)
+        )
 
     def _good_ranges(self, low: Array, high: Array) -> Any:
         """Whether each is for a page, or for a range that is one (4.4.1)."""

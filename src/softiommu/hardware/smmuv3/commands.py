@@ -177,6 +177,10 @@ class AtcInv1(Word):
     ADDR = bits(63, 12)
 
 
+#: The largest SIZE of ATC_INV: everything.
+LAST_SIZE = 52
+
+
 class Resp(IntEnum):
     """How page requests are answered."""
 

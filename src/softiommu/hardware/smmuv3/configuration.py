@@ -6,6 +6,7 @@ only a level-1 descriptor of STEs that leads nowhere is read again.
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import TYPE_CHECKING
 
 from softiommu.hardware.cache import Cache, Shape
@@ -176,6 +177,11 @@ class Configuration:
         split = self.split
         if not leaf:
             self.stream_directories.drop(lambda index, _: first >> split <= index <= last >> split)
+
+    def forget_named(self, contexts: Set[tuple[int, int]], streams: Set[int], links: Set[int]) -> None:
+        """Many CFGI_CD and CFGI_CD_ALL: substreams, all of `streams`, and the level-1 descriptors of `links`."""
+        self.contexts.drop(lambda key, _: key in contexts or key[0] in streams)
+        self.context_directories.drop(lambda key, _: key[0] in links)
 
     def forget_contexts(self, first: int, last: int, ssid: int | None, leaf: bool) -> None:
         """CFGI_CD (one substream) and CFGI_CD_ALL."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from softiommu.hardware.smmuv3.commands import (
     COMMAND_BYTES,
+    LAST_SIZE,
     LAYOUTS,
     TLBI_TG,
     Address1,
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from softiommu.memory.physical import PhysicalMemory
 
 _ALL_STREAMS = 31
-_LAST_SIZE = 52
 #: So many commands are worth to be looked at together.
 _LONG = 32
 
@@ -126,12 +126,13 @@ class CommandQueue:
         from softiommu.hardware.smmuv3.bulk import Bulk
 
         if self._bulk is None:
-            self._bulk = Bulk(self._smmu.identity)
+            self._bulk = Bulk(self._smmu)
         try:
             raw = self._memory.read(start + COMMAND_BYTES * ring.slot(cons), COMMAND_BYTES * count)
         except BadAddressError:
             raw = b""
-        done = self._bulk.run(raw, self._smmu.tlb, not self._timed_out, vmid) if raw else 0
+        done, answered = self._bulk.run(raw, not self._timed_out, vmid) if raw else (0, True)
+        self._timed_out = self._timed_out or not answered
         # Where runs are short, commands are taken one by one for a while.
         self._single = 0 if done >= _LONG else _LONG
         return done
@@ -250,12 +251,12 @@ class CommandQueue:
     def _atc_inv(self, command: _Command) -> None:
         low: AtcInv0 = command.low
         high: AtcInv1 = command.high
-        if high.SIZE > _LAST_SIZE:
+        if high.SIZE > LAST_SIZE:
             raise IllegalError
         size = 1 << 12 + high.SIZE
         first = (high.ADDR << 12) & ~(size - 1)
         pasid = low.SSID if low.SSV else None
-        if not self._smmu.ats.invalidate(low.SID, pasid, bool(low.GLOBAL), (first, first + size - 1)):
+        if not self._smmu.ats.invalidate([(low.SID, pasid, low.GLOBAL, first, first + size - 1)]):
             self._timed_out = True
 
     def _pri_resp(self, command: _Command) -> None:
