@@ -160,6 +160,26 @@ attempt(os.pread, device, 4, 0)
     assert refused[13] == "EIO: region 0: the memory of the device is disabled"
 
 
+def test_what_a_device_refuses_its_driver_is_in_the_log(tmp_path):
+    supervised(
+        tmp_path,
+        """
+device, iommufd = node("/dev/vfio/devices/vfio2"), node("/dev/iommu")
+bind(device, iommufd)
+bar, config = (call(device, 0x3B6C, "=IIIIQQ", 0, index, 0, 0, 0)[5] for index in (0, 7))
+os.pwrite(device, b"\\6\\0", config + 4)
+os.pwrite(device, (1).to_bytes(4, "little"), bar + 0x14)
+""",
+    )
+    lines = (tmp_path / "log").read_text().splitlines()
+    (number,) = (at for at, line in enumerate(lines) if " nvme0: " in line)
+    assert (
+        f"{number + 1} nvme0: a fatal error (CSTS.CFS): it cannot be enabled with <Configuration 0x1 EN=1>"
+        in lines[number]
+    )
+    assert "vfio device: write(count=4 " in lines[number + 1]
+
+
 # A device's registers, whatever the width
 
 DISK = """
