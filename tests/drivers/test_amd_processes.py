@@ -4,12 +4,12 @@ import ctypes
 from errno import EINVAL, EOPNOTSUPP
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings, strategies as st
 
 import softiommu
 from drivers.amd_guest import NAME, RW, Guest
 from drivers.nested_any_order import AnyOrder, Attached
-from drivers.nested_host import PAGE, Raw, generic, page, refusal
+from drivers.nested_host import PAGE, RAM_SIZE, Raw, generic, page, refusal
 from softiommu.abi import iommufd as abi
 from softiommu.abi.amd_extension import PROCESS, VEVENTQ, AmdEvent, HwptAmdProcess, ProcessFlags
 from softiommu.abi.generic_invalidation import GENERIC, InvalidateV2, Outcome, Scope, Target
@@ -280,6 +280,38 @@ def test_a_parent_that_was_not_made_for_pasids_has_no_place_for_a_gcr3_table():
 def test_a_table_that_cannot_be_is_refused(guest, data, errno):
     for parent in (guest.viommu, guest.parent):
         assert refusal(guest.device.hwpt, parent, PASID, (PROCESS, data))[0] == errno
+
+
+@given(
+    root=st.one_of(st.integers(0, RAM_SIZE), st.integers(0, (1 << 64) - 1)).map(lambda at: at & -PAGE),
+    levels=st.integers(3, 6),
+    words=st.lists(st.integers(0, (1 << 64) - 1), min_size=8, max_size=8),
+    iova=st.integers(0, (1 << 48) - 1),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_table_of_garbage_is_refused_or_stays_within_the_parent(root, levels, words, iova):
+    guest = _SHARED[0] if _SHARED else _SHARED.append(Guest(machine(), flags=PASID)) or _SHARED[0]
+    made = []
+    data = PROCESS, HwptAmdProcess(root, levels)
+    errno, _ = refusal(lambda: made.append(guest.device.hwpt(guest.viommu, PASID, data)))
+    if errno:
+        assert errno == EINVAL
+        return
+    at = guest.memory.alloc(PAGE) if not _PAGE else _PAGE[0]
+    _PAGE[:] = [at]
+    for number in range(512):
+        guest.memory.write_u64(at + 8 * number, words[number % 8])
+    made.append(guest.device.hwpt(guest.viommu, PASID, (PROCESS, HwptAmdProcess(at, 4))))
+    for pasid, nested in enumerate(made if levels == 4 else made[1:], 1):
+        guest.device.attach(nested, pasid)
+        assert not guest.leads_out(iova, pasid)
+    for pasid in (1, 2):
+        guest.device.detach(pasid)
+    for nested in made:
+        nested.destroy()
+
+
+_SHARED, _PAGE = [], []
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,14 @@
 from errno import EINVAL, EOPNOTSUPP
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings, strategies as st
 
 from drivers.nested_any_order import AnyOrder, Attached
-from drivers.nested_host import PAGE, generic, page, refusal
+from drivers.nested_host import PAGE, RAM_SIZE, generic, page, refusal
 from drivers.riscv_guest import NAME, RW, Guest, ats, pdt, vma
 from softiommu.abi import iommufd as abi
 from softiommu.abi.generic_invalidation import Scope, Target
-from softiommu.abi.riscv_extension import VEVENTQ, RiscvFault
+from softiommu.abi.riscv_extension import VEVENTQ, HwptRiscv, RiscvFault
 from softiommu.drivers.hidden import KEPT
 from softiommu.hardware.bus import DmaError
 from softiommu.hardware.riscv.events import Fault0
@@ -235,6 +235,32 @@ def test_what_one_device_context_cannot_say_is_refused(guest):
     alone = guest.nest(guest.context(table_of(guest, 2)), PASID, parent=guest.parent)
     assert refused(guest, attach, alone, 2) == EINVAL  # another GSCID
     assert refused(guest, attach, one, 256) == EINVAL
+
+
+@given(
+    fsc=st.one_of(st.integers(0, RAM_SIZE >> 12), st.integers(0, (1 << 44) - 1)),
+    mode=st.sampled_from([0, 8, 9, 10]),
+    words=st.lists(st.integers(0, (1 << 64) - 1), min_size=8, max_size=8),
+    iova=st.integers(0, (1 << 57) - 1),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_first_stage_of_garbage_stays_within_the_parent(fsc, mode, words, iova):
+    guest = _SHARED[0] if _SHARED else _SHARED.append(Guest(machine(), flags=PASID)) or _SHARED[0]
+    at = guest.directory
+    for number in range(512):
+        guest.memory.write_u64(at + 8 * number, words[number % 8])
+    made = [
+        guest.nest(HwptRiscv(1, pscid << 12, mode << 60 | page), PASID) for pscid, page in enumerate((fsc, at >> 12), 1)
+    ]
+    for pasid, nested in enumerate(made, 1):
+        guest.device.attach(nested, pasid)
+        assert not guest.leads_out(iova, pasid)
+    for pasid, nested in enumerate(made, 1):
+        guest.device.detach(pasid)
+        nested.destroy()
+
+
+_SHARED = []
 
 
 def test_a_parent_that_was_not_made_for_pasids_has_no_place_for_a_directory():
