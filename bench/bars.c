@@ -1,6 +1,6 @@
 /* A client of bench/bars.py: times accesses to registers of two devices, read, trapped and mapped; prints JSON.
  *
- *     bars DEVICE KIND COUNT      KIND: edu (register 0 and 4), or nvme (CAP, CC and CSTS)
+ *     bars DEVICE KIND COUNT      KIND: edu (registers 0 and 4), nvme (CAP and AQA), or pcitest (transfers)
  */
 #include <fcntl.h>
 #include <linux/types.h>
@@ -14,7 +14,10 @@
 #include <unistd.h>
 
 #define BIND _IO(';', 118)
+#define ATTACH _IO(';', 119)
 #define REGION_INFO _IO(';', 108)
+#define IOAS_ALLOC _IO(';', 0x81)
+#define IOAS_MAP _IO(';', 0x85)
 
 struct region {
 	__u32 argsz, flags, index, cap;
@@ -97,34 +100,60 @@ static void edu(int count)
 	TIME("pread_while_traced", get(0));
 }
 
-/* CC.EN from 0 to 1 and back, until CSTS.RDY says so. */
-static void toggle_by_call(int n)
-{
-	put(0x14, 0x460000 | (n & 1));
-	while ((get(0x1c) & 1) != (n & 1))
-		;
-}
-
-static void toggle(volatile uint32_t *word, int n)
-{
-	word[0x14 / 4] = 0x460000 | (n & 1);
-	while ((word[0x1c / 4] & 1) != (n & 1))
-		;
-}
-
 static void nvme(int count)
 {
 	volatile uint32_t *word;
 	int first = 1;
 
-	put(0x24, 7 | 7 << 16);
 	TIME("level_pread", get(0));
-	TIME("answered_by_call", toggle_by_call(n));
 	word = map(0x4000);
 	TIME("level_load", (void)word[0]);
 	TIME("level_store", word[0x24 / 4] = 7 | 7 << 16);
-	TIME("answered", toggle(word, n));
 	TIME("level_pread_while_mapped", get(0));
+}
+
+/* A buffer that the device of pcitest reaches at 0. */
+static void give_memory(int iommufd)
+{
+	uint32_t alloc[3] = { 12, 0, 0 }, attach[3] = { 12, 0, 0 };
+	struct {
+		__u32 size, flags, ioas, reserved;
+		__u64 va, length, iova;
+	} range = { sizeof(range), 7, 0, 0, 0, 4096, 0x100000 };
+
+	need(!ioctl(iommufd, IOAS_ALLOC, alloc), "IOAS_ALLOC");
+	attach[2] = range.ioas = alloc[2];
+	range.va = (uintptr_t)mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	*(volatile char *)range.va = 1;
+	need(!ioctl(iommufd, IOAS_MAP, &range), "IOAS_MAP");
+	need(!ioctl(device, ATTACH, attach), "ATTACH");
+}
+
+/* A transfer of 4 KiB, until COMMAND.RUN is 0: by calls, and by loads and stores. */
+static void transfer_by_call(void)
+{
+	put(8, 3);
+	while (get(8) & 1)
+		;
+}
+
+static void transfer(volatile uint32_t *word)
+{
+	word[2] = 3;
+	while (word[2] & 1)
+		;
+}
+
+static void pcitest(int iommufd, int count)
+{
+	volatile uint32_t *word;
+	int first = 1;
+
+	give_memory(iommufd);
+	put(0, 0x100000);
+	TIME("transfer_by_call", transfer_by_call());
+	word = map(4096);
+	TIME("transfer", transfer(word));
 }
 
 int main(int argc, char **argv)
@@ -141,7 +170,12 @@ int main(int argc, char **argv)
 	config = place(7);
 	need(pwrite(device, &command, 2, config + 4) == 2, "command");
 	printf("{");
-	(strcmp(argv[2], "edu") ? nvme : edu)(atoi(argv[3]));
+	if (!strcmp(argv[2], "edu"))
+		edu(atoi(argv[3]));
+	else if (!strcmp(argv[2], "nvme"))
+		nvme(atoi(argv[3]));
+	else
+		pcitest(bind[2], atoi(argv[3]));
 	puts("}");
 	return 0;
 }

@@ -27,30 +27,43 @@ class Place(NamedTuple):
     bar: Bar
 
 
+class _Cell:
+    """A register: where it lies in its stretch, its place in the order of stores, and the value seen last."""
+
+    def __init__(self, level: Level, order: int) -> None:
+        self.offset, self.width, self.starts, self.order = level.offset, level.width, level.starts, order
+        self.at = self.bits = self.seen = 0
+
+
 class _Stretch:
     """Registers that lie close: the bytes of them that were seen last."""
 
-    def __init__(self, levels: list[Level]) -> None:
-        self.start = levels[0].offset
-        self.seen = bytes(levels[-1].offset + levels[-1].width - self.start)
-        #: Which of the bits are those of registers.
-        self.mask = sum(self.bits(level) for level in levels)
+    def __init__(self, cells: list[_Cell]) -> None:
+        self.start, self.cells = cells[0].offset, cells
+        self.length = cells[-1].offset + cells[-1].width - self.start
+        self.seen = bytes(self.length)
         #: Whether there are registers that start nothing.
-        self.plain = not all(level.starts for level in levels)
+        self.plain = not all(cell.starts for cell in cells)
+        #: Whose a byte is.
+        self.by_byte: dict[int, _Cell] = {}
+        for cell in cells:
+            cell.at = cell.offset - self.start
+            cell.bits = ((1 << 8 * cell.width) - 1) << 8 * cell.at
+            self.by_byte.update(dict.fromkeys(range(cell.at, cell.at + cell.width), cell))
+        #: Which of the bits are those of registers.
+        self.mask = sum(cell.bits for cell in cells)
 
-    def bits(self, level: Level) -> int:
-        """Where a register lies in the bytes, taken as one number."""
-        return ((1 << 8 * level.width) - 1) << 8 * (level.offset - self.start)
-
-    def value(self, data: bytes, level: Level) -> int:
-        """A register's value in the bytes."""
-        at = level.offset - self.start
-        return int.from_bytes(data[at : at + level.width], "little")
-
-    def set(self, level: Level, value: int) -> None:
+    def set(self, cell: _Cell, value: int) -> None:
         """The register's memory holds a value now, as far as we know."""
-        at = level.offset - self.start
-        self.seen = self.seen[:at] + value.to_bytes(level.width, "little") + self.seen[at + level.width :]
+        cell.seen = value
+        data = value.to_bytes(cell.width, "little")
+        self.seen = self.seen[: cell.at] + data + self.seen[cell.at + cell.width :]
+
+    def clear(self) -> None:
+        """The pages are new, and hold zeros."""
+        self.seen = bytes(self.length)
+        for cell in self.cells:
+            cell.seen = 0
 
 
 class LevelPages:
@@ -59,70 +72,71 @@ class LevelPages:
     def __init__(self, function: Function, place: Place, fd: int) -> None:
         self._function, self._index, self._base, self._fd = function, place.number, place.start, fd
         self._registers = cast("LevelRegisters", place.bar.registers)
-        self._levels = list(self._registers.levels())
-        self._order = {level: number for number, level in enumerate(self._levels)}
-        self._by_byte = {level.offset + n: level for level in self._levels for n in range(level.width)}
-        groups: list[list[Level]] = []
-        for level in sorted(self._levels):
-            if not groups or level.offset - groups[-1][-1].offset > _GAP:
+        self._cells = [_Cell(level, order) for order, level in enumerate(self._registers.levels())]
+        groups: list[list[_Cell]] = []
+        for cell in sorted(self._cells, key=lambda cell: cell.offset):
+            if not groups or cell.offset - groups[-1][-1].offset > _GAP:
                 groups.append([])
-            groups[-1].append(level)
+            groups[-1].append(cell)
         self._stretches = [_Stretch(group) for group in groups]
         self._plain = [stretch for stretch in self._stretches if stretch.plain]
-        self._of = {level: stretch for group, stretch in zip(groups, self._stretches, strict=True) for level in group}
+        self._of = {cell: stretch for stretch in self._stretches for cell in stretch.cells}
 
     def clear(self) -> None:
         """The pages are new, and hold zeros."""
         for stretch in self._stretches:
-            stretch.seen = bytes(len(stretch.seen))
+            stretch.clear()
 
     def look(self) -> bool:
         """Hand what the program stored to the device. Whether there was anything."""
-        values: dict[Level, int] = {}
+        values: dict[_Cell, int] = {}
         for stretch in self._stretches:
-            values |= self._stored(stretch)
+            data = os.pread(self._fd, stretch.length, self._base + stretch.start)
+            if data != stretch.seen:
+                values |= self._stored(stretch, data)
         if not values:
             return False
-        if any(level.starts for level in values):
+        if any(cell.starts for cell in values):
             # What was stored before a register that starts something is there to see by now, if not above.
             for stretch in self._plain:
-                values |= {level: value for level, value in self._stored(stretch).items() if not level.starts}
-        taken = sorted(values, key=self._order.__getitem__)
-        for level in taken:
-            self._of[level].set(level, values[level])
-            self._function.write_bar(self._index, level.offset, level.width, values[level])
-        for level in taken:
-            self._show(level)
+                data = os.pread(self._fd, stretch.length, self._base + stretch.start)
+                values |= {cell: value for cell, value in self._stored(stretch, data).items() if not cell.starts}
+        taken = sorted(values, key=lambda cell: cell.order)
+        for cell in taken:
+            self._of[cell].set(cell, values[cell])
+            self._function.write_bar(self._index, cell.offset, cell.width, values[cell])
+        for cell in taken:
+            self._show(cell)
         return True
 
-    def _stored(self, stretch: _Stretch) -> dict[Level, int]:
+    @staticmethod
+    def _stored(stretch: _Stretch, data: bytes) -> dict[_Cell, int]:
         """Registers whose memory is not as it was seen last, and what it holds. Other bytes are the program's own."""
-        data = os.pread(self._fd, len(stretch.seen), self._base + stretch.start)
-        found: dict[Level, int] = {}
-        if data == stretch.seen or len(data) != len(stretch.seen):
+        found: dict[_Cell, int] = {}
+        if len(data) != stretch.length:
             return found
-        differ = (int.from_bytes(data, "little") ^ int.from_bytes(stretch.seen, "little")) & stretch.mask
+        now = int.from_bytes(data, "little")
+        differ = (now ^ int.from_bytes(stretch.seen, "little")) & stretch.mask
         while differ:
-            level = self._by_byte[stretch.start + ((differ & -differ).bit_length() - 1 >> 3)]
-            found[level] = stretch.value(data, level)
-            differ &= ~stretch.bits(level)
+            cell = stretch.by_byte[(differ & -differ).bit_length() - 1 >> 3]
+            found[cell] = (now & cell.bits) >> 8 * cell.at
+            differ &= ~cell.bits
         return found
 
     def show(self) -> None:
         """Let the memory hold what the device has to say."""
-        for level in self._levels:
-            self._show(level)
+        for cell in self._cells:
+            self._show(cell)
 
-    def _show(self, level: Level) -> None:
-        stretch, value = self._of[level], self._registers.shown(level.offset, level.width)
-        seen = stretch.value(stretch.seen, level)
+    def _show(self, cell: _Cell) -> None:
+        value = self._registers.shown(cell.offset, cell.width)
         # What the program stored meanwhile stays: the next look takes it.
-        if value != seen and self._load(level) == seen:
-            os.pwrite(self._fd, value.to_bytes(level.width, "little"), self._base + level.offset)
-            stretch.set(level, value)
+        if value != cell.seen and self._load(cell) == cell.seen:
+            os.pwrite(self._fd, value.to_bytes(cell.width, "little"), self._base + cell.offset)
+            self._of[cell].set(cell, value)
 
-    def _load(self, level: Level) -> int:
-        return int.from_bytes(os.pread(self._fd, level.width, self._base + level.offset), "little")
+    def _load(self, cell: _Cell) -> int:
+        return int.from_bytes(os.pread(self._fd, cell.width, self._base + cell.offset), "little")
 
 
 def pages(length: int) -> int:

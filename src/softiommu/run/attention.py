@@ -15,9 +15,11 @@ from typing import NamedTuple
 _libc = ctypes.CDLL(None, use_errno=True)
 _POLLIN, _POLLHUP = 1, 16
 #: Nanoseconds: how long it is "right after"; the longest pause, and the longest after seconds of nothing.
-_HOT, _MOST, _IDLE = 50_000, 4_000_000, 20_000_000
+_HOT, _MOST, _IDLE = 20_000, 4_000_000, 20_000_000
 _QUARTER_LG2, _SECONDS_LG2 = 2, 8
 _SECOND = 1_000_000_000
+#: Sleeps end within a microsecond of their time, not 50 later.
+_PR_SET_TIMERSLACK, _SLACK = 29, 1_000
 
 
 class _Descriptor(ctypes.Structure):
@@ -43,6 +45,7 @@ class Attention:
     def __init__(self, listener: int, signals: int, closers: int) -> None:
         self._fds = (_Descriptor * 3)(*(_Descriptor(fd, _POLLIN) for fd in (listener, signals, closers)))
         self._last = 0
+        _libc.prctl(_PR_SET_TIMERSLACK, _SLACK, 0, 0, 0)
 
     def wait(self, looks: bool) -> Heard:
         """Sleep until there is something; `looks`: at most until the next look is due."""
