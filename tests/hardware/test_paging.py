@@ -150,3 +150,35 @@ def test_without_ats_nothing_is_asked_and_nothing_is_waited_for(rig):
     rig.platform.wanted.clear()
     rig.start(READ, 0, [other])
     assert rig.platform.asked() == [other]
+
+
+def test_a_transfer_asks_for_each_page_once_and_does_not_begin_again_for_each(rig, monkeypatch):
+    pages = [rig.alloc() for _ in range(64)]
+    asked, translate = [], rig.platform.ats_translate
+
+    def counted(sid, iova, *rest):
+        asked.append(iova)
+        return translate(sid, iova, *rest)
+
+    monkeypatch.setattr(rig.platform, "ats_translate", counted)
+    assert rig.io(READ, 0, 512, pages).status == 0
+    assert [iova for iova in rig.platform.asked() if iova in pages] == pages
+    assert len(asked) <= 4 * len(pages)
+
+
+def test_what_comes_before_a_refused_page_is_moved_and_the_page_is_asked_for_once(rig):
+    pages = [rig.alloc() for _ in range(6)]
+    rig.store(pages[0], b"data" * (PAGE // 4))
+    assert rig.io(WRITE, 0, 8, pages[:1]).status == 0
+    rig.store(pages[0], bytes(PAGE))
+    rig.platform.forget(*pages)
+    rig.platform.wanted.clear()
+    supply, refuse = rig.platform.supply, rig.platform.refuse
+    rig.platform.answer = lambda request: (refuse if request.iova == pages[2] else supply)(request)
+    rig.start(READ, 0, pages)
+    assert rig.pop(rig.rings[1]).status == DATA_TRANSFER_ERROR
+    assert rig.platform.asked().count(pages[2]) == 1
+    assert rig.load(pages[0], 4) == b"data"
+    assert not set(pages[3:]) & set(rig.platform.asked())
+    rig.platform.answer = supply
+    assert rig.io(READ, 0, 48, pages).status == 0

@@ -153,6 +153,10 @@ class Port:
         if size:
             yield start, size, origin, done
 
+    def reach(self, iova: int, want: int, pasid: int | None = None) -> None:
+        """Find out where an access of one byte would go. DmaError: nowhere."""
+        self._leaf(iova, 0, want, pasid)
+
     def _leaf(self, iova: int, done: int, want: int, pasid: int | None) -> tuple[int, int, int]:
         """Where an address goes, and for which addresses that is so: the first, and the one after the last."""
         if iova >> 64:

@@ -6,14 +6,16 @@ leaves what it was doing, and does it again when `on_answer` is called. One page
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn, TypeVar
 
 from softiommu.hardware.ats import DeviceTlb, Refusal
 from softiommu.hardware.bus import DmaError, Transfer
 from softiommu.hardware.iommu import AtsIommu, ResponseCode, TranslationFaultError
 from softiommu.hardware.pci import Function
 from softiommu.pagetable.kinds import READ, WRITE
+
+T = TypeVar("T")
 
 _PAGE_LG2 = 12
 #: A page that is still missing after so many good answers is given up.
@@ -52,43 +54,51 @@ class PagingPort:
 
     def gather(self, segments: Sequence[tuple[int, int]]) -> bytes:
         """The bytes of all segments (first address, bytes). PageMissing; DmaError: some of them cannot be read."""
-        while True:
-            try:
-                return self._port.gather(segments)
-            except DmaError as error:
-                self._ask(error, READ)
+        return self._retry(segments, lambda: self._port.gather(segments), READ)
 
     def scatter(self, segments: Sequence[tuple[int, int]], data: bytes) -> None:
         """Store `data` in segments. PageMissing, DmaError: what comes before the page is stored."""
-        while True:
-            try:
-                self._port.scatter(segments, data)
-            except DmaError as error:
-                self._ask(error, WRITE)
-            else:
-                return
+        self._retry(segments, lambda: self._port.scatter(segments, data), WRITE)
 
     def fill(self, segments: Sequence[tuple[int, int]], fill: Transfer) -> None:
         """Let `fill` store into segments. PageMissing, DmaError: what comes before the page is stored."""
-        self._retry(lambda: self._port.fill(segments, fill), WRITE)
+        self._retry(segments, lambda: self._port.fill(segments, fill), WRITE)
 
     def drain(self, segments: Sequence[tuple[int, int]], take: Transfer) -> None:
         """Let `take` have the bytes of segments. PageMissing, DmaError: it gets none."""
-        self._retry(lambda: self._port.drain(segments, take), READ)
+        self._retry(segments, lambda: self._port.drain(segments, take), READ)
 
-    def _retry(self, access: Callable[[], None], want: int) -> None:
+    def _retry(self, segments: Sequence[tuple[int, int]], access: Callable[[], T], want: int) -> T:
         while True:
             try:
-                access()
+                return access()
             except DmaError as error:
                 self._ask(error, want)
-            else:
-                return
+                self._ask_ahead(segments, error.done, want)
+
+    def _ask_ahead(self, segments: Sequence[tuple[int, int]], done: int, want: int) -> None:
+        """Ask for what an access will miss behind its first `done` bytes, so that it begins again once only."""
+        for iova in _pages(segments, done):
+            while True:
+                try:
+                    self._port.reach(iova, want)
+                    break
+                except DmaError as error:
+                    if not _is_missing(error):
+                        return  # what comes before it is done first
+                    missing = error
+                try:
+                    self._ask(missing, want)
+                except PageMissing:
+                    raise
+                except DmaError:
+                    self._refused = iova >> _PAGE_LG2
+                    return
 
     def _ask(self, error: DmaError, want: int) -> None:
         """Ask for the page that an access missed; returns if it is there now. PageMissing; DmaError: it will not be."""
-        cause, page = error.__cause__, error.iova >> _PAGE_LG2
-        if not isinstance(cause, TranslationFaultError) or cause.reason is not Refusal.NOTHING_THERE:
+        page = error.iova >> _PAGE_LG2
+        if not _is_missing(error):
             raise error
         if self._open is not None and self._tlb.waits:
             self._wait(error)
@@ -121,3 +131,17 @@ class PagingPort:
         if code != ResponseCode.SUCCESS:
             self._refused = page
         self._on_answer()
+
+
+def _is_missing(error: DmaError) -> bool:
+    cause = error.__cause__
+    return isinstance(cause, TranslationFaultError) and cause.reason is Refusal.NOTHING_THERE
+
+
+def _pages(segments: Sequence[tuple[int, int]], skip: int) -> Iterator[int]:
+    """An address in each page of segments, but for their first `skip` bytes."""
+    for iova, length in segments:
+        if skip < length:
+            yield iova + skip
+            yield from range((iova + skip >> _PAGE_LG2) + 1 << _PAGE_LG2, iova + length, 1 << _PAGE_LG2)
+        skip = max(skip - length, 0)
