@@ -72,8 +72,8 @@ class Endpoint(Protocol):
     """The device's side of ATS and PRI: what an IOMMU tells a function."""
 
     def invalidate(self, pasid: int | None, first: int, last: int) -> bool:
-        """Drop cached translations of `first`..`last`, of a PASID, or without one of all; False: no completion came (the
-        IOMMU's time-out)."""
+        """Drop cached translations of `first`..`last`, of a PASID, or without one of all; False: no completion came (it
+        timed out)."""
         ...
 
     def page_response(self, pasid: int | None, group: int, code: ResponseCode) -> None:
