@@ -30,7 +30,7 @@ def test_the_page_fault_is_answered_once():
     assert (ended.returncode, ended.stderr) == (0, "")
     said = ended.stdout.splitlines()
     assert "<PgfaultPerm.WRITE: 2> at 0x7000" in said[1]
-    assert said[3] == "a second answer is refused: no fault waits for an answer with cookie 1"
+    assert said[3] == "a second answer is refused: an answer with cookie 1: no fault waits for it"
 
 
 def test_the_first_dma_uses_nothing_but_what_a_program_on_hardware_has():

@@ -145,7 +145,8 @@ def test_what_is_found_is_what_the_kernel_does(type_, more, viommus, does):
     assert (Capability.SUPERVISOR in seen.kernel) == (first and "supervisor" in does)
     assert (Capability.EXTENDED_ACCESSED in seen.kernel) == (first and "accessed" in does)
     assert seen.infos[0].type == (riscv_extension.HW_INFO if not type_ and riscv_extension.HW_INFO in more else type_)
-    queues = type_ == T.ARM_SMMUV3 and more and "parents" in does and V.TEGRA241_CMDQV in viommus
+    tells_queues = type_ == T.ARM_SMMUV3 and T.TEGRA241_CMDQV in more
+    queues = tells_queues and "parents" in does and V.TEGRA241_CMDQV in viommus
     assert (Capability.NESTING in seen.kernel) == nests.get(type_, False)
     assert (Capability.VCMDQ in seen.kernel) == bool(queues)
     assert (Capability.PAGE_FAULTS in seen.kernel) == ({"faults", "page requests"} <= does)
