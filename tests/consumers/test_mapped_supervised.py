@@ -116,6 +116,8 @@ def bar(fd, size):
     return mmap.mmap(fd, size, offset=struct.unpack_from("<Q", info, 24)[0])
 
 edu, nvme = device(0, "0000:00:04.0"), device(2, "0000:00:07.0")
+for fd in (edu, nvme):
+    assert (os.fstat(fd).st_mode, os.fstat(fd).st_size) == (0o600, 0)
 trapped, memory = bar(edu, 4096), bar(nvme, 4096)
 ctypes.c_uint32.from_buffer(trapped, 4).value = 1
 print(hex(ctypes.c_uint32.from_buffer(trapped, 4).value), hex(ctypes.c_uint32.from_buffer(memory, 8).value))

@@ -28,6 +28,8 @@ _STAT = struct.Struct("<3Q3I4xQqqq6Q24x")
 #: rdev and dev as major and minor, unused.
 _STATX = struct.Struct("<IIQIIIHxxQQQQ64x4I112x")
 _STATX_BASIC = 0x7FF
+#: How the path of a file begins that another file gave.
+_ANONYMOUS = "anon_inode:"
 
 
 class Status(NamedTuple):
@@ -81,10 +83,15 @@ class StatCalls:
         if not self._session.descriptors.by_key or signed(fd) < 0:
             return None
         record = task.record(fd & 0xFFFFFFFF)
+        if record is not None and record.path.startswith(_ANONYMOUS):
+            return Found(record.path, None)
         return None if record is None else self._resolver.tree.find(record.path)
 
     def _status(self, task: Task, found: Found) -> Status:
         path, entry = found
+        if path.startswith(_ANONYMOUS):
+            # Linux has one inode for all of them, of no type: nobody takes it for a file with a length.
+            return Status(stat.S_IRUSR | stat.S_IWUSR, 1, 0, 0, 0)
         tree = self._resolver.tree
         ino, uid = tree.numbers[path], task.uid
         if isinstance(entry, Node):
