@@ -100,6 +100,20 @@ def test_what_is_idle_can_be_forgotten_at_once() -> None:
     assert frames.pa(busy, 0) == pa
 
 
+def test_programs_that_come_one_after_the_other_need_the_space_of_one() -> None:
+    frames = Frames(base=CHUNK)
+    for _ in range(40):
+        backing = memory(True)
+        assert frames.pa(backing, 3 * CHUNK) == CHUNK
+        assert frames.pa(backing, 0) == 2 * CHUNK
+        frames.busy(backing.key)
+        frames.forget_idle()
+        assert frames.find(CHUNK) == (backing, 3 * CHUNK)
+        frames.idle(backing.key)
+        frames.forget_idle()
+        assert frames.find(CHUNK) is None
+
+
 def test_addresses_that_were_never_given_belong_to_nobody() -> None:
     frames = Frames(base=CHUNK)
     assert frames.find(0) is None

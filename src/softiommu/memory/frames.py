@@ -99,9 +99,14 @@ class Frames:
             self._drop(next(iter(self._idle)))
 
     def forget_idle(self) -> None:
-        """Take the addresses of all idle backings: what they show is not held any more, so its memory can be freed."""
+        """Take the addresses of all idle backings: what they show is not held any more, so its memory can be freed.
+        When nobody has an address left, all are given out anew: many programs, one after the other, need no more space
+        than one."""
         for key in list(self._idle):
             self._drop(key)
+        if not self._chunks:
+            self._next = self._base
+            self._windows.clear()
 
     def _drop(self, key: Hashable) -> None:
         del self._idle[key]
