@@ -1,4 +1,4 @@
-"""An unmodified QEMU gives its guest the machine's NVMe controller, and the guest's firmware boots from it.
+"""An unmodified QEMU gives its guest a disk of the machine, and the guest's firmware boots from it.
 
 The boot sector copies itself to another block by the firmware's call, says so on the debug port, and ends QEMU. So
 firmware, queues in the guest's memory, the IOMMU's tables, DMA both ways and INTx all have to work.
@@ -19,9 +19,9 @@ name = "dmar0"
 model = "vtd"
 
 [[device]]
-name = "nvme0"
+name = "disk0"
 address = "0000:00:07.0"
-model = "nvme"
+{model}
 file = "{disk}"
 """
 BLOCK, COPY = 512, 5
@@ -57,11 +57,16 @@ PEER_TO_PEER = (
 )
 
 
-@pytest.mark.parametrize("way", ["iommufd", "group"])
-def test_a_guest_boots_from_the_nvme_controller_whose_bar_is_mapped_or_not(tmp_path, way):
+#: A controller whose BAR is mapped or not, and a disk whose driver knows virtio.
+NVME, VIRTIO = 'model = "nvme"', 'model = "virtio_blk"\ndriver = "vfio"'
+BOOTS = [("iommufd", NVME), ("group", NVME), ("iommufd", VIRTIO)]
+
+
+@pytest.mark.parametrize(("way", "model"), BOOTS, ids=["iommufd", "group", "virtio"])
+def test_a_guest_boots_from_a_disk_whose_bar_is_mapped_or_not(tmp_path, way, model):
     disk, machine, said = tmp_path / "disk.img", tmp_path / "boot.toml", tmp_path / "said"
     disk.write_bytes(boot_sector().ljust(1 << 20, b"\0"))
-    machine.write_text(MACHINE.format(disk=disk))
+    machine.write_text(MACHINE.format(disk=disk, model=model))
     device = "vfio-pci,host=0000:00:07.0,bootindex=0" + (",x-no-mmap=on" if way == "group" else "")
     objects = ["-object", "iommufd,id=fd0"] if way == "iommufd" else []
     command = [
@@ -78,6 +83,6 @@ def test_a_guest_boots_from_the_nvme_controller_whose_bar_is_mapped_or_not(tmp_p
     assert said.read_bytes().endswith(SAYS)
     warnings = done.stderr.splitlines()
     assert all(any(known in line for known in PEER_TO_PEER) for line in warnings)
-    assert bool(warnings) == (way == "iommufd")
+    assert bool(warnings) == (way == "iommufd" and model is NVME)
     written = disk.read_bytes()
     assert written[COPY * BLOCK : (COPY + 1) * BLOCK] == written[:BLOCK] == boot_sector()

@@ -286,6 +286,20 @@ def test_only_machines_in_this_process_have_vdpa(plain):
     assert facts["nvme0"]["nodes"] == ["/dev/vfio/devices/vfio0", "/dev/vfio/1"]
 
 
+def test_a_virtio_device_can_be_vfios_instead_and_nothing_else_vdpas():
+    text = MACHINE.format(model="vtd").replace('model = "virtio_blk"', 'model = "virtio_blk"\ndriver = "vfio"')
+    with softiommu.open(Machine(parse(text, "disks.toml"))) as iommufd:
+        with iommufd.device("disk0") as device:
+            capabilities = [device.read(7, at, 1) for at in (0x90, 0xA0, 0xC0, 0xD0)]
+            assert capabilities == [9] * 4
+            device.enable()
+            assert device.read(0, 0x2000, 8) == 0x100000 // 512
+        with pytest.raises(ConfigError, match="vDPA has no device 'disk0': there are none"):
+            iommufd.vdpa_device("disk0")
+    with pytest.raises(ConfigError, match=r"disks.toml:16: vDPA has devices of model virtio_blk only, not 'nvme'"):
+        parse(MACHINE.format(model="vtd") + 'driver = "vdpa"\n', "disks.toml")
+
+
 def test_a_hostile_ring_stops_the_disk_and_not_the_drive_beside_it(program):
     program.disk.attach(program.ioas)
     drive = Drive(program)

@@ -99,6 +99,18 @@ def test_it_tells_what_it_is_and_what_it_offers(rig):
     assert int(OFFERED) == FEATURES
 
 
+def test_its_structures_are_found_by_capabilities(rig):
+    config = b"".join(rig.function.read_config(at, 4).to_bytes(4, "little") for at in range(0, 256, 4))
+    at, found = config[0x34], []
+    while at:
+        if config[at] == 9:
+            _, _, length, kind, bar, _, _, offset, size = struct.unpack_from("<BBBBBBHII", config, at)
+            multiplier = struct.unpack_from("<I", config, at + 16)[0] if length > 16 else None
+            found.append((kind, bar, offset, size, multiplier))
+        at = config[at + 1]
+    assert found == [(1, 0, 0, 0x38, None), (2, 0, 0x3000, 4, 4), (3, 0, 0x1000, 1, None), (4, 0, 0x2000, 0x18, None)]
+
+
 @pytest.mark.parametrize("left_out", [1 << 32, 1 << 33])
 def test_a_driver_must_take_this_version_and_translated_addresses(left_out):
     assert not Rig().negotiate(FEATURES & ~left_out).FEATURES_OK

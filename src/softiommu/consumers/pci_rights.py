@@ -120,6 +120,8 @@ _STANDARD: dict[int, tuple[int, Rights]] = {
         ),
     ),
 }
+#: What a vendor has in a capability is the device's: only the chain is kept. Its length follows its header.
+_VENDOR = _standard_rights(Power.HEADER)
 _EXTENDED: dict[int, tuple[int, Rights]] = {
     ExtendedId.ATS: (8, _rights((Ats.HEADER, _ALL, _NONE))),
     ExtendedId.PRI: (16, _rights((Pri.HEADER, _ALL, _NONE))),
@@ -136,7 +138,9 @@ def _walk_standard(read: Read) -> Iterator[Capability]:
     at = read(Header.CAPABILITIES.offset, 1)
     while at:
         header = CapabilityHeader(read(at, 2))
-        if header.ID in _STANDARD:
+        if header.ID == CapabilityId.VENDOR:
+            yield Capability(CapabilityId.VENDOR, at, read(at + 2, 1), _VENDOR)
+        elif header.ID in _STANDARD:
             yield Capability(CapabilityId(header.ID), at, *_STANDARD[header.ID])
         at = header.NEXT
 

@@ -32,11 +32,11 @@ from softiommu.hardware.pci_config import (
     PriControl,
     Status,
 )
-from softiommu.registers import Level
+from softiommu.registers import Level, RegisterFile
 
 __all__ = [
     "Bar", "Features", "Function", "Identity", "Interrupt", "Kind", "LevelRegisters", "Mapping", "MsixPlace",
-    "Registers",
+    "Registers", "VendorCapability",
 ]  # fmt: skip
 
 _BARS = 6
@@ -127,6 +127,14 @@ class MsixPlace(NamedTuple):
     pending: int
 
 
+class VendorCapability(NamedTuple):
+    """A capability whose registers are the vendor's matter; the byte behind its header is its length (7.9.4)."""
+
+    registers: type[RegisterFile]
+    length: int
+    made: dict[str, int]
+
+
 class Features(NamedTuple):
     """Which capabilities a function has. Extended ones need PCI Express."""
 
@@ -137,6 +145,7 @@ class Features(NamedTuple):
     intx: bool = True
     power: bool = True
     express: bool = True
+    vendor: tuple[VendorCapability, ...] = ()
     ats: bool = False
     #: Page requests that may be open at a time; 0: no PRI.
     pri: int = 0
@@ -224,6 +233,8 @@ class Function:
                 "DEVICE_CAPABILITIES": DeviceCapabilities.of(EXTENDED_TAG=1, ROLE_BASED_ERRORS=1, FLR=1),
             }
             add(CapabilityId.EXPRESS, 0x3C, self.express, made)
+        for kind, length, values in self.features.vendor:
+            add(CapabilityId.VENDOR, length, kind(self), dict(values))
 
     def _add_extended(self) -> None:
         add, features = self._config.add_extended, self.features

@@ -16,6 +16,7 @@ class CapabilityId(IntEnum):
 
     POWER = 0x01
     MSI = 0x05
+    VENDOR = 0x09
     EXPRESS = 0x10
     MSIX = 0x11
 

@@ -179,8 +179,11 @@ def _modelled(table: Table, what: tuple[str, str, str], iommus: list[str]) -> Pc
     if iommu is None and not iommus:
         raise table.error("model", f"a device of model {model!r} needs an [[iommu]] in front of it")
     options = models.device(model).read(table)
-    behind, vdpa = iommu or iommus[0], model in models.VDPA
-    no_mmap = table.flag("no_mmap") if not vdpa else False
+    behind, driver = iommu or iommus[0], table.choice("driver", models.DRIVERS)
+    vdpa = driver == "vdpa" or (driver is None and model in models.VDPA)
+    if vdpa and model not in models.VDPA:
+        raise table.error("driver", f"vDPA has devices of model {', '.join(models.VDPA)} only, not {model!r}")
+    no_mmap = table.flag("no_mmap")
     return PciDevice(name, at, 0, 0, model=model, options=options, iommu=behind, no_mmap=no_mmap, vdpa=vdpa)
 
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 IOMMUS = ("amd", "mock", "riscv", "smmuv3", "virtio", "vtd")
 DEVICES = ("edu", "ioat", "nvme", "pcitest", "virtio_blk")
-#: Those that vDPA has. VFIO has the others.
-VDPA = ("virtio_blk",)
+#: Which driver of the kernel has a device, and what vDPA may have: that has those where the description leaves it out.
+DRIVERS, VDPA = ("vfio", "vdpa"), ("virtio_blk",)
 
 
 class Driver(Protocol):

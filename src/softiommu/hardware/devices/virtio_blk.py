@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING
 
 from softiommu.hardware.bus import DmaError
 from softiommu.hardware.pci import Bar, Features as PciFeatures, Function, Identity
-from softiommu.hardware.virtio.common import CONFIG, NOTIFY_STRIDE, CommonRegisters, Isr, Number, Status, notify
+from softiommu.hardware.virtio.common import (
+    CONFIG,
+    NOTIFY_STRIDE,
+    REGION,
+    CommonRegisters,
+    Isr,
+    Number,
+    Status,
+    capabilities,
+    notify,
+)
 from softiommu.hardware.virtio.queue import BrokenQueueError
 from softiommu.hardware.virtio.transport import Transport
 from softiommu.registers import array, reg, ro
@@ -28,7 +38,6 @@ IDENTITY = Identity(0x1AF4, 0x1042, 0x010000, 1, 0x1AF4, 0x1100)
 DEVICE_ID = 2
 SECTOR_LG2 = 9
 QUEUE_ENTRIES = 256
-BAR_SIZE = 0x4000
 _HEADER, _ID_BYTES, _PIECE = 16, 20, 1 << 20
 
 
@@ -97,8 +106,9 @@ class VirtioBlk(Transport):
         self._backing, self._name = backing, name.encode()[:_ID_BYTES]
         self._is_running = False
         self.registers = Registers(self)
-        bars = {0: Bar(BAR_SIZE, self.registers, is_64=True)}
-        self.function = Function(port, IDENTITY, bars, PciFeatures(), self.reset)
+        bars = {0: Bar(REGION, self.registers, is_64=True)}
+        features = PciFeatures(vendor=capabilities(0, CONFIG_SIZE, len(self.queues)))
+        self.function = Function(port, IDENTITY, bars, features, self.reset)
         self.reset()
 
     def reset(self) -> None:

@@ -6,13 +6,17 @@ CONFIG, and its doorbells (`notify`) at NOTIFY.
 
 from __future__ import annotations
 
+from enum import IntEnum
+
+from softiommu.hardware.pci import VendorCapability
+from softiommu.hardware.pci_config import CapabilityHeader
 from softiommu.registers import Register, RegisterFile, reg, ro, rw, wo
 from softiommu.words import Word, bit, bits
 
 #: What a vector register reads when none is assigned (4.1.5.1.2).
 NO_VECTOR = 0xFFFF
-#: Where in the region the device's configuration lies, the doorbells, and how far apart those are (4.1.4.4).
-CONFIG, NOTIFY, NOTIFY_STRIDE = 0x2000, 0x3000, 4
+#: Where in the region what lies, and how far apart the doorbells are (4.1.4.4).
+COMMON, ISR, CONFIG, NOTIFY, NOTIFY_STRIDE, REGION = 0x0000, 0x1000, 0x2000, 0x3000, 4, 0x4000
 
 
 class Half(Word, width=32):
@@ -89,9 +93,73 @@ class CommonRegisters(RegisterFile):
     QUEUE_DRIVER = reg(0x28, Address, rw)
     QUEUE_DEVICE = reg(0x30, Address, rw)
 
-    ISR = reg(0x1000, Isr, ro)
+    ISR = reg(ISR, Isr, ro)
 
 
 def notify() -> Register[Number]:
     """The first of a device's doorbells."""
     return reg(NOTIFY, Number, wo)
+
+
+# Where a driver finds them: PCI capabilities (4.1.4)
+
+
+class Structure(IntEnum):
+    """What a capability leads to."""
+
+    COMMON = 1
+    NOTIFY = 2
+    ISR = 3
+    DEVICE = 4
+
+
+class Place(Word, width=32):
+    """An offset, a length, or a multiplier."""
+
+    BYTES = bits(31, 0)
+
+
+class Where(Word, width=32):
+    """Which BAR, and a number where there are several structures of a type."""
+
+    BAR = bits(7, 0)
+    ID = bits(15, 8)
+
+
+class Shape(Word, width=16):
+    """The capability's length and type."""
+
+    LENGTH = bits(7, 0)
+    TYPE = bits(15, 8, Structure)
+
+
+class PciCapability(RegisterFile):
+    """A structure of the device in a BAR (4.1.4). The last word is of doorbells only: how far apart they are."""
+
+    HEADER = reg(0x00, CapabilityHeader, ro)
+    SHAPE = reg(0x02, Shape, ro)
+    WHERE = reg(0x04, Where, ro)
+    OFFSET = reg(0x08, Place, ro)
+    LENGTH = reg(0x0C, Place, ro)
+    MULTIPLIER = reg(0x10, Place, ro)
+
+
+def capabilities(bar: int, config_size: int, queues: int) -> tuple[VendorCapability, ...]:
+    """Those of a device whose region is a BAR."""
+    made = []
+    for kind, offset, size in (
+        (Structure.COMMON, COMMON, 0x38),
+        (Structure.NOTIFY, NOTIFY, queues * NOTIFY_STRIDE),
+        (Structure.ISR, ISR, 1),
+        (Structure.DEVICE, CONFIG, config_size),
+    ):
+        length = 20 if kind is Structure.NOTIFY else 16
+        values: dict[str, int] = {
+            "SHAPE": Shape.of(LENGTH=length, TYPE=kind),
+            "WHERE": Where.of(BAR=bar),
+            "OFFSET": offset,
+            "LENGTH": size,
+            "MULTIPLIER": NOTIFY_STRIDE if kind is Structure.NOTIFY else 0,
+        }
+        made.append(VendorCapability(PciCapability, length, values))
+    return tuple(made)

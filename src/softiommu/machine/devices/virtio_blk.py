@@ -1,7 +1,8 @@
-"""A virtio block device in a description. vDPA has it, not VFIO: a program binds it to an iommufd by `device`'s name.
+"""A virtio block device in a description.
 
 [[device]]
 model = "virtio_blk"
+driver = "vdpa"                      # who has it: vdpa when left out, or vfio
 size = 0x4000000                     # bytes of a disk in memory; 64 MiB when left out
 file = "disk.img"                    # or a file that holds it, and keeps it
 """
