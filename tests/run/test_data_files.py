@@ -96,3 +96,75 @@ print(libc.writev(queue, ctypes.c_void_p(8), 1), errno.errorcode[ctypes.get_errn
 print(libc.writev(queue, ctypes.c_void_p(8), 1025), errno.errorcode[ctypes.get_errno()])
 """)
     assert result.out == "-1 EFAULT\n" * 4 + "-1 EINVAL\n"
+
+
+def test_vectors_at_an_offset_are_served_buffer_by_buffer(supervise: Runner) -> None:
+    result = supervise.python("""
+fd = os.open("/dev/vfio/devices/vfio8", os.O_RDWR)
+at = 1 << 40
+os.dup2(fd, 60)
+for device in (fd, 60):
+    buffers = [bytearray(2), bytearray(0), bytearray(5)]
+    print(os.pwritev(device, [b"abc", b"defg"], at), os.preadv(device, buffers, at), buffers[0], buffers[2])
+    print(os.pwritev(device, [b"XY"], at + 2, os.RWF_HIPRI), os.preadv(device, buffers[:1], at + 1), buffers[0])
+    print(error(os.preadv, device, buffers, at, os.RWF_NOWAIT), error(os.pwritev, device, [b"."], at, os.RWF_DSYNC))
+queue = os.open("/dev/vfio/devices/vfio7", os.O_RDWR)
+print(os.pwritev(queue, [b"12345678"], 16), os.read(queue, 8))
+print(error(os.preadv, fd, [bytearray(1)], -5), error(os.pwritev, fd, [b""], -2))
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+place = ctypes.create_string_buffer(8)
+vector = struct.pack("QQ", ctypes.addressof(place), 8)
+at_position = [queue, vector, 1, ctypes.c_long(-1), 0, 0]
+os.pwrite(queue, b".", 17)
+print(libc.syscall(327, *at_position), place.raw, libc.syscall(328, *at_position), os.read(queue, 8))
+""")
+    assert result.out.splitlines()[:3] == [
+        "7 7 bytearray(b'ab') bytearray(b'cdefg')",
+        "2 2 bytearray(b'bX')",
+        "ENOTSUP ENOTSUP",
+    ]
+    assert result.out.splitlines()[3:6] == result.out.splitlines()[:3]
+    assert result.out.splitlines()[6:] == [
+        f"8 {(16).to_bytes(8, 'little')!r}",
+        "EINVAL EINVAL",
+        f"8 {(17).to_bytes(8, 'little')!r} 8 {(17).to_bytes(8, 'little')!r}",
+    ]
+
+
+def test_a_device_is_neither_cut_nor_extended_nor_emptied(supervise: Runner) -> None:
+    result = supervise.python("""
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+fd = os.open("/dev/vfio/devices/vfio8", os.O_RDWR)
+view = mmap.mmap(fd, 4096, offset=1 << 40)
+view[:6] = b"intact"
+address = ctypes.addressof(ctypes.c_char.from_buffer(view))
+os.dup2(fd, 60)
+for device in (fd, 60):
+    print(error(os.ftruncate, device, 0), error(os.posix_fallocate, device, 0, 1 << 41), bytes(view[:6]))
+print(libc.madvise(ctypes.c_void_p(address), 4096, 9), errno.errorcode[ctypes.get_errno()], bytes(view[:6]))
+own = os.memfd_create("own")
+os.ftruncate(own, 4096)
+os.posix_fallocate(own, 0, 8192)
+mine = mmap.mmap(own, 8192)
+mine[:4] = b"gone"
+print(libc.madvise(ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(mine))), 4096, 9), bytes(mine[:4]))
+print(os.fstat(own).st_size)
+""")
+    assert result.out == "EINVAL ENODEV b'intact'\n" * 2 + "-1 ENODEV b'intact'\n0 b'\\x00\\x00\\x00\\x00'\n8192\n"
+
+
+def test_a_device_has_no_position_to_set_and_none_is_read_behind_our_back(supervise: Runner) -> None:
+    result = supervise.python("""
+fd = os.open("/dev/vfio/devices/vfio8", os.O_RDWR)
+print([error(os.lseek, fd, 0, whence) for whence in (0, 1, 2)], error(os.lseek, fd, 1 << 40, 0))
+low, sent = socket.socketpair()
+socket.send_fds(low, [b"."], [fd])
+received = socket.recv_fds(sent, 1, 1)[1][0]
+print(received < 896, error(os.read, received, 4), error(os.write, received, b"1234"))
+print(error(os.lseek, received, 1 << 40, 0))
+iommufd = os.open("/dev/iommu", os.O_RDWR)
+print(error(os.read, iommufd, 4), error(os.write, iommufd, b"1234"))
+""")
+    assert result.out == "['ESPIPE', 'ESPIPE', 'ESPIPE'] ESPIPE\nTrue EINVAL EINVAL\nESPIPE\nEINVAL EINVAL\n"

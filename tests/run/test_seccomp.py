@@ -65,6 +65,27 @@ def test_far_offsets_are_told_for_every_descriptor() -> None:
     assert decide(Nr.PREAD64, THRESHOLD, 0, 0, -1) == NOTIFY
 
 
+@pytest.mark.parametrize("nr", [Nr.PREADV, Nr.PWRITEV, Nr.PREADV2, Nr.PWRITEV2])
+def test_vectors_at_far_offsets_are_told_for_every_descriptor(nr: Nr) -> None:
+    for offset, verdict in [(0, ALLOW), (2**40 - 1, ALLOW), (2**40, NOTIFY), (23 << 40, NOTIFY), (-1, ALLOW)]:
+        assert decide(nr, 5, 0, 0, offset) == verdict
+        assert decide(nr, THRESHOLD, 0, 0, offset) == NOTIFY
+
+
+def test_positions_are_told_of_in_the_high_range_and_far_away() -> None:
+    assert decide(Nr.LSEEK, 5, 0, 0) == decide(Nr.LSEEK, 5, -1, 2) == ALLOW
+    assert (
+        decide(Nr.LSEEK, 5, 2**40, 0)
+        == decide(Nr.LSEEK, THRESHOLD, 0, 0)
+        == decide(Nr.LSEEK, THRESHOLD, -1, 2)
+        == NOTIFY
+    )
+
+
+def test_advice_is_told_where_it_takes_pages_from_a_file() -> None:
+    assert [decide(Nr.MADVISE, 0x1000, 0x1000, advice) for advice in (4, 8, 9, 14)] == [ALLOW, ALLOW, NOTIFY, ALLOW]
+
+
 def test_copies_are_told_where_the_number_is_free_to_choose() -> None:
     assert decide(Nr.FCNTL, THRESHOLD, 0) == decide(Nr.FCNTL, THRESHOLD, 1030) == NOTIFY
     assert decide(Nr.FCNTL, THRESHOLD, 3) == decide(Nr.FCNTL, 5, 0) == ALLOW

@@ -30,6 +30,8 @@ _IN_CLOSE = 0x18
 _EVENT = struct.Struct("=iIII")
 #: The flags of open(2) that stay with a descriptor's file.
 _STATUS_FLAGS = os.O_ACCMODE | os.O_NONBLOCK | os.O_APPEND
+#: Where a read or write is EINVAL: the position that a memfd is handed out with, for those that do not come to us.
+_LAST_POSITION = 2**63 - 1
 
 
 class OpenFile:
@@ -107,6 +109,7 @@ class Descriptors:
         finally:
             if pages is None:
                 os.close(own)
+        os.lseek(fd, _LAST_POSITION, os.SEEK_SET)
         # The watch comes last: it must not see our own close above.
         record.watch = _libc.inotify_add_watch(self._inotify, f"/proc/self/fd/{fd}".encode(), _IN_CLOSE)
         if record.watch < 0:

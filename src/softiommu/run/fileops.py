@@ -1,10 +1,10 @@
-"""Calls on descriptors of our files: ioctl, read and write, mmap, dup."""
+"""Calls on descriptors of our files: ioctl, read and write, mmap, dup, and what would change the memfd behind."""
 
 from __future__ import annotations
 
 import os
 import struct
-from errno import EBADF, EFAULT, EINVAL
+from errno import EBADF, EFAULT, EINVAL, ENODEV, EOPNOTSUPP, ESPIPE
 from typing import TYPE_CHECKING, NamedTuple
 
 from softiommu.errors import UapiError
@@ -25,6 +25,10 @@ _IOV_MAX = 1024
 _MAX_COUNT = 0x7FFFF000
 _USER_ADDRESS_LG2 = 47
 _F_DUPFD_CLOEXEC = 1030
+#: The one flag of preadv2 and pwritev2 that files without asynchronous transfers take: it does nothing then.
+_RWF_HIPRI = 1
+#: The offset of preadv2 and pwritev2 that means the file's position.
+_AT_POSITION = (1 << 64) - 1
 
 
 class _Transfer(NamedTuple):
@@ -49,6 +53,14 @@ class FileCalls:
             Nr.PWRITE64: lambda task, args: self._transfer(task, args, write=True, offset=args[3]),
             Nr.READV: lambda task, args: self._vector(task, args, write=False),
             Nr.WRITEV: lambda task, args: self._vector(task, args, write=True),
+            Nr.PREADV: lambda task, args: self._vector(task, args, write=False, offset=args[3]),
+            Nr.PWRITEV: lambda task, args: self._vector(task, args, write=True, offset=args[3]),
+            Nr.PREADV2: lambda task, args: self._vector_with_flags(task, args, write=False),
+            Nr.PWRITEV2: lambda task, args: self._vector_with_flags(task, args, write=True),
+            Nr.LSEEK: self.seek,
+            Nr.FTRUNCATE: lambda task, args: self._refuse(task, args[0], EINVAL, "cut or extended"),
+            Nr.FALLOCATE: lambda task, args: self._refuse(task, args[0], ENODEV, "given space"),
+            Nr.MADVISE: self.remove,
             Nr.MMAP: self.mmap,
             Nr.DUP: lambda task, args: self._duplicate(task, args[0], at_least=0, cloexec=False),
             Nr.FCNTL: lambda task, args: self._duplicate(task, args[0], args[2], args[1] == _F_DUPFD_CLOEXEC),
@@ -83,25 +95,33 @@ class FileCalls:
         if record is None or not record.file.has_data:
             return CONTINUE
         self._check_mode(record, write)
-        if offset is not None and offset >> 63:
-            raise UapiError(EINVAL, f"offset {offset - (1 << 64)} is negative")
+        _check_offset(offset)
         self._session.current = (task, fd, record)
         return self._move(task, record, _Transfer(write, args[1], args[2], offset))
 
-    def _vector(self, task: Task, args: tuple[int, ...], write: bool) -> int | Reply:
-        """readv(2), writev(2): one buffer after the other, until one comes up short."""
+    def _vector_with_flags(self, task: Task, args: tuple[int, ...], write: bool) -> int | Reply:
+        """preadv2(2), pwritev2(2). EOPNOTSUPP: flags that a file without asynchronous transfers does not take."""
+        record, flags = task.record(args[0] & 0xFFFFFFFF), args[5] & 0xFFFFFFFF
+        if record is not None and record.file.has_data and flags & ~_RWF_HIPRI:
+            raise UapiError(EOPNOTSUPP, f"flags {flags:#x} of a transfer")
+        return self._vector(task, args, write, None if args[3] == _AT_POSITION else args[3])
+
+    def _vector(self, task: Task, args: tuple[int, ...], write: bool, offset: int | None = None) -> int | Reply:
+        """readv(2), writev(2) and their kin: one buffer after the other, until one comes up short."""
         fd, count = args[0] & 0xFFFFFFFF, args[2]
         record = task.record(fd)
         if record is None or not record.file.has_data:
             return CONTINUE
         self._check_mode(record, write)
+        _check_offset(offset)
         if count > _IOV_MAX:
             raise UapiError(EINVAL, f"{count} buffers are more than {_IOV_MAX}")
         self._session.current = (task, fd, record)
         done = 0
         for va, size in _IOVEC.iter_unpack(task.read(args[1], count * _IOVEC.size)):
             try:
-                moved = self._move(task, record, _Transfer(write, va, size, None))
+                at = None if offset is None else offset + done
+                moved = self._move(task, record, _Transfer(write, va, size, at))
             except UapiError:
                 if done:
                     break
@@ -128,6 +148,27 @@ class FileCalls:
     def _check_mode(record: OpenFile, write: bool) -> None:
         if record.access == (os.O_RDONLY if write else os.O_WRONLY):
             raise UapiError(EBADF, f"{record.path} is not open for {'writing' if write else 'reading'}")
+
+    # What ours are not, but the memfd behind would be
+
+    def seek(self, task: Task, args: tuple[int, ...]) -> int | Reply:
+        """lseek(2). ESPIPE: no file of ours has a position that can be set, as no file of iommufd and VFIO has."""
+        return self._refuse(task, args[0], ESPIPE, "positioned")
+
+    def _refuse(self, task: Task, fd: int, errno: int, what: str) -> Reply:
+        record = task.record(fd & 0xFFFFFFFF) if self._session.descriptors.by_key else None
+        if record is not None:
+            raise UapiError(errno, f"a {record.file.kind} is not {what}")
+        return CONTINUE
+
+    def remove(self, task: Task, args: tuple[int, ...]) -> Reply:
+        """madvise(2) that takes pages out of the file. ENODEV: a mapped file of ours is no memory."""
+        record = self._session.mapped_at(task, args[0], args[1])
+        if record is not None:
+            raise UapiError(ENODEV, f"pages of a {record.file.kind} cannot be removed")
+        return CONTINUE
+
+    # Mappings and copies
 
     def mmap(self, task: Task, args: tuple[int, ...]) -> int | Reply:
         """mmap(2) of a file: ours are checked, then the kernel maps the pages of the memfd behind."""
@@ -167,3 +208,8 @@ class FileCalls:
         finally:
             os.close(ours)
         return ANSWERED
+
+
+def _check_offset(offset: int | None) -> None:
+    if offset is not None and offset >> 63:
+        raise UapiError(EINVAL, f"offset {offset - (1 << 64)} is negative")

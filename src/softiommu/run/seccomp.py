@@ -15,7 +15,7 @@ from contextlib import suppress
 from errno import EACCES, EBUSY, EINTR, EINVAL, EMFILE, ENOENT, ENOSYS, EPERM, ESRCH
 
 from softiommu.errors import ConfigError, UapiError
-from softiommu.run.syscalls import ALWAYS, AUDIT_ARCH, HIGH_DESCRIPTOR, X32_BIT, Nr
+from softiommu.run.syscalls import ALWAYS, AT_OFFSET, AUDIT_ARCH, HIGH_DESCRIPTOR, X32_BIT, Nr
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _ioctl = fcntl.ioctl
@@ -37,6 +37,7 @@ _ADDFD_REQUEST = struct.Struct("=QIIII")
 _RET_ALLOW, _RET_NOTIFY = 0x7FFF0000, 0x7FC00000
 _LD, _JEQ, _JGE, _JSET, _AND, _RET = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
 MAP_FIXED, MAP_ANONYMOUS = 0x10, 0x20
+MADV_REMOVE = 9
 _READ_WRITE = 3
 _F_DUPFD, _F_DUPFD_CLOEXEC = 0, 1030
 #: KVM_SET_DEVICE_ATTR: how a VMM tells KVM of a VFIO file.
@@ -88,10 +89,11 @@ def filter_program(threshold: int) -> bytes:
     )
     for number in HIGH_DESCRIPTOR:
         program += _when(number, high)
-    for number in (Nr.PREAD64, Nr.PWRITE64):
+    for number, argument in AT_OFFSET.items():
         # A negative offset skips to the descriptor's test, as a small one does.
-        offset = [_load_argument(3, high=True), _op(_JGE, 1 << 31, 2), _op(_JGE, _REGION_OFFSET_HIGH, 0, 1), _NOTIFY]
-        program += _when(number, [*offset, *high])
+        far = [_op(_JGE, 1 << 31, 2), _op(_JGE, _REGION_OFFSET_HIGH, 0, 1), _NOTIFY]
+        program += _when(number, [_load_argument(argument, high=True), *far, *high])
+    program += _when(Nr.MADVISE, [_load_argument(2), _op(_JEQ, MADV_REMOVE, 0, 1), _NOTIFY, _ALLOW])
     takes_permission = [_op(_AND, _READ_WRITE), _op(_JEQ, _READ_WRITE, 0, 1), _ALLOW, _NOTIFY]
     fixed = [_op(_JSET, MAP_FIXED, 1), _ALLOW, _load_argument(2), *takes_permission]
     program += _when(Nr.MMAP, [_load_argument(3), _op(_JSET, MAP_ANONYMOUS, 1), _NOTIFY, *fixed])

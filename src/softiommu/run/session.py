@@ -167,6 +167,19 @@ class Session:
                         return True
         return False
 
+    def mapped_at(self, task: Task, va: int, length: int) -> OpenFile | None:
+        """A file of ours that a task maps in (va, length)."""
+        if not self.descriptors.by_inode:
+            return None
+        for line in task.read_proc("maps").splitlines():
+            span, _, _, device, inode = line.split(maxsplit=5)[:5]
+            first, end = (int(part, 16) for part in span.split(b"-"))
+            major, minor = (int(part, 16) for part in device.split(b":"))
+            record = self.descriptors.by_inode.get((os.makedev(major, minor), int(inode)))
+            if record is not None and first < va + length and va < end:
+                return record
+        return None
+
     def _close_tasks(self) -> None:
         for task in self.tasks.values():
             task.close()

@@ -23,6 +23,7 @@ class Nr(IntEnum):
     STAT = 4
     FSTAT = 5
     LSTAT = 6
+    LSEEK = 8
     MMAP = 9
     MPROTECT = 10
     IOCTL = 16
@@ -31,9 +32,11 @@ class Nr(IntEnum):
     READV = 19
     WRITEV = 20
     ACCESS = 21
+    MADVISE = 28
     DUP = 32
     EXECVE = 59
     FCNTL = 72
+    FTRUNCATE = 77
     GETCWD = 79
     CREAT = 85
     READLINK = 89
@@ -51,8 +54,13 @@ class Nr(IntEnum):
     READLINKAT = 267
     FACCESSAT = 269
     UNSHARE = 272
+    FALLOCATE = 285
+    PREADV = 295
+    PWRITEV = 296
     SETNS = 308
     EXECVEAT = 322
+    PREADV2 = 327
+    PWRITEV2 = 328
     PKEY_MPROTECT = 329
     STATX = 332
     OPENAT2 = 437
@@ -63,8 +71,12 @@ class Nr(IntEnum):
 ALWAYS = (
     Nr.OPENAT, Nr.NEWFSTATAT, Nr.STATX, Nr.READLINK, Nr.ACCESS, Nr.OPEN, Nr.STAT, Nr.LSTAT, Nr.FSTAT, Nr.CREAT,
     Nr.OPENAT2, Nr.READLINKAT, Nr.FACCESSAT, Nr.FACCESSAT2, Nr.GETDENTS64, Nr.GETCWD,
-    Nr.GETXATTR, Nr.LGETXATTR, Nr.LISTXATTR, Nr.LLISTXATTR,
+    Nr.GETXATTR, Nr.LGETXATTR, Nr.LISTXATTR, Nr.LLISTXATTR, Nr.FTRUNCATE, Nr.FALLOCATE,
     Nr.EXECVE, Nr.EXECVEAT, Nr.EXIT_GROUP, Nr.CHROOT, Nr.PIVOT_ROOT, Nr.UNSHARE, Nr.SETNS, Nr.CAPSET,
 )  # fmt: skip
 #: Told about when the descriptor is in the high range, where files with data of their own live.
 HIGH_DESCRIPTOR = (Nr.READ, Nr.WRITE, Nr.READV, Nr.WRITEV, Nr.DUP)
+#: The same, and for far offsets whatever the descriptor is; with the number of the argument that is the offset.
+AT_OFFSET = {
+    Nr.PREAD64: 3, Nr.PWRITE64: 3, Nr.PREADV: 3, Nr.PWRITEV: 3, Nr.PREADV2: 3, Nr.PWRITEV2: 3, Nr.LSEEK: 1,
+}  # fmt: skip
