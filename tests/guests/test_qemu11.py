@@ -80,5 +80,5 @@ def test_qemu_11_starts_and_has_what_nesting_needs(qemu11):
 
 
 def test_a_folder_that_was_not_prepared_is_told(tmp_path):
-    with pytest.raises(ConfigError, match="there is no QEMU 11 in .*/qemu11\nhint: `make guests`"):
+    with pytest.raises(ConfigError, match=r"there is no QEMU 11 in .*/qemu11\nhint: `make guests`"):
         nested.program(tmp_path)
