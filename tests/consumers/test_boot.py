@@ -57,26 +57,32 @@ PEER_TO_PEER = (
 )
 
 
-#: A controller whose BAR is mapped or not, and a disk whose driver knows virtio.
+#: A controller, and a disk whose driver knows virtio.
 NVME, VIRTIO = 'model = "nvme"', 'model = "virtio_blk"\ndriver = "vfio"'
-BOOTS = [("iommufd", NVME), ("group", NVME), ("iommufd", VIRTIO)]
+#: How QEMU gets the device: by its address; by its group; by descriptors of low numbers, as libvirt gives them.
+OPTIONS = {
+    "iommufd": ["-object", "iommufd,id=fd0", "-device", "vfio-pci,host=0000:00:07.0,bootindex=0,iommufd=fd0"],
+    "group": ["-device", "vfio-pci,host=0000:00:07.0,bootindex=0,x-no-mmap=on"],
+    "passed": ["-object", "iommufd,id=fd0,fd=9", "-device", "vfio-pci,fd=8,bootindex=0,iommufd=fd0,x-no-mmap=on"],
+}
+OPENED = ["bash", "-c", 'exec 8<>/dev/vfio/devices/vfio0 9<>/dev/iommu; exec "$@"', "bash"]
+BOOTS = [("iommufd", NVME), ("group", NVME), ("passed", NVME), ("iommufd", VIRTIO)]
 
 
-@pytest.mark.parametrize(("way", "model"), BOOTS, ids=["iommufd", "group", "virtio"])
+@pytest.mark.parametrize(("way", "model"), BOOTS, ids=["iommufd", "group", "passed", "virtio"])
 def test_a_guest_boots_from_a_disk_whose_bar_is_mapped_or_not(tmp_path, way, model):
     disk, machine, said = tmp_path / "disk.img", tmp_path / "boot.toml", tmp_path / "said"
     disk.write_bytes(boot_sector().ljust(1 << 20, b"\0"))
     machine.write_text(MACHINE.format(disk=disk, model=model))
-    device = "vfio-pci,host=0000:00:07.0,bootindex=0" + (",x-no-mmap=on" if way == "group" else "")
-    objects = ["-object", "iommufd,id=fd0"] if way == "iommufd" else []
     command = [
         *(sys.executable, "-m", "softiommu.cli", "run", "--machine", str(machine), "--"),
+        *(OPENED if way == "passed" else []),
         *(need("qemu-system-x86_64"), "-accel", "tcg", "-M", "q35", "-m", "64"),
         *("-display", "none", "-serial", "none"),
         *("-monitor", "none", "-nodefaults", "-vga", "none", "-net", "none"),
         *("-debugcon", f"file:{said}", "-global", f"isa-debugcon.iobase={DEBUG_PORT:#x}"),
         *("-device", f"isa-debug-exit,iobase={EXIT_PORT:#x},iosize=1"),
-        *(*objects, "-device", f"{device},iommufd=fd0" if objects else device),
+        *OPTIONS[way],
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
     assert done.returncode == GOOD << 1 | 1, done.stderr
