@@ -290,10 +290,14 @@ def test_a_virtio_device_can_be_vfios_instead_and_nothing_else_vdpas():
     text = MACHINE.format(model="vtd").replace('model = "virtio_blk"', 'model = "virtio_blk"\ndriver = "vfio"')
     with softiommu.open(Machine(parse(text, "disks.toml"))) as iommufd:
         with iommufd.device("disk0") as device:
-            capabilities = [device.read(7, at, 1) for at in (0x90, 0xA0, 0xC0, 0xD0)]
-            assert capabilities == [9] * 4
+            capabilities = [device.read(7, at, 1) for at in (0x90, 0xA0, 0xC0, 0xD0, 0xE0)]
+            assert capabilities == [9] * 5
             device.enable()
             assert device.read(0, 0x2000, 8) == 0x100000 // 512
+            # The window in configuration space works through VFIO, too.
+            for at, value in ((0xE8, 0x2000), (0xEC, 4)):
+                device.write(7, at, 4, value)
+            assert device.read(7, 0xF0, 4) == 0x100000 // 512
         with pytest.raises(ConfigError, match="vDPA has no device 'disk0': there are none"):
             iommufd.vdpa_device("disk0")
     with pytest.raises(ConfigError, match=r"disks.toml:16: vDPA has devices of model virtio_blk only, not 'nvme'"):

@@ -108,7 +108,28 @@ def test_its_structures_are_found_by_capabilities(rig):
             multiplier = struct.unpack_from("<I", config, at + 16)[0] if length > 16 else None
             found.append((kind, bar, offset, size, multiplier))
         at = config[at + 1]
-    assert found == [(1, 0, 0, 0x38, None), (2, 0, 0x3000, 4, 4), (3, 0, 0x1000, 1, None), (4, 0, 0x2000, 0x18, None)]
+    common, notify, isr = (1, 0, 0, 0x38, None), (2, 0, 0x3000, 4, 4), (3, 0, 0x1000, 1, None)
+    assert found == [common, notify, isr, (4, 0, 0x2000, 0x18, None), (5, 0, 0, 0, 0)]
+
+
+def test_configuration_space_has_a_window_to_the_bar(rig):
+    write, read = rig.function.write_config, rig.function.read_config
+    window = 0xE0
+    for offset, width, value in ((0x2000, 4, SECTORS), (0x14, 1, 0x0F), (0x12, 2, 1)):
+        write(window + 4, 1, 0)
+        write(window + 8, 4, offset)
+        write(window + 12, 4, width)
+        assert read(window + 16, 4) & (1 << 8 * width) - 1 == value
+    write(window + 8, 4, 0x14)
+    write(window + 12, 4, 1)
+    write(window + 16, 1, 0)
+    assert rig.read(Registers.DEVICE_STATUS) == 0
+    for bar, offset, width in ((1, 0, 4), (0, 0x4000, 4), (0, 1, 4), (0, 0, 3), (0, 0, 0), (255, 0, 4)):
+        write(window + 4, 1, bar)
+        write(window + 8, 4, offset)
+        write(window + 12, 4, width)
+        write(window + 16, 4, 0)
+        read(window + 16, 4)
 
 
 @pytest.mark.parametrize("left_out", [1 << 32, 1 << 33])

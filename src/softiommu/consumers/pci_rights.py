@@ -120,8 +120,8 @@ _STANDARD: dict[int, tuple[int, Rights]] = {
         ),
     ),
 }
-#: What a vendor has in a capability is the device's: only the chain is kept. Its length follows its header.
-_VENDOR = _standard_rights(Power.HEADER)
+#: What a vendor has in a capability is the device's, to write, too: only the chain is kept. Its length is in it.
+_VENDOR = Rights(_standard_rights(Power.HEADER).virtual, ((1 << 8 * 256) - 1) & ~0xFFFF)
 _EXTENDED: dict[int, tuple[int, Rights]] = {
     ExtendedId.ATS: (8, _rights((Ats.HEADER, _ALL, _NONE))),
     ExtendedId.PRI: (16, _rights((Pri.HEADER, _ALL, _NONE))),

@@ -130,7 +130,8 @@ class MsixPlace(NamedTuple):
 class VendorCapability(NamedTuple):
     """A capability whose registers are the vendor's matter; the byte behind its header is its length (7.9.4)."""
 
-    registers: type[RegisterFile]
+    #: Makes the registers for a function.
+    registers: Callable[[Function], RegisterFile]
     length: int
     made: dict[str, int]
 

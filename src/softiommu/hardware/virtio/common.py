@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from softiommu.hardware.pci import VendorCapability
+from softiommu.hardware.pci import Function, VendorCapability
 from softiommu.hardware.pci_config import CapabilityHeader
 from softiommu.registers import Register, RegisterFile, reg, ro, rw, wo
 from softiommu.words import Word, bit, bits
@@ -111,6 +111,7 @@ class Structure(IntEnum):
     NOTIFY = 2
     ISR = 3
     DEVICE = 4
+    PCI_CFG = 5
 
 
 class Place(Word, width=32):
@@ -144,6 +145,41 @@ class PciCapability(RegisterFile):
     MULTIPLIER = reg(0x10, Place, ro)
 
 
+class Window(RegisterFile):
+    """A way to the BARs through configuration space: DATA is what lies at OFFSET of BAR, LENGTH bytes (4.1.4.9)."""
+
+    HEADER = reg(0x00, CapabilityHeader, ro)
+    SHAPE = reg(0x02, Shape, ro)
+    WHERE = reg(0x04, Where, ro, BAR=rw)
+    OFFSET = reg(0x08, Place, rw)
+    LENGTH = reg(0x0C, Place, rw)
+    DATA = reg(0x10, Place, rw)
+
+
+class _Access:
+    """The hooks of a window. An access of another length than 1, 2 or 4 bytes, or a misaligned one, meets nobody."""
+
+    def __init__(self, function: Function) -> None:
+        self._function, self.registers = function, Window(self)
+
+    def on_read_DATA(self) -> int:
+        """Read what the window shows."""
+        window = self.registers
+        return self._function.read_bar(window.WHERE.BAR, int(window.OFFSET), self._width())
+
+    def on_write_DATA(self, old: Place, new: Place) -> None:
+        """Write to what the window shows."""
+        window = self.registers
+        self._function.write_bar(window.WHERE.BAR, int(window.OFFSET), self._width(), int(new))
+
+    def _width(self) -> int:
+        return int(self.registers.LENGTH) if self.registers.LENGTH in (1, 2, 4) else 0
+
+
+def _window(function: Function) -> RegisterFile:
+    return _Access(function).registers
+
+
 def capabilities(bar: int, config_size: int, queues: int) -> tuple[VendorCapability, ...]:
     """Those of a device whose region is a BAR."""
     made = []
@@ -162,4 +198,5 @@ def capabilities(bar: int, config_size: int, queues: int) -> tuple[VendorCapabil
             "MULTIPLIER": NOTIFY_STRIDE if kind is Structure.NOTIFY else 0,
         }
         made.append(VendorCapability(PciCapability, length, values))
-    return tuple(made)
+    window: dict[str, int] = {"SHAPE": Shape.of(LENGTH=20, TYPE=Structure.PCI_CFG)}
+    return (*made, VendorCapability(_window, 20, window))
