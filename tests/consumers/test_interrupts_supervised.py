@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 CLIENT = """
-import fcntl, os, select, struct
+import errno, fcntl, os, select, struct
 
 def raised(timeout):
     if not select.select([told], [], [], timeout)[0]:
@@ -24,13 +24,25 @@ print(raised(5), raised(0))
 os.pwrite(device, (1).to_bytes(4, "little"), 0x64)
 os.eventfd_write(served, 1)
 print(raised(0.1))
+
+
+def unmask_by(fd):
+    try:
+        return fcntl.ioctl(device, 0x3B6E, bytearray(struct.pack("<IIIIIi", 24, 0x14, 0, 0, 1, fd)))
+    except OSError as error:
+        return errno.errorcode[error.errno]
+
+other, copy = os.eventfd(0), os.dup(served)
 os.close(served)
+print(unmask_by(other))
+os.close(copy)
+print(unmask_by(other), unmask_by(other))
 os.close(device)
 """
 
 
-def test_intx_is_told_and_unmasked_by_eventfds_of_a_program_that_sleeps():
+def test_intx_is_told_and_unmasked_by_one_eventfd_at_a_time_of_a_program_that_sleeps():
     command = [sys.executable, "-m", "softiommu.cli", "run", "--machine", "vtd", "--", sys.executable, "-c", CLIENT]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "1 0\n1 0\n0\n"
+    assert done.stdout == "1 0\n1 0\n0\nEBUSY\n0 EBUSY\n"

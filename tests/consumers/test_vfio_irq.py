@@ -2,7 +2,7 @@
 
 import os
 import select
-from errno import EBADF, EFAULT, EINVAL, ENOTTY, ERANGE
+from errno import EBADF, EBUSY, EFAULT, EINVAL, ENOTTY, ERANGE
 
 import pytest
 
@@ -128,7 +128,12 @@ def test_intx_disable_of_the_command_register_masks():
     rig.write(file, RAISE, 1)
     assert rig.set(file, UNMASK | NONE, PciIrq.INTX, count=1) == 0
     assert signals(fd) == 0
+    for flags, values in ((NONE, ()), (BOOL, (1,))):
+        assert rig.set(file, TRIGGER | flags, PciIrq.INTX, values=values, count=1) == 0
+    assert signals(fd) == 0, "tests of it are masked, too"
     rig.pwrite(file, CONFIG + 4, b"\2\0")
+    assert signals(fd) == 1
+    assert rig.set(file, TRIGGER | NONE, PciIrq.INTX, count=1) == 0
     assert signals(fd) == 1
 
 
@@ -188,6 +193,24 @@ def test_an_eventfd_unmasks_intx():
     rig.set(file, UNMASK | EVENTFD, PciIrq.INTX, values=[served_number])
     file.release()
     assert not watched.calls
+
+
+def test_a_second_eventfd_unmasks_intx_only_when_the_program_has_the_first_no_more():
+    rig = IrqRig()
+    file, _, _ = rig.bound()
+    file.watch = watched = Watched()
+    _, number = rig.eventfd()
+    rig.set(file, TRIGGER | EVENTFD, PciIrq.INTX, values=[number])
+    first, second = rig.eventfd()[1], rig.eventfd()[1]
+    assert rig.set(file, UNMASK | EVENTFD, PciIrq.INTX, values=[first]) == 0
+    held = list(watched.calls)
+    file.is_held = held.__contains__
+    for fd in (first, second):
+        assert rig.set(file, UNMASK | EVENTFD, PciIrq.INTX, values=[fd]) == EBUSY
+    assert rig.set(file, UNMASK | EVENTFD, PciIrq.INTX, values=[99]) == EBADF
+    held.clear()
+    assert rig.set(file, UNMASK | EVENTFD, PciIrq.INTX, values=[second]) == 0
+    assert len(watched.calls) == 1
 
 
 def test_where_nobody_waits_no_eventfd_unmasks():

@@ -1,11 +1,11 @@
 """A bound PCI device: what it tells of itself, its regions, its configuration space, its resets."""
 
-from errno import EFAULT, EINVAL, EIO, ENODEV, ENOSPC, ENOTTY
+from errno import EBADF, EFAULT, EINVAL, EIO, ENODEV, ENOSPC, ENOTTY
 
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from consumers.rig import CONFIG, Rig
+from consumers.rig import CONFIG, Rig, signals
 from softiommu.abi import vfio
 from softiommu.abi.vfio import Feature, FeatureFlags, PciRegion, RegionFlags
 from softiommu.consumers import pci_host
@@ -67,6 +67,8 @@ def test_a_bar_is_read_and_written_in_the_widest_accesses_that_fit():
     for region in (1, 5, 6, 8, 9, 100):
         assert refused(lambda region=region: rig.pread(file, region << 40, 4)) == EINVAL
         assert refused(lambda region=region: rig.pwrite(file, region << 40, b"1234")) == EINVAL
+    with pytest.raises(UapiError, match="no region lies at file offset 0x630000000000"):
+        rig.pread(file, 99 << 40, 4)
     assert rig.pread(file, 1 << 45, 0) == b""
     assert rig.pwrite(file, 1 << 45, b"") == 0
 
@@ -255,6 +257,38 @@ def test_features_that_the_device_lacks_are_enotty():
     assert rig.errno(file, vfio.DEVICE_FEATURE, vfio.DeviceFeature(8, 0x60003)) == 0
     assert rig.errno(file, vfio.DEVICE_FEATURE, vfio.DeviceFeature(8, 0x10003)) == EINVAL
     assert rig.errno(file, vfio.DEVICE_FEATURE, vfio.DeviceFeature(8, 3)) == EINVAL
+
+
+def test_a_device_that_sleeps_with_an_eventfd_is_woken_by_the_next_ioctl():
+    rig = Rig()
+    file, iommufd, _ = rig.bound()
+    woken, number = rig.eventfd()
+    flags = int(FeatureFlags.SET) | Feature.LOW_POWER_ENTRY_WITH_WAKEUP
+
+    def enter(descriptor, argsz=16):
+        return rig.errno(file, vfio.DEVICE_FEATURE, vfio.DeviceFeature(argsz, flags).to_bytes() + entry(descriptor))
+
+    def entry(descriptor):
+        return vfio.DeviceLowPowerEntryWithWakeup(descriptor).to_bytes()
+
+    assert [enter(-1), enter(99), enter(number, 15)] == [EINVAL, EBADF, EINVAL]
+    probe = int(FeatureFlags.PROBE | FeatureFlags.SET) | Feature.LOW_POWER_ENTRY_WITH_WAKEUP
+    assert rig.errno(file, vfio.DEVICE_FEATURE, vfio.DeviceFeature(8, probe)) == 0
+    for wake in (
+        lambda: rig.call(file, vfio.DEVICE_GET_INFO, vfio.DeviceInfo(20)),
+        lambda: rig.attach(file, rig.ioas(iommufd)),
+        lambda: rig.errno(file, vfio.DEVICE_FEATURE, vfio.DeviceFeature(8, int(FeatureFlags.SET) | 5)),
+    ):
+        assert enter(number) == 0
+        assert refused(lambda: rig.pread(file, 0, 4)) == EIO
+        assert signals(woken) == 0
+        wake()
+        assert signals(woken) == 1
+        rig.pread(file, 0, 4)
+    assert enter(number) == enter(number) == 0
+    assert signals(woken) == 1
+    file.release()
+    assert signals(woken) == 0
 
 
 # Anything at all

@@ -16,7 +16,7 @@ from softiommu.iommufd.context import CallDone
 if TYPE_CHECKING:
     from softiommu.iommufd.context import Services
     from softiommu.memory.client import Caller
-    from softiommu.memory.files import Watch
+    from softiommu.memory.files import File
 
 S = TypeVar("S", bound=UserStruct)
 
@@ -24,10 +24,12 @@ S = TypeVar("S", bound=UserStruct)
 class Call:
     """Who calls, and what with."""
 
-    def __init__(self, caller: Caller, arg: int, watch: Watch | None = None) -> None:
+    def __init__(self, caller: Caller, arg: int, file: File | None = None) -> None:
         self.caller, self.arg = caller, arg
         #: How to wait for eventfds of the program, where that is possible.
-        self.watch = watch
+        self.watch = file.watch if file is not None else None
+        #: Whether the program still has the eventfd that a descriptor of ours duplicates.
+        self.is_held = file.is_held if file is not None else lambda fd: False
         #: Whether accesses of the caller to a mapping can be carried out one by one.
         self.can_trap: Callable[[], bool] = lambda: False
         #: What is told of it: the argument, or the structure that it points to.

@@ -9,12 +9,11 @@ from errno import EINVAL
 from typing import TYPE_CHECKING
 
 from softiommu.errors import UapiError
-from softiommu.memory.files import HostFile
+from softiommu.memory.files import EVENTFD_LINK, HostFile
 
 if TYPE_CHECKING:
     from softiommu.memory.client import Caller
 
-_LINK = "anon_inode:[eventfd]"
 _ONE = (1).to_bytes(8, "little")
 
 
@@ -46,6 +45,6 @@ class Eventfd:
 def find(caller: Caller, fd: int) -> Eventfd:
     """The eventfd of a descriptor. EBADF: not open; EINVAL: another kind of file."""
     file = caller.file(fd & 0xFFFFFFFF)
-    if not isinstance(file, HostFile) or os.readlink(f"/proc/self/fd/{file.fd}") != _LINK:
+    if not isinstance(file, HostFile) or os.readlink(f"/proc/self/fd/{file.fd}") != EVENTFD_LINK:
         raise UapiError(EINVAL, f"descriptor {fd} is no eventfd")
     return Eventfd(file)

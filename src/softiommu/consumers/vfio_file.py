@@ -58,11 +58,13 @@ class DeviceFile(File):
         row = _COMMANDS.get(cmd)
         context = self.device.context
         number = context.number if context and self._granted else 0
+        if self._granted and cmd != vfio.DEVICE_BIND_IOMMUFD and self.device.pci is not None:
+            self.device.pci.wake()
         if row is not None and (cmd == vfio.DEVICE_BIND_IOMMUFD or not self._grouped):
             name, handler = row
             return carry_out(self._services, number, name, Call(caller, arg), lambda call: handler(self, call))
         pci = self._open()
-        call = Call(caller, arg, self.watch)
+        call = Call(caller, arg, self)
         call.can_trap = lambda: self._can_trap(caller)
         try:
             return pci.ioctl(self._services, call, cmd)

@@ -6,7 +6,7 @@ request to give it back.
 
 from __future__ import annotations
 
-from errno import EINVAL, ENOTTY, ERANGE
+from errno import EBUSY, EINVAL, ENOTTY, ERANGE
 from typing import TYPE_CHECKING
 
 from softiommu.abi.vfio import IrqFlags, IrqInfo, IrqSet, IrqSetFlags as Set, PciIrq
@@ -63,7 +63,8 @@ class Interrupts:
         self._triggers: dict[int, Eventfd] = {}
         self._host: dict[PciIrq, Eventfd] = {}
         self._masked = False
-        #: Ends the watch over the eventfd that unmasks INTx.
+        #: The eventfd that unmasks INTx, and what ends the watch over it.
+        self._unmasks: Eventfd | None = None
         self._end_watch: Callable[[], None] | None = None
 
     def close(self) -> None:
@@ -206,7 +207,7 @@ class Interrupts:
                 self.command_changed()
         elif not on:
             raise UapiError(EINVAL, "INTx is not enabled")
-        elif request.wanted(0):
+        elif request.wanted(0) and not self._config.command.INTX_DISABLE:
             self._signal(0)
 
     def _mask_intx(self, call: Call, request: Request) -> None:
@@ -227,9 +228,9 @@ class Interrupts:
             self._unmask()
 
     def _watch_unmask(self, call: Call, fd: int) -> None:
-        """From now on an eventfd says that INTx is served; -1: no longer.
+        """From now on an eventfd says that INTx is served; -1: no longer. EBUSY: there is one already.
 
-        It replaces the one before: the kernel forgets an eventfd when the program closes it, which we do not hear.
+        The kernel forgets an eventfd when the program closes it for good, which we do not hear: here is where we ask.
         """
         if fd < 0:
             self._stop_watch()
@@ -237,18 +238,20 @@ class Interrupts:
         event = eventfd.find(call.caller, fd)
         if call.watch is None:
             raise UapiError(ENOTTY, "nobody here can wait for an eventfd")
+        if self._unmasks is not None and call.is_held(self._unmasks.fd):
+            raise UapiError(EBUSY, "an eventfd unmasks INTx already")
 
         def hear() -> None:
             event.take()
             self.served()
 
         self._stop_watch()
-        self._end_watch = call.watch(event.fd, hear)
+        self._unmasks, self._end_watch = event, call.watch(event.fd, hear)
 
     def _stop_watch(self) -> None:
         if self._end_watch is not None:
             self._end_watch()
-            self._end_watch = None
+            self._unmasks = self._end_watch = None
 
     def command_changed(self) -> None:
         """The program wrote the Command register: INTx Disable masks as well."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from softiommu.abi import vfio
 from softiommu.abi.vfio import DeviceFlags, Feature, FeatureFlags
-from softiommu.consumers import pci_host
+from softiommu.consumers import eventfd, pci_host
 from softiommu.consumers.calls import carry_out
 from softiommu.consumers.vfio_config import ConfigSpace
 from softiommu.consumers.vfio_ioeventfd import Ioeventfds
@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from softiommu.consumers.calls import Call
+    from softiommu.consumers.eventfd import Eventfd
     from softiommu.consumers.vfio_device import VfioDevice
     from softiommu.consumers.vfio_mappings import Mappings
     from softiommu.iommufd.context import Services
 
+_POWER = (Feature.LOW_POWER_ENTRY, Feature.LOW_POWER_ENTRY_WITH_WAKEUP, Feature.LOW_POWER_EXIT)
 _FEATURE_FLAGS = int(FeatureFlags.MASK | FeatureFlags.GET | FeatureFlags.SET | FeatureFlags.PROBE)
 
 
@@ -43,6 +45,8 @@ class OpenFunction:
         self.ioeventfds = Ioeventfds(self.regions, self.show)
         #: Those of every file that maps memory of the device.
         self.mappings: list[Mappings] = []
+        #: The eventfd that tells of the end of low power, while the device is in it.
+        self._wakes: Eventfd | None = None
         self._function.on_change = self.show
         self.config.on_command = self.interrupts.command_changed
         self.config.on_function_reset = self._reset_function
@@ -144,18 +148,45 @@ class OpenFunction:
         if get and set and not probe:
             raise UapiError(EINVAL, "a feature is got or set, not both")
         number = cmd.flags & int(FeatureFlags.MASK)
-        if number not in (Feature.LOW_POWER_ENTRY, Feature.LOW_POWER_EXIT):
+        if number not in _POWER:
             raise UapiError(ENOTTY, f"the device has no feature {number}")
         if get or not (set or probe):
             raise UapiError(EINVAL, "power states are set")
         if not probe:
-            self._set_power(number == Feature.LOW_POWER_ENTRY)
+            self._set_power(call, number, cmd.argsz)
 
-    def _set_power(self, low: bool) -> None:
-        """The program lets the device sleep: until it wakes it, the device's memory is off."""
+    def _set_power(self, call: Call, number: int, argsz: int) -> None:
+        """The program lets the device sleep: until it wakes it, the device's memory is off.
+
+        Where it gave an eventfd, the first ioctl on the device wakes it, too, and the eventfd says so (`wake`).
+        """
+        wakeup = self._wakeup(call, argsz) if number == Feature.LOW_POWER_ENTRY_WITH_WAKEUP else None
+        low = number != Feature.LOW_POWER_EXIT
         if low and self.regions.low_power:
             raise UapiError(EINVAL, "the device is in low power already")
-        self.regions.low_power = low
+        self.regions.low_power, self._wakes = low, wakeup
+
+    @staticmethod
+    def _wakeup(call: Call, argsz: int) -> Eventfd:
+        """The eventfd that is to tell of the end of low power. EINVAL, EBADF, EFAULT."""
+        head, size = vfio.DeviceFeature.SIZE, vfio.DeviceLowPowerEntryWithWakeup.SIZE
+        if argsz < head + size:
+            raise UapiError(EINVAL, f"argsz {argsz} has no room for an eventfd")
+        entry = vfio.DeviceLowPowerEntryWithWakeup.from_bytes(call.read(head, size))
+        if entry.wakeup_eventfd < 0:
+            raise UapiError(EINVAL, f"descriptor {entry.wakeup_eventfd} cannot be")
+        return eventfd.find(call.caller, entry.wakeup_eventfd)
+
+    def wake(self) -> None:
+        """An ioctl is about to come. A device that sleeps with an eventfd is on again, for good, and the eventfd tells.
+
+        Without one the kernel wakes the device for the time of the ioctl, which nobody sees.
+        """
+        if self._wakes is not None:
+            wakes, self._wakes = self._wakes, None
+            self.regions.low_power = False
+            self.refresh()
+            wakes.signal()
 
 
 _COMMANDS: dict[int, tuple[str, Callable[[OpenFunction, Call], None]]] = {

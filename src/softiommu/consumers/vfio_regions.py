@@ -9,6 +9,7 @@ from errno import EINVAL, EIO
 from typing import TYPE_CHECKING
 
 from softiommu.abi.vfio import (
+    PCI_NUM_REGIONS,
     InfoCapHeader,
     PciRegion,
     RegionCap,
@@ -48,6 +49,13 @@ def place_of(offset: int) -> tuple[int, int]:
     """The region at a file offset, and the offset in it."""
     region, at = divmod(offset, 1 << _OFFSET_LG2)
     return region - _FIRST if region >= _FIRST else region, at
+
+
+def _nothing_at(offset: int) -> str:
+    region, at = place_of(offset)
+    if region >= PCI_NUM_REGIONS:
+        return f"no region lies at file offset {offset:#x}: nothing is there"
+    return f"there is nothing at offset {at:#x} of region {region}"
 
 
 class Regions:
@@ -136,7 +144,7 @@ class Regions:
         if not request.flags & _MAP_SHARED:
             raise UapiError(EINVAL, "a region is mapped with MAP_SHARED")
         if bar is None or bar.mapping is Mapping.NONE:
-            raise UapiError(EINVAL, f"region {index} cannot be mapped")
+            raise UapiError(EINVAL, f"{_nothing_at(request.offset)} that can be mapped")
         allowed = bar.mapped or range(pages(bar.size))
         if not allowed.start <= at <= at + request.length <= allowed.stop:
             raise UapiError(
@@ -187,7 +195,7 @@ class Regions:
             return count
         bar = self._bar(region)
         if bar is None or at >= bar.size:
-            raise UapiError(EINVAL, f"there is nothing at offset {at:#x} of region {region}")
+            raise UapiError(EINVAL, _nothing_at(offset))
         return min(count, bar.size - at)
 
     def read(self, offset: int, count: int) -> bytes:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from softiommu.memory.client import Backing, Caller
 
 POLLIN, POLLOUT = 1, 4
+#: What /proc/PID/fd shows for an eventfd.
+EVENTFD_LINK = "anon_inode:[eventfd]"
 
 
 class MmapRequest(NamedTuple):
@@ -36,6 +38,10 @@ def _unmapped(offset: int, length: int) -> bool:
     return False
 
 
+def _unheld(fd: int) -> bool:
+    return False
+
+
 class File:
     """An open file. Every method is a file operation; the default is what the kernel answers for a missing one."""
 
@@ -50,6 +56,8 @@ class File:
         self.on_poll_change: Callable[[], None] | None = None
         #: Set by the front door: whether some process still maps any byte of (offset, length) of `pages_fd`.
         self.is_mapped: Callable[[int, int], bool] = _unmapped
+        #: Set by the front door: whether some process still has the eventfd of which `fd` is a duplicate of ours.
+        self.is_held: Callable[[int], bool] = _unheld
         #: Set by a front door that can wait: calls back while a descriptor of this process is readable, until the
         #: function that it returns is called.
         self.watch: Watch | None = None

@@ -11,6 +11,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from softiommu.errors import UapiError
+from softiommu.memory.files import EVENTFD_LINK
 from softiommu.memory.local import withheld_capabilities
 from softiommu.memory.process import ProcessCopier
 from softiommu.run.descendants import descendants
@@ -154,6 +155,7 @@ class Session:
         """A descriptor of ours to hand out (the caller closes it), and its record. `flags` are those of open(2)."""
         record, ours = self.descriptors.make(file, path, flags)
         file.is_mapped = lambda offset, length: self.is_mapped(record, offset, length)
+        file.is_held = self.is_held
         return record, ours
 
     def is_mapped(self, record: OpenFile, offset: int, length: int) -> bool:
@@ -166,6 +168,11 @@ class Session:
                     if name in line and _overlaps(line, offset, length):
                         return True
         return False
+
+    def is_held(self, fd: int) -> bool:
+        """Whether a supervised process has a descriptor of the eventfd that `fd` is our duplicate of."""
+        wanted = _eventfd_id(f"/proc/self/fdinfo/{fd}")
+        return any(wanted in _eventfds(pid) for pid in self.processes())
 
     def mapped_at(self, task: Task, va: int, length: int) -> OpenFile | None:
         """A file of ours that a task maps in (va, length)."""
@@ -197,6 +204,21 @@ class Session:
         self.spaces.close()
         self.descriptors.close()
         os.close(self.listener.fd)
+
+
+def _eventfds(pid: int) -> Iterator[str]:
+    """Which eventfds a process has."""
+    with suppress(OSError):
+        for number in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(OSError):  # closed meanwhile
+                if os.readlink(f"/proc/{pid}/fd/{number}") == EVENTFD_LINK:
+                    yield _eventfd_id(f"/proc/{pid}/fdinfo/{number}")
+
+
+def _eventfd_id(path: str) -> str:
+    """The line of an eventfd's fdinfo that says which one it is."""
+    with open(path) as lines:
+        return next((line for line in lines if line.startswith("eventfd-id:")), "")
 
 
 def _overlaps(line: str, offset: int, length: int) -> bool:
