@@ -20,7 +20,7 @@ from modules import Modules, name_of
 from packages import PackageError, check_tools, fetch, files_in, known, newest_kernel
 
 #: Drivers and file systems that a guest's job may load.
-_MODULES = ("nvme", "ioatdma", "ext4", "qemu_fw_cfg")
+_MODULES = ("nvme", "virtio_blk", "ioatdma", "ext4", "qemu_fw_cfg")
 #: Tools of e2fsprogs by the names that a guest calls them (busybox's shell takes others for its own), and the
 #: libraries that they load.
 _TOOLS = {"mke2fs": "mkfs.ext4", "e2fsck": "fsck.ext4"}
