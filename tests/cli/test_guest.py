@@ -69,5 +69,5 @@ def test_the_command_can_be_printed_and_run_by_hand(softiommu, tmp_path):
         (tmp_path / name).touch()
     ended = softiommu("guest", "--guests", str(tmp_path), "--qemu", sys.executable, "--print")
     assert (ended.code, ended.err) == (0, "")
-    assert ended.out.startswith(f"softiommu run --machine vtd -- {sys.executable} -M q35,")
+    assert ended.out.startswith(f"softiommu run --machine vtd --unlimited-memlock -- {sys.executable} -M q35,")
     assert ended.out.endswith("-device vfio-pci,host=0000:00:07.0,id=nvme0,iommufd=iommufd0,x-no-mmap=on\n")

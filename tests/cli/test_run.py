@@ -1,6 +1,7 @@
 """`softiommu run`: exit codes, streams, the log, and machines."""
 
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -167,3 +168,19 @@ def test_the_program_inherits_nothing_of_ours(softiommu, tmp_path):
     code = "import os; print(sorted(os.listdir('/proc/self/fd'))[:-1])"
     ended = softiommu("run", "--log", str(tmp_path / "calls"), "--", *PYTHON, "-c", code)
     assert ended.out == "['0', '1', '2']\n"
+
+
+LOCKS = """
+import mmap, resource, softiommu
+resource.setrlimit(resource.RLIMIT_MEMLOCK, (4096, 4096))
+with softiommu.open_kernel() as iommufd, iommufd.ioas() as ioas, iommufd.device("0000:00:04.0") as device:
+    device.attach(ioas)
+    ioas.map(mmap.mmap(-1, 8192), iova=0)
+"""
+
+
+def test_memory_may_be_locked_without_limit_where_that_is_asked_for(softiommu):
+    as_user = [] if os.geteuid() else ["setpriv", "--bounding-set=-ipc_lock"]
+    command = ["--", *as_user, sys.executable, "-c", LOCKS]
+    assert "[Errno 12]" in softiommu("run", "-m", "vtd", *command).err
+    assert softiommu("run", "-m", "vtd", "--unlimited-memlock", *command) == (0, "", "")

@@ -75,7 +75,7 @@ def test_a_guest_boots_from_a_disk_whose_bar_is_mapped_or_not(tmp_path, way, mod
     disk.write_bytes(boot_sector().ljust(1 << 20, b"\0"))
     machine.write_text(MACHINE.format(disk=disk, model=model))
     command = [
-        *(sys.executable, "-m", "softiommu.cli", "run", "--machine", str(machine), "--"),
+        *(sys.executable, "-m", "softiommu.cli", "run", "--machine", str(machine), "--unlimited-memlock", "--"),
         *(OPENED if way == "passed" else []),
         *(need("qemu-system-x86_64"), "-accel", "tcg", "-M", "q35", "-m", "64"),
         *("-display", "none", "-serial", "none"),

@@ -87,7 +87,8 @@ class Vm:
                 *options,
             ],
         )
-        run = [sys.executable, "-m", "softiommu.cli", "run", "--machine", str(machine), *run_options, "--"]
+        run = [sys.executable, "-m", "softiommu.cli", "run", "--machine", str(machine)]
+        run += ["--unlimited-memlock", *run_options, "--"]
         with self._errors.open("wb") as errors:
             self.process = subprocess.Popen(
                 (run if machine is not None else []) + guest.command(),

@@ -73,3 +73,14 @@ def test_part_of_a_page_of_the_limit_is_no_page(mode: Mode) -> None:
         with refused(ENOMEM):
             accounts.charge(Payer(mm, 5), 1, mode)
     assert mm.pinned == 1
+
+
+def test_without_limits_pages_are_counted_and_none_are_too_many() -> None:
+    accounts, mm = Accounts(), FakeMm(1)
+    mm.limit = 10 * PAGE_SIZE
+    accounts.unlimited = True
+    accounts.charge(Payer(mm, 5), 11, Mode.USER)
+    assert accounts.total == 11
+    accounts.unlimited = False
+    with refused(ENOMEM):
+        accounts.charge(Payer(mm, 5), 1, Mode.USER)

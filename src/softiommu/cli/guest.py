@@ -80,7 +80,7 @@ def guest(machine: str | None, log: str | None, only_print: bool, **options: obj
     command = _command(world, wishes)
     if only_print:
         name = shlex.quote(machine or wishes.default_machine)
-        print(f"softiommu run --machine {name} -- {shlex.join(command)}")
+        print(f"softiommu run --machine {name} --unlimited-memlock -- {shlex.join(command)}")
         return
     if sys.stdout.isatty() or wishes.shell:
         print(f"softiommu: QEMU starts on machine {world.description.name}", file=sys.stderr)
@@ -140,6 +140,7 @@ def _run(world: Machine, command: list[str], log: str | None) -> int:
     from softiommu.run import supervisor
 
     call_log = watch(world, log)
+    world.physical.accounts.unlimited = True
     counts = Counts(world)
     # The supervisor leaves standard output to the program.
     with os.fdopen(os.dup(1), "w") as out:

@@ -26,8 +26,16 @@ _KERNELS = ", ".join(f"{name} (default)" if name == DEFAULT else name for name i
 @click.option("--kernel", "-k", default=None, help=f"The kernel version to present: {_KERNELS}.")
 @click.option("--log", "-l", metavar="FILE", help="Write each call as one line to FILE (-: standard error).")
 @click.option("--counts", "-c", metavar="FILE", help="Write what was counted, as JSON, when PROGRAM has ended.")
+@click.option("--unlimited-memlock", is_flag=True, help="Let PROGRAM map more than its user may lock (ulimit -l).")
 @click.argument("program", nargs=-1, required=True, type=click.UNPROCESSED)
-def run(machine: str, kernel: str | None, log: str | None, counts: str | None, program: tuple[str, ...]) -> None:
+def run(
+    machine: str,
+    kernel: str | None,
+    log: str | None,
+    counts: str | None,
+    unlimited_memlock: bool,
+    program: tuple[str, ...],
+) -> None:
     """Run PROGRAM on a machine in user space.
 
     PROGRAM is not changed and not told: it opens /dev/iommu and works. Its exit code, signals, terminal and standard
@@ -38,6 +46,7 @@ def run(machine: str, kernel: str | None, log: str | None, counts: str | None, p
     from softiommu.run import supervisor
 
     world = assemble(machine, kernel)
+    world.physical.accounts.unlimited = unlimited_memlock
     options = supervisor.RunOptions(log=watch(world, log))
     if counts is not None:
         options = options._replace(on_end=_counting(world, _open(counts, "file of counts")))

@@ -32,6 +32,8 @@ class Accounts:
     """The ledger of one machine."""
 
     def __init__(self) -> None:
+        #: Whether RLIMIT_MEMLOCK is taken to be unlimited, whatever the processes have.
+        self.unlimited = False
         self._user: Counter[int | None] = Counter()
         self._pinned: Counter[Hashable] = Counter()
         self._locked: Counter[Hashable] = Counter()
@@ -42,7 +44,7 @@ class Accounts:
         if not pages:
             return
         key = payer.mm.key
-        if mode in (Mode.USER, Mode.PROCESS):
+        if mode in (Mode.USER, Mode.PROCESS) and not self.unlimited:
             used = self._user[payer.uid] if mode is Mode.USER else self._locked[key]
             limit = payer.mm.memlock_limit() // PAGE_SIZE
             if used + pages > limit:
