@@ -62,7 +62,7 @@ class Driver:
         self.memory.write(at + self.shift, data)
 
     def enable(self, size=16, cc=ENABLE):
-        self.rings = {0: Ring(0, self.alloc(), self.alloc(), size)}
+        self.rings = {0: Ring(0, self.alloc(size * 64), self.alloc(size * 16), size)}
         self.write(AQA, size - 1 << 16 | size - 1)
         self.write(ASQ, self.rings[0].at, 8)
         self.write(ACQ, self.rings[0].completions, 8)

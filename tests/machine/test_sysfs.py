@@ -1,6 +1,8 @@
 """sysfs around devices: what libraries read there, held against a real kernel's and read by an unmodified lspci."""
 
+import itertools
 import posixpath
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -60,7 +62,9 @@ def test_configuration_space_has_the_size_that_the_device_has():
 
 def test_how_a_device_can_be_reset_is_told():
     entries = machine("vtd").entries
-    methods = {path.split("/")[4]: entry.content() for path, entry in entries.items() if path.endswith("/reset_method")}
+    methods = {
+        path.split("/")[-2]: entry.content() for path, entry in entries.items() if path.endswith("/reset_method")
+    }
     assert methods == {"0000:00:07.0": b"flr\n", "0000:02:01.0": b"bus\n", "0000:02:02.0": b"bus\n"}
 
 
@@ -92,10 +96,37 @@ def test_lspci_reads_everything_of_a_device():
     assert lines[0].startswith("00:07.0 Non-Volatile memory controller: ")
     for expected in (
         "IOMMU group: 2",
-        "Region 0: Memory at <ignored> (64-bit, non-prefetchable) [disabled] [size=16K]",
+        "Region 0: Memory at 380000000000 (64-bit, non-prefetchable) [disabled] [size=16K]",
         "Capabilities: [40] Power Management version 3",
         "Capabilities: [50] MSI-X: Enable- Count=9 Masked-",
         "Capabilities: [60] Express (v2) Root Complex Integrated Endpoint, MSI 00",
         "Kernel driver in use: vfio-pci",
     ):
         assert expected in lines
+
+
+def test_what_is_behind_a_bridge_lies_in_its_folder():
+    command = [sys.executable, "-m", "softiommu.cli", "run", "--machine", "vtd", "--"]
+    command += [need("lspci"), "-t"]
+    built = machine("vtd")
+    bridge = "/sys/devices/pci0000:00/0000:00:06.0"
+    assert built.entries["/sys/bus/pci/devices/0000:02:01.0"].target.endswith("pci0000:00/0000:00:06.0/0000:02:01.0")
+    assert built.entries[f"{bridge}/class"].content() == b"0x060400\n"
+    assert built.entries[f"{bridge}/config"].content()[14:27] == bytes([1, *bytes(9), 0, 2, 2])
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert re.search(r"-06\.0-\[02\]--\+-01\.0", done.stdout)
+
+
+def test_bars_have_addresses_of_their_own():
+    shown = {}
+    for wired in machine("vtd").hardware.devices:
+        rows = machine("vtd").entries[f"{wired.pci.folder}/resource"].content().decode().splitlines()
+        assert len(rows) == 13
+        for row, bar in zip(rows, wired.function.bars, strict=False):
+            first, last, _ = (int(word, 16) for word in row.split())
+            assert (first > 0) == (bar is not None)
+            if bar is not None:
+                assert (last - first + 1, first % bar.size) == (bar.size, 0)
+                shown[first] = last
+    ends = sorted(shown.items())
+    assert all(last < following for (_, last), (following, _) in itertools.pairwise(ends))

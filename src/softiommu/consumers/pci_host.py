@@ -65,6 +65,7 @@ def reset(function: Function) -> None:
         if start is not None:
             at = start + register.offset
             saved.append((at, register.size, function.read_config(at, register.size)))
+    saved += [(at, 4, function.read_config(at, 4)) for at in (Header.BAR.at(index) for index in range(6))]
     function.reset()
     for at, size, value in saved:
         function.write_config(at, size, value)

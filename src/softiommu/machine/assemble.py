@@ -64,7 +64,9 @@ class Machine:
         self.vdpa = self._vdpa()
         seen = [wired.pci for wired in self.hardware.devices] if self.hardware else []
         seen += [device for device in description.devices if device.model is None]
-        self.entries |= pci.entries(seen) | (self.vfio.entries | modules.entries(description) if self.vfio else {})
+        self.entries |= pci.bridge_entries(description.bridges) | pci.entries(seen)
+        if self.vfio is not None:
+            self.entries |= self.vfio.entries | modules.entries(description)
         if description.has_model("mock"):
             self._add_mock()
 

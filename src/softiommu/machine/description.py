@@ -39,13 +39,13 @@ subsystem_device = 0x1100
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from softiommu.errors import ConfigError
 from softiommu.iommufd.kernels import KERNELS
 from softiommu.machine import models
-from softiommu.machine.pci import Bridge, PciDevice, address
+from softiommu.machine.pci import Bridge, PciDevice, above, address
 from softiommu.machine.reading import Document, Table, expected
 
 _BUILTIN = Path(__file__).with_name("builtin")
@@ -105,7 +105,10 @@ def parse(text: str, source: str) -> Description:
         page_fault_timeout_ms=root.number("page_fault_timeout_ms", _MOST_PATIENCE, 0),
         iommus=iommus,
         bridges=bridges,
-        devices=tuple(_devices(root, [iommu.name for iommu in iommus if iommu.model != "mock"])),
+        devices=tuple(
+            replace(device, above=above(device.address, bridges))
+            for device in _devices(root, [iommu.name for iommu in iommus if iommu.model != "mock"])
+        ),
     )
     root.finish()
     return description

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from softiommu.drivers.function import Function
 from softiommu.hardware.bus import Port
-from softiommu.machine import models
+from softiommu.machine import firmware, models
 from softiommu.machine.topology import Place, places
 from softiommu.memory.physical import Mmio, PhysicalMemory
 
@@ -58,6 +58,7 @@ class Hardware:
             for device in description.devices
             if device.name in where
         ]
+        firmware.assign(wired.function for wired in self.devices)
 
     @staticmethod
     def _build(iommu: Iommu, site: models.Site) -> Built:

@@ -25,6 +25,10 @@ _EVERYWHERE = {
     "power/runtime_status": "active",
     "power_state": "D0",
 }
+#: Lines of the file `resource`: the BARs, the ROM, what virtual functions have.
+RESOURCES = 13
+#: A bridge is QEMU's from PCI Express to PCI.
+_BRIDGE, _BRIDGE_CLASS = (0x1B36, 0x000E), 0x060400
 _ADDRESS = re.compile(r"(?:([0-9a-f]{4}):)?([0-9a-f]{2}):([01][0-9a-f])\.([0-7])", re.IGNORECASE)
 
 
@@ -51,6 +55,17 @@ class Bridge:
     address: str
     bus: int
 
+    def config(self) -> bytes:
+        """Its configuration space: a header of type 1 (PCI-to-PCI Bridge Architecture 1.2, 3.2)."""
+        vendor, device = _BRIDGE
+        identity = vendor | device << 16, 0x7, _BRIDGE_CLASS << 8, 1 << 16
+        buses = requester_id(self.address) >> 8 | self.bus << 8 | self.bus << 16
+        return b"".join(word.to_bytes(4, "little") for word in (*identity, 0, 0, buses)).ljust(256, b"\0")
+
+    def shown(self, above: tuple[str, ...]) -> PciDevice:
+        """It as a function among others, which no driver of the host's runs."""
+        return PciDevice(self.name, self.address, *_BRIDGE, class_code=_BRIDGE_CLASS, above=above)
+
 
 @dataclass(frozen=True)
 class PciDevice:
@@ -74,6 +89,8 @@ class PciDevice:
     no_mmap: bool = False
     #: Whether vDPA has it, and not VFIO.
     vdpa: bool = False
+    #: The addresses of the bridges that it is behind, from its root bus on.
+    above: tuple[str, ...] = ()
 
     @property
     def bus(self) -> int:
@@ -82,8 +99,14 @@ class PciDevice:
 
     @property
     def folder(self) -> str:
-        """Its folder in sysfs. Every bus is a root bus."""
-        return f"/sys/devices/pci{self.address[:7]}/{self.address}"
+        """Its folder in sysfs. A bus without a bridge in front is a root bus."""
+        way = (*self.above, self.address)
+        return f"/sys/devices/pci{way[0][:7]}/{'/'.join(way)}"
+
+    @property
+    def up(self) -> str:
+        """The way from its folder to /sys."""
+        return "../" * (3 + len(self.above))
 
     @property
     def modalias(self) -> str:
@@ -123,9 +146,38 @@ def entries(devices: Iterable[PciDevice]) -> dict[str, Entry]:
     for device in devices:
         for name, value in device.attributes().items():
             shown[f"{device.folder}/{name}"] = Text(_line(value))
-        shown[f"{device.folder}/subsystem"] = Link("../../../bus/pci")
+        shown[f"{device.folder}/subsystem"] = Link(f"{device.up}bus/pci")
         shown[f"/sys/bus/pci/devices/{device.address}"] = Link("../../.." + device.folder.removeprefix("/sys"))
     return shown
+
+
+def resource(first: int = 0, last: int = 0, flags: int = 0) -> str:
+    """A line of the file `resource`."""
+    return f"{first:#018x} {last:#018x} {flags:#018x}"
+
+
+def bridge_entries(bridges: Iterable[Bridge]) -> dict[str, Entry]:
+    """The sysfs of bridges."""
+    known = tuple(bridges)
+    shown: dict[str, Entry] = {}
+    for bridge in known:
+        device = bridge.shown(above(bridge.address, known))
+        shown |= entries([device])
+        shown[f"{device.folder}/config"] = Text(bridge.config)
+        shown[f"{device.folder}/resource"] = Text(_line("\n".join([resource()] * RESOURCES)))
+        shown[f"{device.folder}/secondary_bus_number"] = Text(_line(str(bridge.bus)))
+        shown[f"{device.folder}/subordinate_bus_number"] = Text(_line(str(bridge.bus)))
+    return shown
+
+
+def above(at: str, bridges: Iterable[Bridge]) -> tuple[str, ...]:
+    """The addresses of the bridges that an address is behind, from the root bus on."""
+    found: list[str] = []
+    by_bus = {bridge.bus: bridge.address for bridge in bridges}
+    while (up := by_bus.pop(requester_id(at) >> 8, None)) is not None:
+        found.insert(0, up)
+        at = up
+    return tuple(found)
 
 
 def _line(value: str) -> Callable[[], bytes]:

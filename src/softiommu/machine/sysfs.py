@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from softiommu.machine import firmware, pci
 from softiommu.machine.nodes import Entry, Link, Text
 
 if TYPE_CHECKING:
     from softiommu.drivers.driver import Reserved
-    from softiommu.hardware import pci
+    from softiommu.hardware.pci import Function
     from softiommu.machine.hardware import Wired
 
 _MEMORY, _IO, _PREFETCH, _64_BIT = 0x40200, 0x40101, 0x2000, 0x100000
@@ -34,12 +35,12 @@ def entries(wired: Sequence[Wired], majors: tuple[int, int]) -> dict[str, Entry]
 
 def _function(device: Wired) -> dict[str, Entry]:
     """What the folder of a function has beside its identity."""
-    folder, up = device.pci.folder, "../" * (device.pci.folder.count("/") - 1)
+    folder, up = device.pci.folder, device.pci.up
     shown: dict[str, Entry] = {
         f"{folder}/config": Text(_config(device.function)),
         f"{folder}/resource": Text(_resource(device.function)),
         f"{folder}/uevent": Text(_line("\n".join(device.pci.uevent(_DRIVER)))),
-        f"{folder}/driver": Link(f"../../../bus/pci/drivers/{_DRIVER}"),
+        f"{folder}/driver": Link(f"{up}bus/pci/drivers/{_DRIVER}"),
         f"{folder}/driver_override": Text(_line(_DRIVER)),
         f"{folder}/iommu_group": Link(f"{up}kernel/iommu_groups/{device.place.group}"),
         f"{folder}/iommu": Link(f"{up}devices/virtual/iommu/{device.pci.iommu}"),
@@ -95,21 +96,22 @@ def _node(folder: str, kind: str, name: str, numbers: tuple[int, int]) -> dict[s
     }
 
 
-def _config(function: pci.Function) -> Callable[[], bytes]:
+def _config(function: Function) -> Callable[[], bytes]:
     size = function.config_size
     return lambda: b"".join(function.read_config(at, 4).to_bytes(4, "little") for at in range(0, size, 4))
 
 
-def _resource(function: pci.Function) -> Callable[[], bytes]:
-    """A line for each BAR, the ROM and the windows of a bridge: first, last, flags."""
+def _resource(function: Function) -> Callable[[], bytes]:
+    """A line for each BAR, the ROM and the windows of a bridge: first, last, flags. A program's BARs change nothing."""
+    places = {index: firmware.address(function, index) for index, bar in enumerate(function.bars) if bar is not None}
 
     def lines() -> bytes:
-        rows = [(0, 0, 0)] * 13
+        rows = [pci.resource()] * pci.RESOURCES
         for index, bar in enumerate(function.bars):
             if bar is not None:
                 flags = _IO if bar.io else _MEMORY | _PREFETCH * bar.prefetchable | _64_BIT * bar.is_64
-                rows[index] = (0, bar.size - 1, flags)
-        return "".join(f"{first:#018x} {last:#018x} {flags:#018x}\n" for first, last, flags in rows).encode()
+                rows[index] = pci.resource(places[index], places[index] + bar.size - 1, flags)
+        return "".join(f"{row}\n" for row in rows).encode()
 
     return lines
 

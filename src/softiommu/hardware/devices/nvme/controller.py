@@ -149,9 +149,10 @@ class Nvme:
         self._report(self.registers.CSTS.replace(SHST=Shutdown.COMPLETE))
 
     def _fail(self, why: str) -> None:
-        """Nothing goes on until the controller is reset (9.5)."""
+        """Nothing goes on until the controller is reset (9.5). It is ready for that: a host that clears CC.EN waits for
+        CSTS.RDY to be cleared, which says that it was heard."""
         self.function.on_refusal(f"a fatal error (CSTS.CFS): {why}")
-        self._report(self.registers.CSTS.replace(CFS=1))
+        self._report(self.registers.CSTS.replace(CFS=1, RDY=1))
 
     def _report(self, status: ControllerStatus) -> None:
         self.registers.CSTS = status
@@ -217,7 +218,7 @@ class Nvme:
 
     def _drain(self) -> None:
         # No queue holds more commands than rounds: what a command adds by DMA to a doorbell waits for another one.
-        for _ in range(self.registers.CAP.MQES + 2):
+        for _ in range(max((sq.size for sq in self.sqs.values()), default=0) + 1):
             self._post_waiting()
             ready = [sq for sq in self.sqs.values() if self._can_run(sq)]
             for sq in ready:
