@@ -35,6 +35,8 @@ _PAGE_LG2 = 12
 _ALL_PAGES = _LAST = (1 << 64) - 1
 #: More levels than any table has.
 _TOP = 64
+#: What the program maps is one leaf, whatever its size.
+_WHOLE_LG2 = 64
 
 
 class Link:
@@ -251,7 +253,7 @@ class MappedDomain:
 
     def map(self, iova: int, pa: int, length: int, prot: Prot) -> None:
         """Merge a run that leads to addresses of the parent from `pa`, whether the parent maps them or not. ENOMEM."""
-        self._merge.add(Leaf(iova, iova + length - 1, pa, prot, _PAGE_LG2))
+        self._merge.add(Leaf(iova, iova + length - 1, pa, prot, _WHOLE_LG2))
 
     def unmap(self, iova: int, length: int) -> int:
         """Take out what is mapped in the range; `flush` completes it."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 
 from sortedcontainers import SortedDict
 
@@ -66,10 +67,12 @@ class Merge:
     def __init__(self, parent: ParentDomain, out: PagingDomain) -> None:
         self.parent, self.out = parent, out
         self._entries: SortedDict[int, Entry] = SortedDict()
+        self._count = 0
         parent.add_child(self)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        """How many leaves there are."""
+        return self._count
 
     def meeting(self, first: int, last: int) -> list[Leaf]:
         """The leaves that have an address of `first`..`last`, ascending."""
@@ -85,63 +88,107 @@ class Merge:
         while True:
             low, high = first, last
             for leaf in self.meeting(first, last):
-                start = leaf.first >> leaf.lg2 << leaf.lg2
-                low, high = min(low, start), max(high, start + (1 << leaf.lg2) - 1)
+                size = 1 << leaf.lg2
+                low = min(low, max(first, leaf.first) & -size)
+                high = max(high, min(last, leaf.last) | size - 1)
             if (low, high) == (first, last):
                 return first, last
             first, last = low, high
 
     def add(self, leaf: Leaf) -> None:
         """Merge a leaf, for whose addresses there is none. UapiError: it is not merged."""
+        self._note(leaf)
+        self.parent.work.merged += leaf.leaves
+        self._show_all(leaf)
+
+    def drop(self, leaf: Leaf) -> None:
+        """Take a leaf out; `out.flush` completes it."""
+        self._forget(self._entries.pop(leaf.first))
+        self.parent.work.dropped += leaf.leaves
+        self._unmap(leaf, leaf.first, leaf.last)
+
+    def _note(self, leaf: Leaf) -> None:
+        """From now on it is a leaf, and depends on the parent."""
         entry = Entry(self, leaf)
-        gpa, end = entry.gpas
         self._entries[leaf.first] = entry
-        self.parent.index.add(gpa, end, entry)
-        self.parent.work.merged += 1
+        self._count += leaf.leaves
+        self.parent.index.add(*entry.gpas, entry)
+
+    def _show_all(self, leaf: Leaf) -> None:
+        """Map all of a leaf that the parent maps. UapiError: it is a leaf no more."""
         try:
-            for run in list(self.parent.meeting(gpa, end)):
+            for run in list(self.parent.meeting(leaf.gpa, leaf.gpa + leaf.last - leaf.first)):
                 self.show(leaf, run)
         except UapiError:
             self.drop(leaf)
             self.out.flush()
             raise
 
-    def drop(self, leaf: Leaf) -> None:
-        """Take a leaf out; `out.flush` completes it."""
-        self._forget(self._entries.pop(leaf.first))
-        self.parent.work.dropped += 1
-        self._unmap(leaf, leaf.first, leaf.last)
-
-    def _unmap(self, leaf: Leaf, first: int, last: int) -> None:
-        """Unmap addresses of a leaf. The parent keeps what was written through them."""
+    def _unmap(self, leaf: Leaf, first: int, last: int) -> int:
+        """Unmap addresses of a leaf; how many bytes. The parent keeps what was written through them."""
         if self.parent.tracks:
             self.out.read_dirty(Range(first, last), Through(leaf, self.parent), False)
-        self.out.unmap(first, last - first + 1)
+        return self.out.unmap(first, last - first + 1)
 
     def drop_all(self, first: int, last: int) -> None:
-        """Take out every leaf that meets the range, and complete it."""
-        leaves = self.meeting(first, last)
-        for leaf in leaves:
-            self.drop(leaf)
-        if leaves:
-            self.out.flush()
+        """Take out what lies in a range that cuts none of the guest's leaves, and complete it."""
+        self.replace(first, last, ())
 
     def replace(self, first: int, last: int, leaves: Iterable[Leaf]) -> None:
-        """Make these the leaves of a range that cuts none. Those that are as before are not touched. UapiError: not
-        all could be merged."""
-        new = {leaf.first: leaf for leaf in leaves}
-        gone = []
+        """Make these, which ascend, the leaves of a range that cuts none of the guest's. Those that are as before stay.
+        UapiError: not all could be merged."""
+        new, cut = list(leaves), False
+        stay: list[Leaf] = []
+        again: list[Leaf] = []
         for leaf in self.meeting(first, last):
-            if new.get(leaf.first) == leaf:
-                del new[leaf.first]
-            else:
-                gone.append(leaf)
-        for leaf in gone:
-            self.drop(leaf)
-        if gone:
+            parts = list(_same(leaf, first, last, new))
+            stay += parts
+            if parts != [leaf]:
+                again += self._cut(leaf, parts)
+                cut = True
+        if cut:
             self.out.flush()
-        for leaf in new.values():
-            self.add(leaf)
+        self._show_again(again)
+        for leaf in new:
+            for part in _without(leaf, stay):
+                self.add(part)
+
+    def _show_again(self, leaves: list[Leaf]) -> None:
+        """Show what was hidden with its neighbours. UapiError: what cannot be shown is a leaf no more."""
+        for number, leaf in enumerate(leaves, 1):
+            try:
+                self._show_all(leaf)
+            except UapiError:
+                for rest in leaves[number:]:
+                    self.drop(rest)
+                raise
+
+    def _cut(self, leaf: Leaf, parts: list[Leaf]) -> list[Leaf]:
+        """Leave only some parts of a leaf; those that must be shown again.
+
+        They are where they were in one large page with what goes; and while the parent changes, which tells the leaf
+        of it, and not what is left of that.
+        """
+        self._forget(self._entries.pop(leaf.first))
+        for part in parts:
+            self._note(part)
+        hurt = self.parent.changes
+        for gone in _without(leaf, parts):
+            self.parent.work.dropped += gone.leaves
+            removed = self._unmap(leaf, gone.first, gone.last)
+            hurt = hurt or (bool(parts) and removed > sum(self._shown(gone)))
+        if not hurt:
+            return []
+        for part in parts:
+            self._unmap(part, part.first, part.last)
+        return parts
+
+    def _shown(self, leaf: Leaf) -> Iterator[int]:
+        """How many bytes of it the parent shows, run by run."""
+        for run in self.parent.meeting(leaf.gpa, leaf.gpa + leaf.last - leaf.first):
+            if (leaf.prot & run.prot).value:
+                first, last = _shared(leaf, run)
+                yield last - first + 1
 
     def show(self, leaf: Leaf, run: Run) -> None:
         """Map what of a leaf leads to a run of the parent."""
@@ -174,8 +221,53 @@ class Merge:
 
     def _forget(self, entry: Entry) -> None:
         entry.alive = False
+        self._count -= entry.leaf.leaves
         gpa, end = entry.gpas
         self.parent.index.remove(gpa, end, entry)
+
+
+def _same(leaf: Leaf, first: int, last: int, new: list[Leaf]) -> Iterator[Leaf]:
+    """The parts of a leaf, as long as can be, that lie outside of a range, or are as in `new`, which ascend."""
+    found = [Range(leaf.first, first - 1)] if leaf.first < first else []
+    for other in _from(new, leaf.first):
+        if other.first > leaf.last:
+            break
+        low, high = max(leaf.first, other.first), min(leaf.last, other.last)
+        if low <= high and leaf.agrees(other):
+            found.append(Range(low, high))
+    if last < leaf.last:
+        found.append(Range(last + 1, leaf.last))
+    start, end = None, 0
+    for part in found:
+        if start is not None and part.first != end + 1:
+            yield leaf.part(start, end)
+            start = None
+        start, end = part.first if start is None else start, part.last
+    if start is not None:
+        yield leaf.part(start, end)
+
+
+def _without(leaf: Leaf, parts: list[Leaf]) -> Iterator[Leaf]:
+    """What of a leaf is in none of these, which ascend."""
+    at = leaf.first
+    for part in _from(parts, at):
+        if part.first > leaf.last:
+            break
+        if part.first > at:
+            yield leaf.part(at, part.first - 1)
+        at = max(at, part.last + 1)
+    if at <= leaf.last:
+        yield leaf.part(at, leaf.last)
+
+
+def _from(leaves: list[Leaf], at: int) -> Iterator[Leaf]:
+    """Those of leaves, which ascend, from the one on that may have an address."""
+    for number in range(max(bisect_right(leaves, at, key=_first) - 1, 0), len(leaves)):
+        yield leaves[number]
+
+
+def _first(leaf: Leaf) -> int:
+    return leaf.first
 
 
 def _meets(leaf: Leaf, run: Run) -> bool:

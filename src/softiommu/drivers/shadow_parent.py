@@ -6,8 +6,9 @@ that a change costs what depends on it, and not what its children hold.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from sortedcontainers import SortedDict
@@ -96,6 +97,8 @@ class ParentDomain:
         self._pending: dict[Dependent, None] = {}
         self._children: list[Child] = []
         self._tracks = False
+        #: Whether those that depend on it are being told of a change.
+        self.changes = False
         #: Pages that were written through leaves which are in no shadow any more.
         self._written: set[int] = set()
 
@@ -127,8 +130,7 @@ class ParentDomain:
         run = Run(iova, iova + length - 1, pa, prot)
         self._runs[iova] = run
         try:
-            for who in self._reached(run):
-                who.shown(run)
+            self._tell(run, lambda who: who.shown(run))
         except UapiError:
             self.unmap(iova, length)
             self.flush()
@@ -142,11 +144,13 @@ class ParentDomain:
         for run in met:
             gone = self._lost(run, iova, last)
             if gone is not None:
-                for who in self._reached(gone):
-                    who.hidden(gone)
-                    self._pending[who] = None
+                self._tell(gone, partial(self._hide, gone))
                 self._forget_written(gone.first, gone.last)
         return done
+
+    def _hide(self, gone: Gone, who: Dependent) -> None:
+        who.hidden(gone)
+        self._pending[who] = None
 
     def _lost(self, run: Run, first: int, last: int) -> Gone | None:
         """What an unmap took of a run: a leaf that is cut went whole. What is still mapped stays."""
@@ -166,12 +170,16 @@ class ParentDomain:
         self._runs.update({part.first: part for part in rest})
         return Gone(low, high, tuple(rest))
 
-    def _reached(self, run: Run | Gone) -> Iterator[Dependent]:
-        """Who depends on a run, as long as it does."""
-        for who in self.index.meeting(run.first, run.last):
-            if who.alive:
-                self.work.reached += 1
-                yield who
+    def _tell(self, change: Run | Gone, tell: Callable[[Dependent], None]) -> None:
+        """Tell those who depend on a run, as long as they do."""
+        self.changes = True
+        try:
+            for who in self.index.meeting(change.first, change.last):
+                if who.alive:
+                    self.work.reached += 1
+                    tell(who)
+        finally:
+            self.changes = False
 
     def flush(self) -> None:
         """Complete the invalidations of the domain and of every shadow that was reached."""
@@ -196,15 +204,16 @@ class ParentDomain:
                     return None
         return None
 
-    def write_u64(self, address: int, value: int) -> bool:
-        """Store a word, as hardware stores the flags of an entry; whether it could."""
+    def write_words(self, address: int, words: Sequence[int]) -> bool:
+        """Store words within one page, as hardware stores the flags of entries; whether it could."""
         for run in self.meeting(address, address):
             if run.prot.writable:
                 try:
-                    self.memory.write_u64(run.pa + address - run.first, value)
+                    for number, word in enumerate(words):
+                        self.memory.write_u64(run.pa + address - run.first + 8 * number, word)
                 except BadAddressError:
                     return False
-                self.record(address, 8)
+                self.record(address, 8 * len(words))
                 return True
         return False
 
