@@ -284,6 +284,10 @@ def test_only_machines_in_this_process_have_vdpa(plain):
     facts = {device["name"]: device for device in plain.machine.facts()["devices"]}
     assert (facts["disk0"]["id"], facts["disk0"]["nodes"]) == ("1af4:1042", [])
     assert facts["nvme0"]["nodes"] == ["/dev/vfio/devices/vfio0", "/dev/vfio/1"]
+    folder = "/sys/devices/pci0000:00/0000:00:03.0"
+    assert plain.machine.entries[f"{folder}/driver"].target == "../../../bus/pci/drivers/vp-vdpa"
+    assert plain.machine.entries[f"{folder}/uevent"].content().startswith(b"DRIVER=vp-vdpa\n")
+    assert f"{folder}/vfio-dev/vfio0/dev" not in plain.machine.entries
 
 
 def test_a_virtio_device_can_be_vfios_instead_and_nothing_else_vdpas():

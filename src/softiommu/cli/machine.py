@@ -47,7 +47,8 @@ def show(name: str, kernel: str | None, as_json: bool) -> None:
     for device in facts["devices"]:
         print(f"device {device['name']} ({device['id']}) in {device['sysfs']}")
         if "group" in device:
-            print(f"       behind {device['iommu']}, in group {device['group']}: {', '.join(device['nodes'])}")
+            nodes = ", ".join(device["nodes"]) or "vDPA has it"
+            print(f"       behind {device['iommu']}, in group {device['group']}: {nodes}")
     if facts["test_command"]:
         print("a program makes devices of its own with the kernel's test command, IOMMU_TEST_CMD")
     elif not facts["devices"]:

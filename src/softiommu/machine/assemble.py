@@ -61,12 +61,12 @@ class Machine:
             "/dev/vfio/vfio": Node(*_VFIO_DEV, stat.S_IFCHR | 0o666, self.open_container),
         }
         self.vfio = self._vfio()
-        self.vdpa = self._vdpa()
         seen = [wired.pci for wired in self.hardware.devices] if self.hardware else []
         seen += [device for device in description.devices if device.model is None]
         self.entries |= pci.bridge_entries(description.bridges) | pci.entries(seen)
         if self.vfio is not None:
             self.entries |= self.vfio.entries | modules.entries(description)
+        self.vdpa = self._vdpa()
         if description.has_model("mock"):
             self._add_mock()
 
@@ -101,12 +101,14 @@ class Machine:
         return Vfio(self.hardware, self.services)
 
     def _vdpa(self) -> dict[str, VdpaDevice]:
-        """The devices that vDPA has, by name."""
+        """The devices that vDPA has, by name; they are in sysfs, too."""
         held = [wired for wired in self.hardware.devices if wired.pci.vdpa] if self.hardware else []
         if not held:
             return {}
         from softiommu.consumers.vdpa import VdpaDevice
+        from softiommu.machine import sysfs
 
+        self.entries |= sysfs.vdpa_entries(held)
         return {wired.pci.name: VdpaDevice(wired.function, wired.device, wired.pci.address) for wired in held}
 
     def _report(self, line: str) -> None:

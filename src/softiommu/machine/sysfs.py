@@ -18,10 +18,8 @@ if TYPE_CHECKING:
     from softiommu.machine.hardware import Wired
 
 _MEMORY, _IO, _PREFETCH, _64_BIT = 0x40200, 0x40101, 0x2000, 0x100000
-
-
-_DRIVER = "vfio-pci"
-_DRIVER_FOLDER = f"/sys/bus/pci/drivers/{_DRIVER}"
+#: Drivers as their folders are called: VFIO's, and that of vDPA for virtio functions.
+_VFIO, _VDPA = "vfio-pci", "vp-vdpa"
 
 
 def entries(wired: Sequence[Wired], majors: tuple[int, int]) -> dict[str, Entry]:
@@ -29,22 +27,29 @@ def entries(wired: Sequence[Wired], majors: tuple[int, int]) -> dict[str, Entry]
     shown: dict[str, Entry] = {}
     for number, device in enumerate(wired):
         name = f"vfio{number}"
-        shown |= _function(device) | _group(device, majors[0]) | _iommu(device) | _vfio(device, name, majors[1], number)
+        shown |= _function(device, _VFIO) | _group_node(device, majors[0]) | _vfio(device, name, majors[1], number)
     return shown
 
 
-def _function(device: Wired) -> dict[str, Entry]:
+def vdpa_entries(wired: Sequence[Wired]) -> dict[str, Entry]:
+    """The entries of devices that vDPA has."""
+    return {path: entry for device in wired for path, entry in _function(device, _VDPA).items()}
+
+
+def _function(device: Wired, driver: str) -> dict[str, Entry]:
     """What the folder of a function has beside its identity."""
     folder, up = device.pci.folder, device.pci.up
     shown: dict[str, Entry] = {
         f"{folder}/config": Text(_config(device.function)),
         f"{folder}/resource": Text(_resource(device.function)),
-        f"{folder}/uevent": Text(_line("\n".join(device.pci.uevent(_DRIVER)))),
-        f"{folder}/driver": Link(f"{up}bus/pci/drivers/{_DRIVER}"),
-        f"{folder}/driver_override": Text(_line(_DRIVER)),
+        f"{folder}/uevent": Text(_line("\n".join(device.pci.uevent(driver)))),
+        f"{folder}/driver": Link(f"{up}bus/pci/drivers/{driver}"),
+        f"{folder}/driver_override": Text(_line(driver)),
         f"{folder}/iommu_group": Link(f"{up}kernel/iommu_groups/{device.place.group}"),
         f"{folder}/iommu": Link(f"{up}devices/virtual/iommu/{device.pci.iommu}"),
-        f"{_DRIVER_FOLDER}/{device.pci.address}": Link("../../../.." + folder.removeprefix("/sys")),
+        f"/sys/bus/pci/drivers/{driver}/{device.pci.address}": Link("../../../.." + folder.removeprefix("/sys")),
+        **_group(device),
+        **_iommu(device),
     }
     methods = ["flr"] * device.function.can_reset + ["bus"] * (device.place.sid != device.place.sids[0])
     if methods:
@@ -52,15 +57,21 @@ def _function(device: Wired) -> dict[str, Entry]:
     return shown
 
 
-def _group(device: Wired, major: int) -> dict[str, Entry]:
-    """Its group: what the IOMMU says of that, and the group's VFIO device."""
-    number, folder = device.place.group, f"/sys/devices/virtual/vfio/{device.place.group}"
-    group = f"/sys/kernel/iommu_groups/{number}"
+def _group(device: Wired) -> dict[str, Entry]:
+    """Its group: what the IOMMU says of that."""
+    group = f"/sys/kernel/iommu_groups/{device.place.group}"
     return {
         f"{group}/type": Text(_line("DMA")),
         f"{group}/reserved_regions": Text(_regions(device.device.reserved_regions())),
         f"{group}/devices/{device.pci.address}": Link("../../../.." + device.pci.folder.removeprefix("/sys")),
-        **_node(folder, "vfio", f"vfio/{number}", (major, number)),
+    }
+
+
+def _group_node(device: Wired, major: int) -> dict[str, Entry]:
+    """The VFIO device of its group."""
+    number = device.place.group
+    return {
+        **_node(f"/sys/devices/virtual/vfio/{number}", "vfio", f"vfio/{number}", (major, number)),
         f"/sys/class/vfio/{number}": Link(f"../../devices/virtual/vfio/{number}"),
     }
 
