@@ -71,3 +71,28 @@ def test_the_command_can_be_printed_and_run_by_hand(softiommu, tmp_path):
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.startswith(f"softiommu run --machine vtd --unlimited-memlock -- {sys.executable} -M q35,")
     assert ended.out.endswith("-device vfio-pci,host=0000:00:07.0,id=nvme0,iommufd=iommufd0,x-no-mmap=on\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--group"], "--viommu nested binds tables by iommufd, which --group leaves out"),
+        (
+            ["-m", "smmuv3"],
+            "--viommu nested needs an IOMMU of model vtd, and smmu0 of machine smmuv3 is of model smmuv3",
+        ),
+    ],
+    ids=["group", "machine"],
+)
+def test_what_cannot_nest_is_refused_before_qemu_starts(softiommu, options, reason):
+    ended = softiommu("guest", "--viommu", "nested", *options, "--qemu", sys.executable)
+    assert ended.code == 2
+    assert ended.err.startswith(f"softiommu: {reason}")
+
+
+def test_a_qemu_that_ends_early_is_told(softiommu, tmp_path):
+    for name in ("kernel", "initrd", "versions"):
+        (tmp_path / name).touch()
+    ended = softiommu("guest", "--guests", str(tmp_path), "--qemu", "false")
+    assert ended.code == 1
+    assert "softiommu: QEMU ended with 1 before its guest was done\n" in ended.err

@@ -95,6 +95,8 @@ def _command(world: Machine, wishes: Wishes) -> list[str]:
             f"machine {world.description.name} has no device that the guest can drive: expected one of model "
             f"{' or '.join(_DRIVEN)}\nhint: `softiommu machine list` tells which machines there are"
         )
+    if wishes.viommu == "nested":
+        _check_nesting(world, wishes, {device.iommu for device in devices})
     front = {"none": [], "shadow": qemu.virtual_vtd(), "nested": nested.virtual_vtd()}[wishes.viommu]
     lines = {"none": "", "shadow": "intel_iommu=on", "nested": nested.KERNEL_LINE}
     job = ["-fw_cfg", f"name=opt/org.softiommu/job,file={_JOB}", "-device", _EXIT]
@@ -117,6 +119,18 @@ def _command(world: Machine, wishes: Wishes) -> list[str]:
             *[word for device in passed for word in ("-device", device)],
         ],
     ).command()
+
+
+def _check_nesting(world: Machine, wishes: Wishes, behind: set[str | None]) -> None:
+    """ConfigError: QEMU would refuse it."""
+    if wishes.group:
+        raise ConfigError("--viommu nested binds tables by iommufd, which --group leaves out: expected one of the two")
+    other = next((iommu for iommu in world.description.iommus if iommu.name in behind and iommu.model != "vtd"), None)
+    if other is not None:
+        raise ConfigError(
+            f"--viommu nested needs an IOMMU of model vtd, and {other.name} of machine {world.description.name} is of "
+            f"model {other.model}\nhint: --machine vtd-nested, or vtd-paged, which nests in software"
+        )
 
 
 def _program(wishes: Wishes) -> str:
@@ -147,4 +161,8 @@ def _run(world: Machine, command: list[str], log: str | None) -> int:
         status = supervisor.run(world, command, supervisor.RunOptions(log=call_log, die_alike=False))
         for line in report.lines(counts.told()):
             print(f"softiommu: {line}", file=out)
-    return 1 if status == _JOB_FAILED else status
+    if status == _JOB_FAILED:
+        return 1
+    if status:
+        print(f"softiommu: QEMU ended with {status} before its guest was done", file=sys.stderr)
+    return status
