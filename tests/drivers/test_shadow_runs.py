@@ -84,7 +84,7 @@ STEPS = st.one_of(
 )
 
 
-@pytest.mark.parametrize("iommu", ["vtd", "smmuv3", "amd", "riscv"])
+@pytest.mark.parametrize("iommu", IOMMUS)
 @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 @given(to=st.sampled_from((0, 412 * PAGE, LARGE - 100 * PAGE)), steps=st.lists(STEPS, max_size=6))
 def test_a_part_of_what_was_merged_together_changes_as_if_each_leaf_were_alone(iommu, to, steps):

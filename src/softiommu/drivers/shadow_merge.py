@@ -166,8 +166,8 @@ class Merge:
     def _cut(self, leaf: Leaf, parts: list[Leaf]) -> list[Leaf]:
         """Leave only some parts of a leaf; those that must be shown again.
 
-        They are where they were in one large page with what goes; and while the parent changes, which tells the leaf
-        of it, and not what is left of that.
+        They are where they were in one large page with what goes, which went whole, or stayed; and while the parent
+        changes, which tells the leaf of it, and not what is left of that.
         """
         self._forget(self._entries.pop(leaf.first))
         for part in parts:
@@ -176,11 +176,10 @@ class Merge:
         for gone in _without(leaf, parts):
             self.parent.work.dropped += gone.leaves
             removed = self._unmap(leaf, gone.first, gone.last)
-            hurt = hurt or (bool(parts) and removed > sum(self._shown(gone)))
+            hurt = hurt or (bool(parts) and removed != sum(self._shown(gone)))
         if not hurt:
             return []
-        for part in parts:
-            self._unmap(part, part.first, part.last)
+        self._unmap(leaf, leaf.first, leaf.last)
         return parts
 
     def _shown(self, leaf: Leaf) -> Iterator[int]:
