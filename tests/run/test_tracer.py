@@ -214,13 +214,6 @@ print(stops, os.waitstatus_to_exitcode(status))
     assert said(code) == ["3", "0"]
 
 
-def test_what_is_not_carried_out_is_a_bus_error_and_the_log_says_why():
-    done = run("bar = mapped(device)\nbytes(bar[:64])")
-    assert done.returncode == -signal.SIGBUS
-    assert "bus error of python" in done.stderr
-    assert "is no access of 1, 2, 4 or 8 bytes by a general register" in done.stderr
-
-
 def test_memory_that_the_program_disables_is_a_bus_error_until_it_enables_it():
     code = """
 bar, command = mapped(device), (7 << 40) + 4

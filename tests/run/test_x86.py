@@ -10,12 +10,14 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from softiommu.run import ptrace, x86
+from softiommu.run.x86_operands import EFLAGS, RIP, Bus
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the processor is the oracle")
 
 ARITHMETIC = 0x8D5
 AUXILIARY = 0x10
 RDI, RAX = ptrace.REGISTERS.index("rdi"), ptrace.REGISTERS.index("rax")
+FS = ptrace.REGISTERS.index("fs_base")
 RCX, R8 = ptrace.REGISTERS.index("rcx"), ptrace.REGISTERS.index("r8")
 VALUES = st.integers(0, 2**64 - 1) | st.sampled_from([0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 2**31, 2**63, 2**64 - 1])
 
@@ -40,6 +42,10 @@ C60712 66C7073412 C70778563412 48C70778563412 48C707FFFFFFFF
 FE07 66FF07 FF07 48FF07 FE0F 66FF0F FF0F 48FF0F
 F617 66F717 F717 48F717
 660FBA2705 0FBA271F 480FBA273F 0FBA27FF
+0F38F007 660F38F007 480F38F007 0F38F107 660F38F107 480F38F107
+0F9007 0F9107 0F9207 0F9307 0F9407 0F9507 0F9607 0F9707 0F9807 0F9907 0F9A07 0F9B07 0F9C07 0F9D07 0F9E07 0F9F07
+0F4007 0F4107 0F4207 0F4307 0F4407 0F4507 0F4607 0F4707 0F4807 0F4907 0F4A07 0F4B07 0F4C07 0F4D07 0F4E07 0F4F07
+660F4407 480F4407 440F4707 660F4F07 480F4C07
 """,
 )
 
@@ -76,9 +82,22 @@ class Cell:
         self.value = self.value & ~self.mask | value
 
 
+class Vectors:
+    """Registers that all hold the same."""
+
+    def __init__(self, value):
+        self.value, self.changes = value, []
+
+    def get(self, number, size):
+        return self.value & (1 << 8 * size) - 1
+
+    def set(self, number, value, keep_above):
+        self.changes.append((number, value, keep_above))
+
+
 def registers(at, rax, flags):
     values = (ctypes.c_uint64 * len(ptrace.REGISTERS))()
-    values[RDI], values[RAX], values[R8], values[x86.EFLAGS] = at, rax, rax, flags
+    values[RDI], values[RAX], values[R8], values[EFLAGS] = at, rax, rax, flags
     return values
 
 
@@ -90,16 +109,16 @@ def test_what_an_instruction_does_is_what_the_processor_does(form):
     chance = random.Random(form)
     values = [0, 1, 0x7F, 0x80, 0xFF, 2**31, 2**63 - 1, 2**63, 2**64 - 1, *(chance.getrandbits(64) for _ in range(20))]
     for memory in values:
-        rax, flags = chance.choice(values), 0x202 | chance.choice((0, ARITHMETIC))
+        rax, flags = chance.choice(values), 0x202 | chance.getrandbits(12) & ARITHMETIC
         cell = ctypes.c_uint64(memory)
         expected, after, r8 = thunk(ctypes.addressof(cell), rax, flags)
         state, mask = registers(ctypes.addressof(cell), rax, flags), (1 << 8 * operation.width) - 1
         left = Cell(memory, mask)
-        bus = x86.Bus(left.load, left.store)
+        bus = Bus(left.load, left.store, None)
         operation.effect(state, bus)
         assert operation.address.of(state) == ctypes.addressof(cell)
         assert left.value == cell.value
-        assert (state[x86.EFLAGS] ^ after) & known == 0
+        assert (state[EFLAGS] ^ after) & known == 0
         assert (state[RAX], state[R8]) == (expected, r8)
 
 
@@ -125,7 +144,7 @@ def test_an_address_is_base_and_scaled_register_and_displacement(base, scaled, d
 )
 def test_every_way_to_name_an_address_is_known(code, address):
     state = registers(0x1000 if code != "678B07" else 0xFFFF00001000, 0, 0)
-    state[x86.RIP] = 0x400000
+    state[RIP] = 0x400000
     state[ptrace.REGISTERS.index("fs_base")] = 0x700100000000
     state[ptrace.REGISTERS.index("gs_base")] = 0x700200000000
     assert x86.decode(bytes.fromhex(code).ljust(x86.LONGEST, b"\x90")).address.of(state) == address
@@ -134,25 +153,64 @@ def test_every_way_to_name_an_address_is_known(code, address):
 @pytest.mark.parametrize(
     "code",
     [
-        "F3A4",
-        "A4",
+        "F3AC",
+        "A6",
+        "F2AE",
         "FF17",
         "FF37",
         "8F07",
-        "0F9407",
         "0FA307",
         "F00FC70F",
-        "F30F6F07",
-        "C5FE6F07",
+        "660FEF07",
+        "C5FD7407",
+        "62F1FE496F07",
+        "62F17C585807",
+        "0F6F07",
+        "0F1207",
         "90",
         "06",
         "",
         "8B",
     ],
 )
-def test_what_is_no_access_by_a_general_register_is_refused_by_name(code):
-    with pytest.raises(x86.NotCarriedOutError, match="is no access of 1, 2, 4 or 8 bytes"):
+def test_what_is_not_carried_out_is_refused_by_name(code):
+    with pytest.raises(x86.NotCarriedOutError, match="is no access that is carried out on a device"):
         x86.decode(bytes.fromhex(code))
+
+
+@pytest.mark.parametrize(
+    ("code", "number", "width", "keeps"),
+    [
+        ("0F1007", 0, 16, True),  # movups xmm0, [rdi]
+        ("F3440F6F0F", 9, 16, True),  # movdqu xmm9, [rdi]
+        ("F20F1007", 0, 8, True),  # movsd xmm0, [rdi]
+        ("660F6E07", 0, 4, True),  # movd xmm0, [rdi]
+        ("C5FE6F07", 0, 32, False),  # vmovdqu ymm0, [rdi]
+        ("C5FB1007", 0, 8, False),  # vmovsd xmm0, [rdi]
+        ("62E1FE286F0F", 17, 32, False),  # vmovdqu64 ymm17, [rdi]
+        ("62F1FE486F07", 0, 64, False),  # vmovdqu64 zmm0, [rdi]
+    ],
+)
+def test_a_load_of_a_vector_clears_what_lies_above_unless_the_form_is_old(code, number, width, keeps):
+    operation, vectors = x86.decode(bytes.fromhex(code).ljust(x86.LONGEST, b"\x90")), Vectors(0)
+    assert operation.width == width
+    operation.effect(registers(0, 0, 0), Bus(lambda: 1234, None, vectors))
+    assert vectors.changes == [(number, 1234, keeps)]
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("A4", x86.Repeat(1, 1, True, False, None, 2**64 - 1)),  # movsb
+        ("F3A5", x86.Repeat(2, 4, True, True, None, 2**64 - 1)),  # rep movsd
+        ("F348A5", x86.Repeat(3, 8, True, True, None, 2**64 - 1)),  # rep movsq
+        ("67F366A5", x86.Repeat(4, 2, True, True, None, 2**32 - 1)),  # rep movsw [edi], [esi]
+        ("64F3A4", x86.Repeat(3, 1, True, True, FS, 2**64 - 1)),  # rep movsb [rdi], fs:[rsi]
+        ("64F3AB", x86.Repeat(3, 4, False, True, None, 2**64 - 1)),  # rep stosd, always to es
+    ],
+)
+def test_copies_and_fills_are_known_by_width_count_and_segment(code, expected):
+    assert x86.decode(bytes.fromhex(code).ljust(x86.LONGEST, b"\x90")) == expected
 
 
 @settings(max_examples=2000)
@@ -162,9 +220,12 @@ def test_any_bytes_are_refused_or_carried_out_within_their_width(code, memory, r
         operation = x86.decode(code)
     except x86.NotCarriedOutError:
         return
-    assert operation.width in (1, 2, 4, 8)
     assert 1 <= operation.length <= len(code)
-    mask, stored = (1 << 8 * operation.width) - 1, []
-    operation.effect(registers(rax, rax, 0x202), x86.Bus(lambda: memory & mask, stored.append))
+    if isinstance(operation, x86.Repeat):
+        assert operation.width in (1, 2, 4, 8)
+        return
+    assert operation.width in (1, 2, 4, 8, 16, 32, 64)
+    mask, stored, vectors = (1 << 8 * operation.width) - 1, [], Vectors(memory)
+    operation.effect(registers(rax, rax, 0x202), Bus(lambda: memory & mask, stored.append, vectors))
     assert all(0 <= value <= mask for value in stored)
     assert len(stored) <= 1

@@ -2,7 +2,8 @@
 
 The way of a call: `seccomp` (filter, listener) -> `supervisor` (the loop) -> a handler (`fileops`, `opencalls`,
 `statcalls`, `folders`, `lifecalls`), which knows the caller (`tracee`), its paths (`paths`, `shadow`), its memory
-(`copier`, `spaces`) and the open files (`descriptors`); what they share is a `session`.
+(`copier`, `spaces`) and the open files (`descriptors`); what they share is a `session`. Accesses to mappings without
+pages come by `tracer`, and are made by `accesses`.
 
 What differs from a kernel, and why:
 
