@@ -23,7 +23,7 @@ _HALTED = {
     "qemu-system-aarch64": bytes.fromhex("7f2003d5 ffffff17"),
     "qemu-system-riscv64": bytes.fromhex("73005010 6ff0dfff"),
 }
-_START_SECONDS, _ANSWER_SECONDS = 60, 120
+_START_SECONDS, _ANSWER_SECONDS, _END_SECONDS = 60, 120, 20
 
 
 _PR_SET_PDEATHSIG = 1
@@ -31,8 +31,8 @@ _libc = ctypes.CDLL(None)
 
 
 def _end_with_parent() -> None:
-    """Nobody is left to end a QEMU whose test was killed."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    """Nobody is left to end a QEMU whose test was killed. One that is supervised hears of it by its supervisor."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class QtestError(Exception):
@@ -100,8 +100,12 @@ class Qtest:
 
     def close(self) -> None:
         """End QEMU."""
-        self._process.kill()
-        self._process.wait()
+        self._process.terminate()
+        try:
+            self._process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
         self._log.close()
         if hasattr(self, "_socket"):
             self._socket.close()
