@@ -3,7 +3,7 @@ it would behind one, and nowhere else."""
 
 from copy import copy
 
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from softiommu.hardware.iommu import TranslationFaultError
 from softiommu.hardware.smmuv3.model import Smmu
@@ -15,6 +15,7 @@ MARKER = b"marker!!"
 flips = st.lists(st.tuples(st.sampled_from(["ste", "ste", "descriptor"]), st.integers(0, 511)), max_size=3)
 
 
+@example(flips=[("ste", 56)], pasid=None)
 @given(flips=flips, pasid=st.sampled_from([None, 1]))
 @settings(max_examples=50, deadline=None)
 def test_a_passed_device_gets_where_it_would_behind_an_smmu(flips, pasid):

@@ -172,7 +172,8 @@ class VirtualSmmu(RegisterRules):
         if not how.S1CDMAX:
             how = how.replace(S1FMT=0)
         taken = _STAGE1 | (Ste1.EATS.mask if self.identity.idr0.ATS else 0)
-        return Ste(int(how), words[1] & taken, stream)
+        # Hardware does not look at reserved bits; the kernel refuses them.
+        return Ste(int(how) & ~how.RESERVED, words[1] & taken, stream)
 
     # Commands
 
