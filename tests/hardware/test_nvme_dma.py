@@ -173,7 +173,7 @@ def test_commands_that_ring_their_own_doorbells_do_not_run_for_ever(mirrored):
         assert mirrored.io(WRITE, slot, 1, [page]).status == 0
         mirrored.push(ring, READ, 1, prp1=QUEUE_2, prp2=page, dword10=slot)
     mirrored.write(0x1010, 1)
-    assert 1000 < mirrored.nvme.logs.reads < 1100
+    assert 4 < mirrored.nvme.logs.reads < 100  # as many rounds as the longest queue has entries
     mirrored.write(CC, 0)
     assert mirrored.enable() == 1
 

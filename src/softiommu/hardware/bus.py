@@ -84,7 +84,7 @@ class Port:
             self._fill(runs, fill)
 
     def _fill(self, runs: Sequence[tuple[int, int, int, int]], fill: Transfer) -> None:
-        views = self._views(runs)
+        views = self._memory.views(runs)
         if views is not None:
             fill(views)
             return
@@ -99,7 +99,7 @@ class Port:
     def drain(self, segments: Sequence[tuple[int, int]], take: Transfer, pasid: int | None = None) -> None:
         """Let `take` have the bytes of segments: in place where they are plain memory. DmaError: it gets none."""
         runs = list(self._runs(segments, READ, pasid))
-        views = self._views(runs)
+        views = self._memory.views(runs)
         if views is None:
             views = []
             for pa, size, iova, done in runs:
@@ -108,16 +108,6 @@ class Port:
                 except BadAddressError as error:
                     raise DmaError(iova, done, str(error)) from error
         take(views)
-
-    def _views(self, runs: Sequence[tuple[int, int, int, int]]) -> list[memoryview] | None:
-        """The memory itself; None where some of it is none."""
-        views = []
-        for pa, size, _, _ in runs:
-            view = self._memory.view(pa, size)
-            if view is None:
-                return None
-            views.append(view)
-        return views
 
     def _runs(
         self, segments: Sequence[tuple[int, int]], want: int, pasid: int | None
@@ -133,6 +123,11 @@ class Port:
         start = size = origin = done = 0
         for iova, length in segments:
             last = iova + length
+            if first <= iova < last <= end and start + size != iova + shift:
+                # The usual case of a page of a list.
+                yield start, size, origin, done
+                start, size, origin, done = iova + shift, length, iova, done + size
+                continue
             while iova < last:
                 if not first <= iova < end:
                     try:

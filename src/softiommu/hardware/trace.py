@@ -7,7 +7,7 @@ and goes on. A script decides nothing: what the model reads elsewhere is noted a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -71,7 +71,7 @@ class TracingMemory(PhysicalMemory):
         super().write(pa, data)
         self._note(True, pa, data)
 
-    def view(self, pa: int, length: int) -> None:
+    def views(self, runs: Sequence[tuple[int, int, int, int]]) -> None:
         """Nothing is seen in place: it could not be noted."""
 
     def read_u32(self, pa: int) -> int:

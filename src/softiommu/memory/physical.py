@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from mmap import MADV_DONTNEED
 from typing import Any, NamedTuple, Protocol
@@ -195,11 +195,17 @@ class PhysicalMemory:
         for window, at, size in self._pieces(pa, length):
             self._write(window, at, data[at - pa : at - pa + size])
 
-    def view(self, pa: int, length: int) -> memoryview | None:
-        """The bytes at `pa` in place; None unless all of them lie in the arena."""
-        if pa + length <= self.size or self._is_direct(pa, length):
-            return self._bytes[pa : pa + length]
-        return None
+    def views(self, runs: Sequence[tuple[int, int, int, int]]) -> list[memoryview] | None:
+        """The bytes of runs (address, bytes, and what the caller keeps) in place; None unless all lie in the arena."""
+        present, memory, views = self._present, self._bytes, []
+        for pa, length, _, _ in runs:
+            end = pa + length
+            if end > self._limit or not present[pa >> CHUNK_LG2] == present[end - 1 >> CHUNK_LG2] == DIRECT:
+                return None
+            if length > CHUNK and not self._is_direct(pa, length):
+                return None
+            views.append(memory[pa:end])
+        return views
 
     def _is_direct(self, pa: int, length: int) -> bool:
         """Whether all of it lies in the arena."""

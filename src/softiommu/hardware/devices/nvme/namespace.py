@@ -224,6 +224,8 @@ class Namespace:
 
 def _after(views: Sequence[memoryview], done: int) -> Sequence[memoryview]:
     """The buffers without their first `done` bytes."""
+    if done == sum(map(len, views)):
+        return []
     for number, view in enumerate(views):
         if done < len(view):
             return [view[done:], *views[number + 1 :]]

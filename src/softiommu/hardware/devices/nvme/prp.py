@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from softiommu.hardware.devices.nvme.commands import CommandError, Status
+from softiommu.pagetable.walk import new
 
 _ENTRY = 8
 _DWORD = 4
@@ -37,7 +38,7 @@ def segments(read: Callable[[int, int], bytes], prp1: int, prp2: int, length: in
         if entry % page:
             raise CommandError(Status.PRP_OFFSET_INVALID, f"a page's entry is {entry:#x}, no multiple of {page:#x}")
         if start + size != entry:
-            found.append(Segment(start, size))
+            found.append(new(Segment, (start, size)))
             start, size = entry, 0
         size += min(rest, page)
         rest -= page
