@@ -5,12 +5,14 @@ import mmap
 import platform
 import random
 import re
+from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from softiommu.run import ptrace, x86
-from softiommu.run.x86_operands import EFLAGS, RIP, Bus
+from softiommu.run.x86_operands import EFLAGS, RIP
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the processor is the oracle")
 
@@ -67,6 +69,14 @@ class Thunk:
         out = (ctypes.c_uint64 * 3)()
         self.function(at, rax, flags, ctypes.addressof(out))
         return out[0], out[1], out[2]
+
+
+class Bus(NamedTuple):
+    """What an operation reaches."""
+
+    load: Callable[[], int]
+    store: Callable[[int], None]
+    vectors: object
 
 
 class Cell:

@@ -14,12 +14,13 @@ from softiommu.memory.client import PAGE_SIZE
 from softiommu.run import ptrace, x86
 from softiommu.run.seccomp import TaskGoneError
 from softiommu.run.vmas import Mapped, Vmas
-from softiommu.run.x86_operands import EFLAGS, RAX, RCX, RDI, RIP, RSI, Bus
+from softiommu.run.x86_operands import EFLAGS, RAX, RCX, RDI, RIP, RSI
 from softiommu.run.xsave import Vectors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from softiommu.memory.files import File
     from softiommu.run.descriptors import OpenFile
     from softiommu.run.ptrace import Registers
     from softiommu.run.session import Session
@@ -83,13 +84,20 @@ class Accesses:
         if place is None:
             return False
         registers = ptrace.registers(tid)
-        thread = _Thread(self, tid, memory, registers)
         try:
             operation = self._operation(memory.code(registers[RIP]))
-            if isinstance(operation, x86.Repeat):
-                thread.repeat(operation)
+            if isinstance(operation, x86.Operation):
+                if operation.address.of(registers) != fault.address:
+                    raise x86.NotCarriedOutError("the instruction does not begin at the BAR")
+                if _crosses(fault.address, operation.width):
+                    self.check_end(memory, fault.address, operation.width, place)
+                access = _Access(self, tid, place, operation.width)
+                operation.effect(registers, access)
+                registers[RIP] += operation.length
+                access.finish()
+                ptrace.set_registers(tid, registers)
             else:
-                thread.operate(operation, fault.address, place)
+                _Copy(self, tid, memory, registers).repeat(operation)
         except (x86.NotCarriedOutError, UapiError, TaskGoneError, OSError) as error:
             if isinstance(error, ProcessLookupError):
                 raise
@@ -108,6 +116,11 @@ class Accesses:
             return None
         return Place(record, mapped.offset)
 
+    def check_end(self, memory: Memory, address: int, width: int, place: Place | None) -> None:
+        """NotCarriedOutError: the last byte of an access is not where its first one, at `place`, lets expect it."""
+        if self.place(memory, address + width - 1) != (place and Place(place.record, place.offset + width - 1)):
+            raise x86.NotCarriedOutError("the access crosses an end of the BAR")
+
     def _operation(self, code: bytes) -> x86.Operation | x86.Repeat:
         known = self._decoded.get(code)
         if known is None:
@@ -119,29 +132,39 @@ class Accesses:
     # Memory
 
     def load(self, tid: int, place: Place, width: int) -> int:
-        """A load from a file: pieces of it are lines of the log, where there is one."""
-        file, log, value = place.record.file, self._session.log, 0
+        """A load from a file: in pieces, where it is wider than a device can be asked at once."""
+        if width <= _WIDTHS[0]:
+            return self._load(tid, place.record.file, place.offset, width)
+        value = 0
         for at, size in _pieces(place.offset, width):
-            if log is None:
-                piece = file.load(place.offset + at, size)
-            else:
-                fields = {"width": size, "offset": hex(place.offset + at)}
-                with log.noted(self._name(tid), file.kind, "load", fields) as note:
-                    note.result = piece = file.load(place.offset + at, size)
-            value |= piece << 8 * at
+            value |= self._load(tid, place.record.file, place.offset + at, size) << 8 * at
         return value
 
     def store(self, tid: int, place: Place, width: int, value: int) -> None:
         """A store to a file, as `load`."""
-        file, log = place.record.file, self._session.log
+        if width <= _WIDTHS[0]:
+            self._store(tid, place.record.file, place.offset, width, value)
+            return
         for at, size in _pieces(place.offset, width):
-            piece = value >> 8 * at & (1 << 8 * size) - 1
-            if log is None:
-                file.store(place.offset + at, size, piece)
-                continue
-            fields = {"width": size, "offset": hex(place.offset + at), "value": hex(piece)}
-            with log.noted(self._name(tid), file.kind, "store", fields):
-                file.store(place.offset + at, size, piece)
+            self._store(tid, place.record.file, place.offset + at, size, value >> 8 * at & (1 << 8 * size) - 1)
+
+    def _load(self, tid: int, file: File, offset: int, width: int) -> int:
+        """One access, which is a line of the log where there is one."""
+        log = self._session.log
+        if log is None:
+            return file.load(offset, width)
+        with log.noted(self._name(tid), file.kind, "load", {"width": width, "offset": hex(offset)}) as note:
+            note.result = file.load(offset, width)
+        return note.result
+
+    def _store(self, tid: int, file: File, offset: int, width: int, value: int) -> None:
+        log = self._session.log
+        if log is None:
+            file.store(offset, width, value)
+            return
+        fields = {"width": width, "offset": hex(offset), "value": hex(value)}
+        with log.noted(self._name(tid), file.kind, "store", fields):
+            file.store(offset, width, value)
 
     def own_memory(self, tid: int, address: int, width: int) -> int:
         """A load from the program's own memory. EFAULT."""
@@ -170,28 +193,41 @@ class Accesses:
         self._session.warn_once(f"bus error of {self._name(tid)} at offset {place.offset:#x} of a {kind}: {why}")
 
 
-class _Thread:
-    """A stopped thread, for one instruction."""
+class _Access:
+    """The `Bus` of one instruction of a stopped thread. Its vector registers are fetched when they are asked for."""
+
+    def __init__(self, accesses: Accesses, tid: int, place: Place, width: int) -> None:
+        self._accesses, self._tid, self._place, self._width = accesses, tid, place, width
+        self._vectors: Vectors | None = None
+
+    def load(self) -> int:
+        """The value at the place."""
+        return self._accesses.load(self._tid, self._place, self._width)
+
+    def store(self, value: int) -> None:
+        """Set it."""
+        self._accesses.store(self._tid, self._place, self._width, value)
+
+    @property
+    def vectors(self) -> Vectors:
+        """The thread's vector registers. OSError: they cannot be had."""
+        if self._vectors is None:
+            self._vectors = Vectors(ptrace.vectors(self._tid))
+        return self._vectors
+
+    def finish(self) -> None:
+        """Let the thread have the vector registers that were set."""
+        if self._vectors is not None and self._vectors.changed:
+            ptrace.set_vectors(self._tid, self._vectors.image)
+
+
+class _Copy:
+    """A copy or a fill of a stopped thread."""
 
     def __init__(self, accesses: Accesses, tid: int, memory: Memory, registers: Registers) -> None:
         self._accesses, self._tid, self._memory, self._registers = accesses, tid, memory, registers
         #: What is at the start of a page.
         self._pages: dict[int, Place | None] = {}
-
-    def operate(self, operation: x86.Operation, address: int, place: Place) -> None:
-        """An access at one address, which is the one that failed."""
-        accesses, tid, width, registers = self._accesses, self._tid, operation.width, self._registers
-        if operation.address.of(registers) != address:
-            raise x86.NotCarriedOutError("the instruction does not begin at the BAR")
-        self._span(address, width)
-        vectors = _Lazy(tid)
-        bus = Bus(
-            lambda: accesses.load(tid, place, width), lambda value: accesses.store(tid, place, width, value), vectors
-        )
-        operation.effect(registers, bus)
-        registers[RIP] += operation.length
-        vectors.store()
-        ptrace.set_registers(tid, registers)
 
     def repeat(self, repeat: x86.Repeat) -> None:
         """Elements of a copy or a fill; what is done of them is done, also when one fails."""
@@ -231,10 +267,8 @@ class _Thread:
     def _span(self, address: int, width: int) -> Place | None:
         """Where `width` bytes at an address are, when they are a file's. NotCarriedOutError: not all of them are."""
         place = self._at(address)
-        if address % PAGE_SIZE + width > PAGE_SIZE:
-            last = place and Place(place.record, place.offset + width - 1)
-            if self._at(address + width - 1) != last:
-                raise x86.NotCarriedOutError("the access crosses an end of the BAR")
+        if _crosses(address, width):
+            self._accesses.check_end(self._memory, address, width, place)
         return place
 
     def _at(self, address: int) -> Place | None:
@@ -245,37 +279,13 @@ class _Thread:
         return page and Place(page.record, page.offset + address - start)
 
 
-class _Lazy:
-    """The vector registers of a thread, fetched when an instruction has to do with them."""
-
-    def __init__(self, tid: int) -> None:
-        self._tid = tid
-        self._vectors: Vectors | None = None
-
-    def _fetched(self) -> Vectors:
-        if self._vectors is None:
-            self._vectors = Vectors(ptrace.vectors(self._tid))
-        return self._vectors
-
-    def get(self, number: int, size: int) -> int:
-        """The lowest `size` bytes of a register."""
-        return self._fetched().get(number, size)
-
-    def set(self, number: int, value: int, keep_above: bool) -> None:
-        """Set a register."""
-        self._fetched().set(number, value, keep_above)
-
-    def store(self) -> None:
-        """Let the thread have what was set."""
-        if self._vectors is not None and self._vectors.changed:
-            ptrace.set_vectors(self._tid, self._vectors.image)
+def _crosses(address: int, width: int) -> bool:
+    """Whether an access ends on another page."""
+    return address % PAGE_SIZE + width > PAGE_SIZE
 
 
 def _pieces(offset: int, width: int) -> Iterator[tuple[int, int]]:
-    """Where in an access its pieces begin, and their widths. What a device can be asked at once stays whole."""
-    if width <= _WIDTHS[0]:
-        yield 0, width
-        return
+    """Where in a wide access its pieces begin, and their widths."""
     at = 0
     while at < width:
         size = next(size for size in _WIDTHS if not (offset + at) % size and at + size <= width)

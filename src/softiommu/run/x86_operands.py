@@ -69,12 +69,21 @@ class VectorRegisters(Protocol):
         ...
 
 
-class Bus(NamedTuple):
+class Bus(Protocol):
     """What an instruction reaches besides the general registers: memory of its width at its address, and vectors."""
 
-    load: Callable[[], int]
-    store: Callable[[int], None]
-    vectors: VectorRegisters
+    def load(self) -> int:
+        """The memory's value."""
+        ...
+
+    def store(self, value: int) -> None:
+        """Set it."""
+        ...
+
+    @property
+    def vectors(self) -> VectorRegisters:
+        """The thread's."""
+        ...
 
 
 #: What an instruction does to registers and memory.
