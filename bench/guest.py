@@ -28,7 +28,7 @@ from softiommu.guest import qemu
 MIB = 1 << 20
 SIZE = 512 * MIB
 #: MiB of a transfer, and how many reads of 4 KiB, in one turn.
-PLAIN, SHADOW = (256, 4000), (8, 500)
+PLAIN, SHADOW = (512, 4000), (8, 500)
 PAGES = MIB >> 12
 
 
