@@ -65,6 +65,45 @@ print(os.getcwd(), open("vendor").read(), open("vfio-dev/vfio7/dev").read())
     assert result.out == (f"b'0x1234\\n' ../../../kernel/iommu_groups/7\nENOENT ENOENT\n{DEVICE} 0x1234\n 511:7\n\n")
 
 
+def test_what_lies_above_a_folder_of_the_machine_is_the_hosts(supervise: Runner) -> None:
+    result = supervise.python(f"""
+def same(one, other):
+    return tuple(one)[:7] == tuple(other)[:7] and one.st_mtime_ns == other.st_mtime_ns and one.st_rdev == other.st_rdev
+vfio = os.open("/dev/vfio", os.O_RDONLY)
+print(same(os.stat("/dev/vfio/.."), os.stat("/dev")), same(os.lstat("/dev/vfio/devices/../.."), os.stat("/dev")))
+print(same(os.stat("..", dir_fd=vfio), os.stat("/dev")), same(os.stat("../..", dir_fd=vfio), os.stat("/")))
+print(same(os.stat("{SHORT}/../.."), os.stat("/sys/devices")), same(os.stat("/dev/vfio/../null"), os.stat("/dev/null")))
+listed, above = os.listdir("/dev/vfio/.."), os.open("..", 0, dir_fd=vfio)
+print(sorted(listed) == sorted(os.listdir("/dev")), "iommu" in os.listdir(above))
+users = "/dev/vfio/../../etc/passwd"
+print(same(os.stat(users), os.stat("/etc/passwd")), open(users).read() == open("/etc/passwd").read())
+print(os.readlink("/dev/vfio/../fd"), os.access("/dev/vfio/..", os.R_OK), error(os.stat, "/dev/vfio/../nothing"))
+print(error(os.open, "/dev/vfio/../nothing", 0), error(os.open, "/dev/vfio/../..", os.O_RDWR))
+print(error(os.open, "/dev/vfio/..", os.O_CREAT | os.O_EXCL), error(os.readlink, "/dev/vfio/.."))
+""")
+    assert result.out.splitlines() == [
+        *["True True"] * 5,
+        "/proc/self/fd True ENOENT",
+        "ENOENT EISDIR",
+        "EEXIST EINVAL",
+    ]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="another user can only be had by root")
+def test_another_user_sees_nothing_through_us_that_it_may_not_see(supervise: Runner, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    tmp_path.chmod(0o700)
+    result = supervise.python(f"""
+os.setgroups([])
+os.setresgid(65534, 65534, 65534)
+os.setresuid(65534, 65534, 65534)
+place = "/dev/vfio/../..{tmp_path}/secret"
+print(error(os.stat, place), error(os.open, place, 0), error(os.listdir, "/dev/vfio/../..{tmp_path}"))
+print(os.stat("/dev/vfio/..").st_ino == os.stat("/dev").st_ino)
+""")
+    assert result.out == "ENOENT ENOENT ENOENT\nTrue\n"
+
+
 def test_folders_list_what_the_machine_adds(supervise: Runner) -> None:
     host = sorted(os.listdir("/sys/bus/pci/devices"))
     result = supervise.python(f"""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import stat
 from errno import EACCES, EAGAIN, EEXIST, EISDIR, ELOOP, ENOTDIR
 from typing import TYPE_CHECKING
 
 from softiommu.errors import UapiError
 from softiommu.machine.nodes import Link, Node, Text
 from softiommu.memory.client import PAGE_SIZE
-from softiommu.run.paths import AT_FDCWD, Found, Resolver
+from softiommu.run.paths import AT_FDCWD, Found, Host, Resolver
 from softiommu.run.seccomp import TaskGoneError
 from softiommu.run.session import ANSWERED, CONTINUE, Handler, Reply, Session
 from softiommu.run.status import StatusPages
@@ -102,6 +103,8 @@ class OpenCalls:
         path, entry = found
         if flags & os.O_CREAT and flags & os.O_EXCL:
             raise UapiError(EEXIST, f"{path} exists")
+        if isinstance(entry, Host):
+            return self._open_host(task, entry, flags)
         if entry is None:
             if flags & (os.O_ACCMODE | os.O_CREAT) and not flags & os.O_PATH:
                 raise UapiError(EISDIR, f"{path} is a folder")
@@ -117,6 +120,17 @@ class OpenCalls:
                 raise UapiError(EACCES, f"{path} can only be read")
             return self._give_bytes(task, entry.content(), flags)
         return self._open_node(task, path, entry, flags)
+
+    def _open_host(self, task: Task, entry: Host, flags: int) -> Reply:
+        """A folder or a file of the host by a path that leads through the machine's. Others might keep us waiting."""
+        kind = stat.S_IFMT(os.lstat(entry.where).st_mode)
+        if kind not in (stat.S_IFDIR, stat.S_IFREG):
+            return CONTINUE
+        try:
+            ours = os.open(entry.where, flags & ~(os.O_CREAT | os.O_PATH) | os.O_CLOEXEC)
+        except OSError as error:
+            raise UapiError(error.errno or EACCES, f"{entry.where} of the host: {error.strerror}") from error
+        return self._give(task, ours, flags)
 
     def _open_node(self, task: Task, path: str, node: Node, flags: int) -> int | Reply:
         log = self._session.log

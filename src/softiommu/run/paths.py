@@ -25,11 +25,17 @@ AT_FDCWD = -100
 _MOST_LINKS = 40
 
 
+class Host(NamedTuple):
+    """An object of the host behind a path that the host lacks, such as /dev/vfio/.. : where we see it."""
+
+    where: str
+
+
 class Found(NamedTuple):
     """A path of the machine: its canonical form, and what is there (None: a folder that the host lacks)."""
 
     path: str
-    entry: Entry | None
+    entry: Entry | Host | None
 
 
 class Tree:
@@ -92,7 +98,7 @@ class Resolver:
             status = os.stat(where, follow_symlinks=follow)
         except (OSError, ValueError):
             return self._resolve_missing(task, at, text, where, follow)
-        return self.by_inode(_inode(status))
+        return self.by_inode(task, _inode(status))
 
     def where(self, task: Task, at: int, text: str) -> str:
         """The path by which we see what the task sees as `text`."""
@@ -104,15 +110,20 @@ class Resolver:
             text = f"/proc/{task.tgid}/task/{task.tid}/{text[18:]}"
         return f"/proc/{task.tid}/root{text}" if self._session.roots_differ else text
 
-    def by_inode(self, inode: tuple[int, int]) -> Found | None:
+    def by_inode(self, task: Task, inode: tuple[int, int]) -> Found | None:
         """An existing object of the host that stands for one of the machine: a descriptor, a shadow, a hidden entry."""
         path = self.path_of(inode)
-        return None if path is None else self.tree.find(path)
+        if path is None:
+            return None
+        return self.tree.find(path) or (self._on_host(task, path) if path in self.shadow.above else None)
 
     def path_of(self, inode: tuple[int, int]) -> str | None:
         """The virtual path of an object of the host that stands for it."""
         record = self._session.descriptors.by_inode.get(inode)
-        return record.path if record is not None else self.shadow.paths.get(inode) or self.tree.hidden.get(inode)
+        if record is not None:
+            return record.path
+        path = self.shadow.paths.get(inode)
+        return self.tree.hidden.get(inode) if path is None else path
 
     def _resolve_missing(self, task: Task, at: int, text: str, where: str, follow: bool) -> Found | None:
         """The host lacks the path: is it in a folder that both have, or behind a dangling link?"""
@@ -148,7 +159,15 @@ class Resolver:
     def _walk(self, task: Task, base: str, text: str, follow: bool) -> Found | None:
         walk = _Walk(self.tree, task, f"/proc/{task.tid}/root" if self._session.roots_differ else "")
         walk.current = "" if text.startswith("/") else base
-        return walk.run(text, follow)
+        # What the host has where the walk ended, it does not find by the text itself: it lacks a part of the way.
+        return walk.run(text, follow) or self._on_host(task, walk.current)
+
+    def _on_host(self, task: Task, path: str) -> Found | None:
+        """What the host has at a canonical path. We look with our own rights: other users see folders of both only."""
+        where = (f"/proc/{task.tid}/root" if self._session.roots_differ else "") + (path or "/")
+        if not os.path.lexists(where) or (path not in self.tree.mixed.values() and task.euid != os.geteuid()):
+            return None
+        return Found(path, Host(where))
 
 
 class _Walk:

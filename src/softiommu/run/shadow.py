@@ -8,7 +8,7 @@ when it is opened. Every object in it is known by its inode, so a path through i
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from contextlib import suppress
 
 from softiommu.machine.nodes import Entry, Link
@@ -21,6 +21,8 @@ class Shadow:
         self._entries, self._folders = entries, folders
         self._place: str | None = None
         self.paths: dict[tuple[int, int], str] = {}
+        #: Folders above them, which the host has: what `..` of a virtual folder leads to.
+        self.above = {above for folder in folders for above in _above(folder)} - folders
 
     def place(self, path: str) -> str:
         """Where the object that stands for a virtual path is; everything is made at the first call."""
@@ -40,7 +42,7 @@ class Shadow:
                 os.symlink(entry.target, place + path)
             else:
                 os.close(os.open(place + path, os.O_CREAT | os.O_WRONLY, 0o444))
-        for path in [*self._folders, *self._entries]:
+        for path in [*self._folders, *self._entries, *self.above]:
             status = os.lstat(place + path)
             self.paths[status.st_dev, status.st_ino] = path
 
@@ -53,3 +55,10 @@ class Shadow:
                 shutil.rmtree(self._place)
             self._place = None
             self.paths.clear()
+
+
+def _above(path: str) -> Iterator[str]:
+    """The folders above a path; the root folder is the empty string."""
+    while path:
+        path = path.rpartition("/")[0]
+        yield path

@@ -14,7 +14,7 @@ from softiommu.errors import UapiError
 from softiommu.machine.nodes import Link, Node
 from softiommu.memory.client import PAGE_SIZE
 from softiommu.run.opencalls import read_path, signed
-from softiommu.run.paths import AT_FDCWD, Found, Resolver
+from softiommu.run.paths import AT_FDCWD, Found, Host, Resolver
 from softiommu.run.session import CONTINUE, Handler, Reply, Session
 from softiommu.run.syscalls import Nr
 
@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 AT_SYMLINK_NOFOLLOW, AT_EMPTY_PATH = 0x100, 0x1000
 #: struct stat: dev, ino, nlink, mode, uid, gid, rdev, size, blksize, blocks, three times, unused.
 _STAT = struct.Struct("<3Q3I4xQqqq6Q24x")
-#: struct statx: mask, blksize, attributes, nlink, uid, gid, mode, ino, size, blocks, attributes mask, four times,
-#: rdev and dev as major and minor, unused.
-_STATX = struct.Struct("<IIQIIIHxxQQQQ64x4I112x")
+#: struct statx: mask, blksize, attributes, nlink, uid, gid, mode, ino, size, blocks, attributes mask, four times (of
+#: access, birth, change of the inode, change), rdev and dev as major and minor, unused.
+_STATX = struct.Struct("<IIQIIIHxxQQQQ" + 4 * "qI4x" + "4I112x")
 _STATX_BASIC = 0x7FF
+_NS = 1_000_000_000
 #: How the path of a file begins that another file gave.
 _ANONYMOUS = "anon_inode:"
 
@@ -40,6 +41,11 @@ class Status(NamedTuple):
     uid: int
     rdev: int
     size: int
+    links: int = 1
+    #: What the machine's have none of: group, blocks, and times in ns (of access, change, and change of the inode).
+    gid: int = 0
+    blocks: int = 0
+    times: tuple[int, int, int] = (0, 0, 0)
 
 
 class StatCalls:
@@ -92,6 +98,11 @@ class StatCalls:
         if path.startswith(_ANONYMOUS):
             # Linux has one inode for all of them, of no type: nobody takes it for a file with a length.
             return Status(stat.S_IRUSR | stat.S_IWUSR, 1, 0, 0, 0)
+        if isinstance(entry, Host):
+            host = os.lstat(entry.where)
+            times = (host.st_atime_ns, host.st_mtime_ns, host.st_ctime_ns)
+            owner = (host.st_uid, host.st_rdev, host.st_size, host.st_nlink, host.st_gid, host.st_blocks)
+            return Status(host.st_mode, host.st_ino, *owner, times)
         tree = self._resolver.tree
         ino, uid = tree.numbers[path], task.uid
         if isinstance(entry, Node):
@@ -99,11 +110,14 @@ class StatCalls:
         if isinstance(entry, Link):
             return Status(stat.S_IFLNK | 0o777, ino, uid, 0, len(os.fsencode(entry.target)))
         if entry is None:
-            return Status(stat.S_IFDIR | 0o755, ino, uid, 0, 0)
+            return Status(stat.S_IFDIR | 0o755, ino, uid, 0, 0, links=2)
         return Status(stat.S_IFREG | 0o444, ino, uid, 0, PAGE_SIZE)
 
-    def _device(self, path: str) -> int:
+    def _device(self, found: Found) -> int:
         """The file system that the object seems to be on: that of the host's folder above it."""
+        if isinstance(found.entry, Host):
+            return os.lstat(found.entry.where).st_dev
+        path = found.path
         while path:
             path = path.rpartition("/")[0]
             with suppress(OSError):
@@ -112,22 +126,28 @@ class StatCalls:
 
     def _put_stat(self, task: Task, found: Found, va: int) -> int:
         status = self._status(task, found)
-        links = 2 if stat.S_ISDIR(status.mode) else 1
-        head = (self._device(found.path), status.ino, links, status.mode, status.uid, 0)
-        task.write(va, _STAT.pack(*head, status.rdev, status.size, PAGE_SIZE, 0, *[0] * 6))
+        head = (self._device(found), status.ino, status.links, status.mode, status.uid, status.gid)
+        times = [part for time in status.times for part in divmod(time, _NS)]
+        task.write(va, _STAT.pack(*head, status.rdev, status.size, PAGE_SIZE, status.blocks, *times))
         return 0
 
     def _put_statx(self, task: Task, found: Found, va: int) -> int:
-        status, device = self._status(task, found), self._device(found.path)
-        links = 2 if stat.S_ISDIR(status.mode) else 1
-        head = (_STATX_BASIC, PAGE_SIZE, 0, links, status.uid, 0, status.mode, status.ino, status.size, 0, 0)
+        status, device = self._status(task, found), self._device(found)
+        head = (_STATX_BASIC, PAGE_SIZE, 0, status.links, status.uid, status.gid)
+        accessed, changed, inode_changed = status.times
+        times = [part for time in (accessed, 0, inode_changed, changed) for part in divmod(time, _NS)]
         numbers = (os.major(status.rdev), os.minor(status.rdev), os.major(device), os.minor(device))
-        task.write(va, _STATX.pack(*head, *numbers))
+        about = (status.mode, status.ino, status.size, status.blocks, 0)
+        task.write(va, _STATX.pack(*head, *about, *times, *numbers))
         return 0
 
     def _access(self, task: Task, found: Found, wanted: int) -> int:
         if wanted & ~7:
             raise UapiError(EINVAL, f"access mode {wanted:#x}")
+        if isinstance(found.entry, Host):
+            if os.access(found.entry.where, wanted):
+                return 0
+            raise UapiError(EACCES, f"{found.path} of the host does not allow it")
         status = self._status(task, found)
         allowed = status.mode >> 6 & 7
         if status.uid == 0:
@@ -147,9 +167,7 @@ class StatCalls:
             found = self._resolver.resolve(task, at, text, follow=False)
             if found is None:
                 return CONTINUE
-            if not isinstance(found.entry, Link):
-                raise UapiError(EINVAL, f"{found.path} is no symbolic link")
-            target = found.entry.target
+            target = _target(found)
         size = signed(buffer[1])
         if size <= 0:
             raise UapiError(EINVAL, f"a buffer of {size} bytes")
@@ -176,12 +194,22 @@ class StatCalls:
             cwd = os.stat(f"/proc/{task.tid}/cwd")
             path = paths.get((cwd.st_dev, cwd.st_ino))
             if path is not None:
-                raw = os.fsencode(path) + b"\0"
+                raw = os.fsencode(path or "/") + b"\0"
                 if len(raw) > args[1]:
                     raise UapiError(ERANGE, f"the path needs {len(raw)} bytes")
                 task.write(args[0], raw)
                 return len(raw)
         return CONTINUE
+
+
+def _target(found: Found) -> str:
+    """Where a symbolic link leads. EINVAL: it is none."""
+    if isinstance(found.entry, Link):
+        return found.entry.target
+    if isinstance(found.entry, Host):
+        with suppress(OSError):
+            return os.readlink(found.entry.where)
+    raise UapiError(EINVAL, f"{found.path} is no symbolic link")
 
 
 def _is_empty(task: Task, va: int) -> bool:
