@@ -46,7 +46,7 @@ def test_a_guest_does_its_work_and_the_machine_tells_what_that_took(softiommu, f
 def test_a_guest_that_fails_is_told_by_the_exit_code(softiommu, folder, tmp_path):
     machine = tmp_path / "small.toml"
     machine.write_text(MACHINE)
-    ended = softiommu("guest", "--guests", folder, "-m", str(machine), "--group", "--private")
+    ended = softiommu("guest", "--guests", folder, "-m", str(machine), "--mib", "2", "--group", "--private")
     assert ended.code == 1
     assert "guest: FAILED: the file could not be written\n" in ended.out
 

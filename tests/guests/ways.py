@@ -25,7 +25,7 @@ class Way(NamedTuple):
 
 
 WAYS = {
-    "iommufd": Way(mib=32),
+    "iommufd": Way(mib=16),
     "private memory": Way(shared=False, mapped=True),
     "group": Way(iommufd=False),
     "virtual IOMMU": Way(viommu=True),
