@@ -1,11 +1,13 @@
 """Registers that a program maps as memory: its stores reach the device, and it sees there what the device says."""
 
+import fcntl
 import os
 import random
 
 import pytest
 
 from consumers.mapped_rig import TABLE, Model, Registers, opened, pages, request
+from consumers.rig import Rig
 from softiommu.abi import vfio
 from softiommu.consumers.vfio_mappings import Mappings
 from softiommu.consumers.vfio_regions import offset_of
@@ -185,6 +187,17 @@ def test_a_file_that_the_program_cuts_short_or_fills_harms_nobody(mapped):
     os.pwrite(file.pages_fd(), b"\xff" * 0x4000, offset_of(0))
     look(rig)
     assert ("GO", 0xFFFFFFFF, 2**64 - 1) in model.seen
+
+
+def test_a_file_without_pages_gets_none_and_no_file_gets_seals(mapped):
+    trapped = Rig().bound()[0].pages_fd()
+    os.ftruncate(trapped, 0)
+    for change in (lambda: os.ftruncate(trapped, 4096), lambda: os.pwrite(trapped, b".", offset_of(0))):
+        with pytest.raises(PermissionError):
+            change()
+    for fd in (trapped, mapped[1].pages_fd()):
+        with pytest.raises(PermissionError):
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
 
 
 def test_nobody_looks_before_a_mapping_and_after_the_file(mapped):

@@ -143,6 +143,11 @@ address = ctypes.addressof(ctypes.c_char.from_buffer(view))
 os.dup2(fd, 60)
 for device in (fd, 60):
     print(error(os.ftruncate, device, 0), error(os.posix_fallocate, device, 0, 1 << 41), bytes(view[:6]))
+link = f"/proc/self/fd/{fd}"
+print(error(os.truncate, link, 0), error(os.truncate, "/dev/vfio/devices/vfio8", 0), error(os.truncate, "/dev/vfio", 0))
+host = os.open("/dev/zero", os.O_RDWR)
+print(*(error(os.sendfile, *pair, at, 4) for pair, at in (((host, fd), 1 << 40), ((fd, host), 0), ((fd, host), None))))
+print(error(os.copy_file_range, fd, host, 4, 1 << 40), error(os.splice, fd, os.pipe()[1], 4, 1 << 40), bytes(view[:6]))
 print(libc.madvise(ctypes.c_void_p(address), 4096, 9), errno.errorcode[ctypes.get_errno()], bytes(view[:6]))
 own = os.memfd_create("own")
 os.ftruncate(own, 4096)
@@ -152,7 +157,12 @@ mine[:4] = b"gone"
 print(libc.madvise(ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(mine))), 4096, 9), bytes(mine[:4]))
 print(os.fstat(own).st_size)
 """)
-    assert result.out == "EINVAL ENODEV b'intact'\n" * 2 + "-1 ENODEV b'intact'\n0 b'\\x00\\x00\\x00\\x00'\n8192\n"
+    assert (
+        result.out
+        == "EINVAL ENODEV b'intact'\n" * 2
+        + ("EINVAL EINVAL EISDIR\nEINVAL EINVAL EINVAL\nEINVAL EINVAL b'intact'\n")
+        + "-1 ENODEV b'intact'\n0 b'\\x00\\x00\\x00\\x00'\n8192\n"
+    )
 
 
 def test_a_device_has_no_position_to_set_and_none_is_read_behind_our_back(supervise: Runner) -> None:

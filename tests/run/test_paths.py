@@ -171,6 +171,15 @@ print(fcntl.ioctl(fd, COUNT), fcntl.ioctl(fd, COUNT), fcntl.ioctl(again, COUNT))
     assert result.out == "/dev/iommu /dev/iommu\n1 2 1\n"
 
 
+def test_a_file_that_another_gave_is_not_opened_by_its_link(supervise: Runner) -> None:
+    result = supervise.python("""
+queue = fcntl.ioctl(os.open("/dev/iommu", os.O_RDWR), NEW_QUEUE)
+link = f"/proc/self/fd/{queue}"
+print(error(os.open, link, os.O_RDWR), error(os.truncate, link, 0), oct(os.stat(link).st_mode), os.readlink(link))
+""")
+    assert result.out == "ENXIO EINVAL 0o600 anon_inode:[queue]\n"
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="chroot needs root")
 def test_a_program_with_a_root_of_its_own_finds_the_machine_there(supervise: Runner, tmp_path: Path) -> None:
     (tmp_path / "root" / "dev").mkdir(parents=True)

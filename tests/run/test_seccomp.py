@@ -82,6 +82,19 @@ def test_positions_are_told_of_in_the_high_range_and_far_away() -> None:
     )
 
 
+@pytest.mark.parametrize(("nr", "other"), [(Nr.SENDFILE, 1), (Nr.SPLICE, 2), (Nr.COPY_FILE_RANGE, 2)])
+def test_copies_between_files_are_told_when_one_is_in_the_high_range(nr: Nr, other: int) -> None:
+    for one, two, verdict in [
+        (3, 4, ALLOW),
+        (-1, -1, ALLOW),
+        (THRESHOLD, 4, NOTIFY),
+        (3, THRESHOLD, NOTIFY),
+        (-1, THRESHOLD, NOTIFY),
+        (THRESHOLD, -1, NOTIFY),
+    ]:
+        assert decide(nr, one, *[two if index == other else 0 for index in range(1, 3)]) == verdict
+
+
 def test_advice_is_told_where_it_takes_pages_from_a_file() -> None:
     assert [decide(Nr.MADVISE, 0x1000, 0x1000, advice) for advice in (4, 8, 9, 14)] == [ALLOW, ALLOW, NOTIFY, ALLOW]
 

@@ -7,6 +7,7 @@ device's memory is disabled.
 
 from __future__ import annotations
 
+import fcntl
 import os
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from softiommu.hardware.pci import Function
 
 _ONES = b"\xff"
+#: A program may add no seals; and the size stays.
+_SEALS, _FIXED = fcntl.F_SEAL_SEAL, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 
 class Mappings:
@@ -38,7 +41,9 @@ class Mappings:
         self._msix = function.msix
         self._open = False
         if self._level or trapped:
-            self.fd = os.memfd_create("vfio device", os.MFD_CLOEXEC)
+            self.fd = os.memfd_create("vfio device", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            # Where it has no pages it never will, whatever way a program finds to ask for some.
+            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SEALS if self._level else _SEALS | _FIXED)
             self._watched = [LevelPages(function, place, self.fd) for place in self._level]
 
     @property

@@ -12,7 +12,7 @@ from softiommu.memory.client import PAGE_SIZE
 from softiommu.memory.files import MmapRequest
 from softiommu.run.seccomp import KVM_SET_DEVICE_ATTR, MAP_ANONYMOUS, MAP_FIXED
 from softiommu.run.session import ANSWERED, CONTINUE, Handler, Reply, Session
-from softiommu.run.syscalls import Nr
+from softiommu.run.syscalls import BETWEEN, Nr
 
 if TYPE_CHECKING:
     from softiommu.run.descriptors import OpenFile
@@ -61,6 +61,7 @@ class FileCalls:
             Nr.FTRUNCATE: lambda task, args: self._refuse(task, args[0], EINVAL, "cut or extended"),
             Nr.FALLOCATE: lambda task, args: self._refuse(task, args[0], ENODEV, "given space"),
             Nr.MADVISE: self.remove,
+            **{number: self._between(*indices) for number, indices in BETWEEN.items()},
             Nr.MMAP: self.mmap,
             Nr.DUP: lambda task, args: self._duplicate(task, args[0], at_least=0, cloexec=False),
             Nr.FCNTL: lambda task, args: self._duplicate(task, args[0], args[2], args[1] == _F_DUPFD_CLOEXEC),
@@ -154,6 +155,15 @@ class FileCalls:
     def seek(self, task: Task, args: tuple[int, ...]) -> int | Reply:
         """lseek(2). ESPIPE: no file of ours has a position that can be set, as no file of iommufd and VFIO has."""
         return self._refuse(task, args[0], ESPIPE, "positioned")
+
+    def _between(self, one: int, other: int) -> Handler:
+        """sendfile(2) and its kin, between the descriptors in two arguments. EINVAL: ours have no pages to give."""
+
+        def refuse(task: Task, args: tuple[int, ...]) -> Reply:
+            self._refuse(task, args[one], EINVAL, "copied from or to inside the kernel")
+            return self._refuse(task, args[other], EINVAL, "copied from or to inside the kernel")
+
+        return refuse
 
     def _refuse(self, task: Task, fd: int, errno: int, what: str) -> Reply:
         record = task.record(fd & 0xFFFFFFFF) if self._session.descriptors.by_key else None

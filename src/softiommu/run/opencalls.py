@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
-from errno import EACCES, EAGAIN, EEXIST, EISDIR, ELOOP, ENOTDIR
+from errno import EACCES, EAGAIN, EEXIST, EISDIR, ELOOP, ENOTDIR, ENXIO
 from typing import TYPE_CHECKING
 
 from softiommu.errors import UapiError
 from softiommu.machine.nodes import Link, Node, Text
 from softiommu.memory.client import PAGE_SIZE
-from softiommu.run.paths import AT_FDCWD, Found, Host, Resolver
+from softiommu.run.paths import ANONYMOUS, AT_FDCWD, Found, Host, Resolver
 from softiommu.run.seccomp import TaskGoneError
 from softiommu.run.session import ANSWERED, CONTINUE, Handler, Reply, Session
 from softiommu.run.status import StatusPages
@@ -101,6 +101,8 @@ class OpenCalls:
 
     def _open_found(self, task: Task, found: Found, flags: int) -> int | Reply:
         path, entry = found
+        if path.startswith(ANONYMOUS):
+            raise UapiError(ENXIO, f"{path} cannot be opened, as no anonymous inode can")
         if flags & os.O_CREAT and flags & os.O_EXCL:
             raise UapiError(EEXIST, f"{path} exists")
         if isinstance(entry, Host):

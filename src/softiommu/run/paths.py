@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from softiommu.run.tracee import Task
 
 AT_FDCWD = -100
+#: How the path of a file begins that another file gave.
+ANONYMOUS = "anon_inode:"
 _MOST_LINKS = 40
 
 
@@ -115,6 +117,8 @@ class Resolver:
         path = self.path_of(inode)
         if path is None:
             return None
+        if path.startswith(ANONYMOUS):
+            return Found(path, None)
         return self.tree.find(path) or (self._on_host(task, path) if path in self.shadow.above else None)
 
     def path_of(self, inode: tuple[int, int]) -> str | None:

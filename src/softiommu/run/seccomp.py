@@ -15,7 +15,7 @@ from contextlib import suppress
 from errno import EACCES, EBUSY, EINTR, EINVAL, EMFILE, ENOENT, ENOSYS, EPERM, ESRCH
 
 from softiommu.errors import ConfigError, UapiError
-from softiommu.run.syscalls import ALWAYS, AT_OFFSET, AUDIT_ARCH, HIGH_DESCRIPTOR, X32_BIT, Nr
+from softiommu.run.syscalls import ALWAYS, AT_OFFSET, AUDIT_ARCH, BETWEEN, HIGH_DESCRIPTOR, X32_BIT, Nr
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _ioctl = fcntl.ioctl
@@ -64,8 +64,8 @@ def _when(number: Nr, body: list[bytes]) -> list[bytes]:
     return [_op(_JEQ, number, 0, len(body)), *body]
 
 
-def _descriptor_is_high(threshold: int) -> list[bytes]:
-    return [_load_argument(0), _op(_JGE, 1 << 31, 1), _op(_JGE, threshold, 1), _ALLOW, _NOTIFY]
+def _descriptor_is_high(threshold: int, index: int = 0) -> list[bytes]:
+    return [_load_argument(index), _op(_JGE, 1 << 31, 1), _op(_JGE, threshold, 1), _ALLOW, _NOTIFY]
 
 
 def filter_program(threshold: int) -> bytes:
@@ -93,6 +93,9 @@ def filter_program(threshold: int) -> bytes:
         # A negative offset skips to the descriptor's test, as a small one does.
         far = [_op(_JGE, 1 << 31, 2), _op(_JGE, _REGION_OFFSET_HIGH, 0, 1), _NOTIFY]
         program += _when(number, [_load_argument(argument, high=True), *far, *high])
+    for number, (one, other) in BETWEEN.items():
+        first = [_load_argument(one), _op(_JGE, 1 << 31, 2), _op(_JGE, threshold, 0, 1), _NOTIFY]
+        program += _when(number, [*first, *_descriptor_is_high(threshold, other)])
     program += _when(Nr.MADVISE, [_load_argument(2), _op(_JEQ, MADV_REMOVE, 0, 1), _NOTIFY, _ALLOW])
     takes_permission = [_op(_AND, _READ_WRITE), _op(_JEQ, _READ_WRITE, 0, 1), _ALLOW, _NOTIFY]
     fixed = [_op(_JSET, MAP_FIXED, 1), _ALLOW, _load_argument(2), *takes_permission]

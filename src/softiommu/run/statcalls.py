@@ -7,14 +7,14 @@ import stat
 import struct
 from collections.abc import Callable
 from contextlib import suppress
-from errno import EACCES, EINVAL, ENODATA, ERANGE
+from errno import EACCES, EINVAL, EISDIR, ENODATA, ERANGE
 from typing import TYPE_CHECKING, NamedTuple
 
 from softiommu.errors import UapiError
-from softiommu.machine.nodes import Link, Node
+from softiommu.machine.nodes import Link, Node, Text
 from softiommu.memory.client import PAGE_SIZE
 from softiommu.run.opencalls import read_path, signed
-from softiommu.run.paths import AT_FDCWD, Found, Host, Resolver
+from softiommu.run.paths import ANONYMOUS, AT_FDCWD, Found, Host, Resolver
 from softiommu.run.session import CONTINUE, Handler, Reply, Session
 from softiommu.run.syscalls import Nr
 
@@ -29,8 +29,6 @@ _STAT = struct.Struct("<3Q3I4xQqqq6Q24x")
 _STATX = struct.Struct("<IIQIIIHxxQQQQ" + 4 * "qI4x" + "4I112x")
 _STATX_BASIC = 0x7FF
 _NS = 1_000_000_000
-#: How the path of a file begins that another file gave.
-_ANONYMOUS = "anon_inode:"
 
 
 class Status(NamedTuple):
@@ -70,6 +68,7 @@ class StatCalls:
             Nr.LGETXATTR: lambda t, a: ask(t, AT_FDCWD, a[0], no_follow, _no_attribute),
             Nr.LISTXATTR: lambda t, a: ask(t, AT_FDCWD, a[0], 0, lambda f: 0),
             Nr.LLISTXATTR: lambda t, a: ask(t, AT_FDCWD, a[0], no_follow, lambda f: 0),
+            Nr.TRUNCATE: lambda t, a: ask(t, AT_FDCWD, a[0], 0, _no_length),
             Nr.GETCWD: self._getcwd,
         }
 
@@ -89,13 +88,13 @@ class StatCalls:
         if not self._session.descriptors.by_key or signed(fd) < 0:
             return None
         record = task.record(fd & 0xFFFFFFFF)
-        if record is not None and record.path.startswith(_ANONYMOUS):
+        if record is not None and record.path.startswith(ANONYMOUS):
             return Found(record.path, None)
         return None if record is None else self._resolver.tree.find(record.path)
 
     def _status(self, task: Task, found: Found) -> Status:
         path, entry = found
-        if path.startswith(_ANONYMOUS):
+        if path.startswith(ANONYMOUS):
             # Linux has one inode for all of them, of no type: nobody takes it for a file with a length.
             return Status(stat.S_IRUSR | stat.S_IWUSR, 1, 0, 0, 0)
         if isinstance(entry, Host):
@@ -217,6 +216,17 @@ def _is_empty(task: Task, va: int) -> bool:
         return task.read(va, 1) == b"\0"
     except UapiError:
         return False
+
+
+def _no_length(found: Found) -> int:
+    """truncate(2): nothing of the machine can be cut or extended."""
+    if isinstance(found.entry, Host):
+        raise UapiError(EACCES, f"{found.path} is a file of the host, on a way that only leads there to read")
+    if found.entry is None and not found.path.startswith(ANONYMOUS):
+        raise UapiError(EISDIR, f"{found.path} is a folder")
+    if isinstance(found.entry, Text):
+        raise UapiError(EACCES, f"{found.path} can only be read")
+    raise UapiError(EINVAL, f"{found.path} has no length")
 
 
 def _no_attribute(found: Found) -> int:

@@ -34,8 +34,10 @@ class Nr(IntEnum):
     ACCESS = 21
     MADVISE = 28
     DUP = 32
+    SENDFILE = 40
     EXECVE = 59
     FCNTL = 72
+    TRUNCATE = 76
     FTRUNCATE = 77
     GETCWD = 79
     CREAT = 85
@@ -54,11 +56,13 @@ class Nr(IntEnum):
     READLINKAT = 267
     FACCESSAT = 269
     UNSHARE = 272
+    SPLICE = 275
     FALLOCATE = 285
     PREADV = 295
     PWRITEV = 296
     SETNS = 308
     EXECVEAT = 322
+    COPY_FILE_RANGE = 326
     PREADV2 = 327
     PWRITEV2 = 328
     PKEY_MPROTECT = 329
@@ -71,7 +75,7 @@ class Nr(IntEnum):
 ALWAYS = (
     Nr.OPENAT, Nr.NEWFSTATAT, Nr.STATX, Nr.READLINK, Nr.ACCESS, Nr.OPEN, Nr.STAT, Nr.LSTAT, Nr.FSTAT, Nr.CREAT,
     Nr.OPENAT2, Nr.READLINKAT, Nr.FACCESSAT, Nr.FACCESSAT2, Nr.GETDENTS64, Nr.GETCWD,
-    Nr.GETXATTR, Nr.LGETXATTR, Nr.LISTXATTR, Nr.LLISTXATTR, Nr.FTRUNCATE, Nr.FALLOCATE,
+    Nr.GETXATTR, Nr.LGETXATTR, Nr.LISTXATTR, Nr.LLISTXATTR, Nr.TRUNCATE, Nr.FTRUNCATE, Nr.FALLOCATE,
     Nr.EXECVE, Nr.EXECVEAT, Nr.EXIT_GROUP, Nr.CHROOT, Nr.PIVOT_ROOT, Nr.UNSHARE, Nr.SETNS, Nr.CAPSET,
 )  # fmt: skip
 #: Told about when the descriptor is in the high range, where files with data of their own live.
@@ -80,3 +84,5 @@ HIGH_DESCRIPTOR = (Nr.READ, Nr.WRITE, Nr.READV, Nr.WRITEV, Nr.DUP)
 AT_OFFSET = {
     Nr.PREAD64: 3, Nr.PWRITE64: 3, Nr.PREADV: 3, Nr.PWRITEV: 3, Nr.PREADV2: 3, Nr.PWRITEV2: 3, Nr.LSEEK: 1,
 }  # fmt: skip
+#: Told about when one of two descriptors is in the high range; with the numbers of those arguments.
+BETWEEN = {Nr.SENDFILE: (0, 1), Nr.SPLICE: (0, 2), Nr.COPY_FILE_RANGE: (0, 2)}
