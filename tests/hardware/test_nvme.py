@@ -301,6 +301,20 @@ def test_log_pages(driver):
     assert driver.log(2, 8, offset=508)[1] == bytes(8)
 
 
+def test_the_error_log_names_the_block_only_of_commands_that_have_one(driver):
+    far = 1 << 40
+    assert driver.io(READ, far, 1, [driver.alloc()]).status == 0x80
+    assert driver.run(0, IDENTIFY, dword10=0x77).status == 2
+    driver.write(0x1000 + 8 * 5, 1)
+    entry = struct.Struct("<QHHHHQI")
+    newest_first = [entry.unpack_from(driver.log(1, 4096)[1], 64 * n) for n in range(3)]
+    assert [(sq, location, lba) for _, sq, _, _, location, lba, _ in newest_first] == [
+        (0xFFFF, 0xFFFF, 0),
+        (0, 0, 0),
+        (1, 0, far),
+    ]
+
+
 @pytest.mark.parametrize(
     ("lid", "fields", "status"),
     [

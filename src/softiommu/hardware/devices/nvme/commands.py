@@ -43,6 +43,10 @@ class Nvm(IntEnum):
     DATASET_MANAGEMENT = 0x09
 
 
+#: Commands that name blocks in double words 10 to 12.
+NAMES_BLOCKS = {Nvm.WRITE, Nvm.READ, Nvm.COMPARE, Nvm.WRITE_ZEROES}
+
+
 class Status(IntEnum):
     """Status code type and status code (4.6.1)."""
 

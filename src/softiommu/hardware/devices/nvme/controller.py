@@ -15,6 +15,7 @@ from softiommu.hardware.bus import DmaError, Port, Transfer
 from softiommu.hardware.devices.nvme import admin, io, logs, prp
 from softiommu.hardware.devices.nvme.commands import (
     COMPLETION_SIZE,
+    NAMES_BLOCKS,
     RETRYABLE,
     SUBMISSION_SIZE,
     Command,
@@ -252,7 +253,8 @@ class Nvme:
         except CommandError as error:
             cid, opcode = command.dword0.CID, command.dword0.OPC
             self.function.on_refusal(f"command {cid:#x} of queue {sq.id} (opcode {opcode:#04x}) fails: {error}")
-            self._log(sq.id, cid, error.status, command.nsid, command.lba)
+            lba = command.lba if sq.id and opcode in NAMES_BLOCKS else 0
+            self._log(sq.id, cid, error.status, command.nsid, lba)
             self.complete(sq, command.dword0.CID, 0, error.status)
         else:
             if dword0 is not None:

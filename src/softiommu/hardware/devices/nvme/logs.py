@@ -13,6 +13,8 @@ FIRMWARE_REVISION = b"1.0     "
 TEMPERATURE, WARNING, CRITICAL = 323, 343, 373
 #: Of a queue or a command id: the error is of no command.
 NO_COMMAND = 0xFFFF
+#: Of a parameter: there is no command that has one.
+_NO_LOCATION = 0xFFFF
 
 #: Data units are thousands of 512 bytes.
 _UNIT = 512 * 1000
@@ -43,7 +45,8 @@ class Logs:
         """A command failed, or something that belongs to no command."""
         self._count += 1
         self._media_errors += media
-        entry = ERROR.pack(COUNT=self._count, SQID=sq_id, CID=cid, STATUS=status, LBA=lba, NSID=nsid)
+        location = _NO_LOCATION if sq_id == NO_COMMAND else 0
+        entry = ERROR.pack(COUNT=self._count, SQID=sq_id, CID=cid, STATUS=status, LOCATION=location, LBA=lba, NSID=nsid)
         self._errors.appendleft(entry)
 
     def page(self, number: LogPage) -> bytes:
