@@ -163,6 +163,12 @@ class Queue(File):
         self.events.released += 1
 
 
+class Empty(Queue):
+    """A queue that nothing is ever put in."""
+
+    always_empty = True
+
+
 class Bar(Queue):
     """A device whose memory at 1 TiB can be mapped, and is read and written in words."""
 
@@ -208,6 +214,7 @@ class Machine:
             "/dev/iommu": node,
             "/dev/vfio/devices/vfio7": Node(511, 7, 0o600, lambda caller, flags: Queue(events)),
             "/dev/vfio/devices/vfio8": Node(511, 8, 0o600, lambda caller, flags: Bar(events)),
+            "/dev/vfio/devices/vfio9": Node(511, 9, 0o600, lambda caller, flags: Empty(events)),
             f"{device}/vendor": Text(lambda: b"0x1234\n"),
             f"{device}/vfio-dev/vfio7/dev": Text(lambda: b"511:7\n"),
             f"{device}/iommu_group": Link("../../../kernel/iommu_groups/7"),

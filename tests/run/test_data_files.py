@@ -178,3 +178,11 @@ iommufd = os.open("/dev/iommu", os.O_RDWR)
 print(error(os.read, iommufd, 4), error(os.write, iommufd, b"1234"))
 """)
     assert result.out == "['ESPIPE', 'ESPIPE', 'ESPIPE'] ESPIPE\nTrue EINVAL EINVAL\nESPIPE\nEINVAL EINVAL\n"
+
+
+def test_a_queue_that_is_always_empty_reads_as_the_end_of_a_file(supervise: Runner) -> None:
+    result = supervise.python("""
+fd = os.open("/dev/vfio/devices/vfio9", os.O_RDWR)
+print(fd < 896, os.read(fd, 8))
+""")
+    assert result.out == "True b''\n"

@@ -109,7 +109,8 @@ class Descriptors:
         finally:
             if pages is None:
                 os.close(own)
-        os.lseek(fd, _LAST_POSITION, os.SEEK_SET)
+        if not record.file.always_empty:
+            os.lseek(fd, _LAST_POSITION, os.SEEK_SET)
         # The watch comes last: it must not see our own close above.
         record.watch = _libc.inotify_add_watch(self._inotify, f"/proc/self/fd/{fd}".encode(), _IN_CLOSE)
         if record.watch < 0:
