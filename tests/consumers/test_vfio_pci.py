@@ -9,6 +9,7 @@ from consumers.rig import CONFIG, Rig, signals
 from softiommu.abi import vfio
 from softiommu.abi.vfio import Feature, FeatureFlags, PciRegion, RegionFlags
 from softiommu.consumers import pci_host
+from softiommu.consumers.vfio_regions import offset_of
 from softiommu.errors import UapiError
 from softiommu.hardware.bus import Port
 from softiommu.hardware.pci import Features, Function, Identity
@@ -259,7 +260,7 @@ def test_features_that_the_device_lacks_are_enotty():
     assert rig.errno(file, vfio.DEVICE_FEATURE, vfio.DeviceFeature(8, 3)) == EINVAL
 
 
-def test_a_device_that_sleeps_with_an_eventfd_is_woken_by_the_next_ioctl():
+def test_a_device_that_sleeps_with_an_eventfd_is_woken_by_the_next_call():
     rig = Rig()
     file, iommufd, _ = rig.bound()
     woken, number = rig.eventfd()
@@ -278,9 +279,14 @@ def test_a_device_that_sleeps_with_an_eventfd_is_woken_by_the_next_ioctl():
         lambda: rig.call(file, vfio.DEVICE_GET_INFO, vfio.DeviceInfo(20)),
         lambda: rig.attach(file, rig.ioas(iommufd)),
         lambda: rig.errno(file, vfio.DEVICE_FEATURE, vfio.DeviceFeature(8, int(FeatureFlags.SET) | 5)),
+        lambda: rig.pread(file, 0, 4),
+        lambda: rig.pwrite(file, 4, b"1234"),
+        lambda: rig.pread(file, CONFIG, 2),
     ):
         assert enter(number) == 0
-        assert refused(lambda: rig.pread(file, 0, 4)) == EIO
+        assert refused(lambda: file.load(offset_of(0), 4)) == EIO, "a mapping wakes nothing"
+        assert refused(lambda: rig.pread(file, 99 << 40, 4)) == EINVAL
+        assert rig.pread(file, 0, 0) == b""
         assert signals(woken) == 0
         wake()
         assert signals(woken) == 1

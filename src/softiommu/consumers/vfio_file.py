@@ -74,7 +74,10 @@ class DeviceFile(File):
     def read(self, caller: Caller, va: int, count: int, offset: int | None = None) -> int:
         """read(2) of a region. EINVAL: not bound, or no region is there."""
         pci = self._open()
-        data = pci.regions.read(self._position if offset is None else offset, count) if count else b""
+        at = self._position if offset is None else offset
+        if count:
+            pci.wake_by_access(at)
+        data = pci.regions.read(at, count) if count else b""
         caller.write(va, data)
         return self._moved(len(data), offset)
 
@@ -84,6 +87,7 @@ class DeviceFile(File):
         if not count:
             return 0
         at = self._position if offset is None else offset
+        pci.wake_by_access(at)
         count = pci.regions.room(at, count)
         done = pci.regions.write(at, caller.read(va, count))
         if pci.regions.bar_at(at) is not None:

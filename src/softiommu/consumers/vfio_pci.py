@@ -12,7 +12,7 @@ from softiommu.consumers.calls import carry_out
 from softiommu.consumers.vfio_config import ConfigSpace
 from softiommu.consumers.vfio_ioeventfd import Ioeventfds
 from softiommu.consumers.vfio_irq import Interrupts
-from softiommu.consumers.vfio_regions import Regions
+from softiommu.consumers.vfio_regions import Regions, place_of
 from softiommu.consumers.vfio_reset import hot_reset, hot_reset_info
 from softiommu.errors import UapiError
 from softiommu.hardware.pci_config import Command, Header
@@ -158,7 +158,7 @@ class OpenFunction:
     def _set_power(self, call: Call, number: int, argsz: int) -> None:
         """The program lets the device sleep: until it wakes it, the device's memory is off.
 
-        Where it gave an eventfd, the first ioctl on the device wakes it, too, and the eventfd says so (`wake`).
+        Where it gave an eventfd, the next call on the device wakes it, too, and the eventfd says so (`wake`).
         """
         wakeup = self._wakeup(call, argsz) if number == Feature.LOW_POWER_ENTRY_WITH_WAKEUP else None
         low = number != Feature.LOW_POWER_EXIT
@@ -178,15 +178,20 @@ class OpenFunction:
         return eventfd.find(call.caller, entry.wakeup_eventfd)
 
     def wake(self) -> None:
-        """An ioctl is about to come. A device that sleeps with an eventfd is on again, for good, and the eventfd tells.
+        """A call is about to come. A device that sleeps with an eventfd is on again, for good, and the eventfd tells.
 
-        Without one the kernel wakes the device for the time of the ioctl, which nobody sees.
+        Without one the kernel wakes the device for the time of the call, which nobody sees.
         """
         if self._wakes is not None:
             wakes, self._wakes = self._wakes, None
             self.regions.low_power = False
             self.refresh()
             wakes.signal()
+
+    def wake_by_access(self, offset: int) -> None:
+        """A read or write is about to come: where a region lies it wakes the device."""
+        if place_of(offset)[0] < vfio.PCI_NUM_REGIONS:
+            self.wake()
 
 
 _COMMANDS: dict[int, tuple[str, Callable[[OpenFunction, Call], None]]] = {
