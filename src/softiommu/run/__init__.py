@@ -8,9 +8,10 @@ pages come by `tracer`, and are made by `accesses`.
 What differs from a kernel, and why:
 
 * Only x86-64 calls are seen. io_uring and a supervisor of the program's own bypass or refuse us.
-* A queue or a device that the program itself moves to a low number (dup2, SCM_RIGHTS) is read and written right at
-  offsets from 1 TiB up, where the regions of devices lie; other reads and writes of low numbers are not told, and are
-  EINVAL. lseek(2) of a low number to a small offset works, where the kernel says ESPIPE; what is read there is zeros.
+* Reads and writes of low numbers are not told, unless they are at offsets from 1 TiB up, where the regions of devices
+  lie. So of a device that the program itself moves to a low number (dup2, SCM_RIGHTS) a read or write without such an
+  offset is EINVAL; a queue there is not read or written right. lseek(2) of a low number to a small offset works, where
+  the kernel says ESPIPE; what is read there then is zeros.
 * O_PATH of a virtual file gives a plain descriptor of an empty one. chdir and calls that change a file (chmod, unlink,
   rename) do not know virtual paths. /proc/PID/status is edited as it is opened, and a second read shows no change.
 * Private pages that the program unmaps, or leaves when it is killed, are lost to devices; those it leaves by exit or
