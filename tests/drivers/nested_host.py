@@ -136,5 +136,8 @@ class Raw:
     def __init__(self, raw):
         self._raw, self.SIZE = raw, len(raw)
 
+    def __str__(self):
+        return f"{self.SIZE} bytes"
+
     def to_bytes(self):
         return self._raw
