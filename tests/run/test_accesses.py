@@ -108,6 +108,44 @@ print(done > 10, *wrong)
     assert said(MACHINE + WHOLE + code) == ["True"]
 
 
+def test_masked_moves_do_with_the_bar_what_they_do_with_memory():
+    code = """
+# vmovdqu64 from and to [rdi] under k1, which is set from rcx; some clear what is not chosen
+for form, number in (("62F1FE496F07", 0), ("62F1FEC96F07", 0), ("62E1FE296F0F", 17), ("62E1FEA96F0F", 17),
+                     ("62F1FE497F07", 0), ("62E1FE297F0F", 17)) if "avx512bw" in has else ():
+    for mask in range(8):
+        memory[:64] = chance.randbytes(24) + bytes(40)
+        state[:64] = chance.randbytes(24) + bytes(40)
+        os.pwrite(device, memory[:24], 0x80)
+        results = []
+        for place in (copy, at):
+            call("C4E1FB92C9" + FILL[number] + form + SPILL[number], place, mine, mask)
+            results.append(state[64:128].hex())
+        done += 1
+        if results[0] != results[1] or os.pread(device, 24, 0x80) != memory[:24]:
+            wrong.append((form, mask, *results, os.pread(device, 24, 0x80).hex(), memory[:24].hex()))
+print(done in (0, 48), *wrong)
+"""
+    assert said(MACHINE + WHOLE + code) == ["True"]
+
+
+def test_memory_functions_of_any_size_work_on_the_bar():
+    code = """
+bar = mapped(device)
+low, high = bytes(range(1, 9)), bytes(range(9, 25))
+print(all(len(ctypes.string_at(address(bar), size)) == size for size in (*range(1, 140), 2048, 5000)))
+for size in (*range(1, 140), 2048, 5000):
+    # Where no register is.
+    ctypes.memmove(address(bar) + 0x8000, bytes(size), size)
+    ctypes.memset(address(bar) + 0x8000, 1, size)
+ctypes.memmove(address(bar) + 0x80, low + high, 24)
+print(os.pread(device, 24, 0x80) == low + high)
+ctypes.memset(address(bar) + 0x80, 5, 24)
+print(os.pread(device, 24, 0x80) == 24 * b"\\5")
+"""
+    assert said(MACHINE + code) == ["True"] * 3
+
+
 #: One device is accessed by instructions, its twin by calls: an edu's registers answer to accesses of some widths only.
 COPIES = """
 bar, twin, memory = mapped(device), bound(1), mmap.mmap(-1, 4096)

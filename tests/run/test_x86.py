@@ -77,6 +77,8 @@ class Bus(NamedTuple):
     load: Callable[[], int]
     store: Callable[[int], None]
     vectors: object
+    load_some: Callable[[int], int] = lambda chosen: 0
+    store_some: Callable[[int, int], None] = lambda value, chosen: None
 
 
 class Cell:
@@ -95,8 +97,11 @@ class Cell:
 class Vectors:
     """Registers that all hold the same."""
 
-    def __init__(self, value):
-        self.value, self.changes = value, []
+    def __init__(self, value, masks=0):
+        self.value, self.masks, self.changes = value, masks, []
+
+    def mask(self, number):
+        return self.masks
 
     def get(self, number, size):
         return self.value & (1 << 8 * size) - 1
@@ -173,7 +178,6 @@ def test_every_way_to_name_an_address_is_known(code, address):
         "F00FC70F",
         "660FEF07",
         "C5FD7407",
-        "62F1FE496F07",
         "62F17C585807",
         "0F6F07",
         "0F1207",
@@ -206,6 +210,31 @@ def test_a_load_of_a_vector_clears_what_lies_above_unless_the_form_is_old(code, 
     assert operation.width == width
     operation.effect(registers(0, 0, 0), Bus(lambda: 1234, None, vectors))
     assert vectors.changes == [(number, 1234, keeps)]
+
+
+@pytest.mark.parametrize(
+    ("code", "masks", "chosen", "kept"),
+    [
+        ("62F17F496F07", 0b101, 0b101, ~0xFF00FF),  # vmovdqu8 zmm0{k1}, [rdi]
+        ("62F17FC96F07", 0b101, 0b101, 0),  # vmovdqu8 zmm0{k1}{z}, [rdi]
+        ("62F1FE496F07", 0b10, 0xFF00, ~(2**128 - 2**64)),  # vmovdqu64 zmm0{k1}, [rdi]
+        ("62F17E096F07", 0b11111, 0xFFFF, ~(2**128 - 1)),  # vmovdqu32 xmm0{k1}, [rdi]
+    ],
+)
+def test_a_masked_load_has_the_elements_that_are_chosen_and_clears_the_others_or_keeps_them(code, masks, chosen, kept):
+    operation = x86.decode(bytes.fromhex(code).ljust(x86.LONGEST, b"\x90"))
+    ones, asked, vectors = (1 << 8 * operation.width) - 1, [], Vectors(2**512 - 1, masks)
+    operation.effect(registers(0, 0, 0), Bus(None, None, vectors, lambda chosen: asked.append(chosen) or 0))
+    assert asked == [chosen]
+    assert vectors.changes == [(0, kept & ones, False)]
+
+
+def test_a_masked_store_stores_the_elements_that_are_chosen():
+    stored = []
+    for code in ("62E17F497F07", "62E1FE497F07"):  # vmovdqu8, vmovdqu64 [rdi]{k1}, zmm16
+        bus = Bus(None, None, Vectors(77, 0b110), store_some=lambda *what: stored.append(what))
+        x86.decode(bytes.fromhex(code).ljust(x86.LONGEST, b"\x90")).effect(registers(0, 0, 0), bus)
+    assert stored == [(77, 0b110), (77, 0xFFFF00)]
 
 
 @pytest.mark.parametrize(

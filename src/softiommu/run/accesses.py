@@ -87,11 +87,9 @@ class Accesses:
         try:
             operation = self._operation(memory.code(registers[RIP]))
             if isinstance(operation, x86.Operation):
-                if operation.address.of(registers) != fault.address:
-                    raise x86.NotCarriedOutError("the instruction does not begin at the BAR")
-                if _crosses(fault.address, operation.width):
-                    self.check_end(memory, fault.address, operation.width, place)
-                access = _Access(self, tid, place, operation.width)
+                start = operation.address.of(registers)
+                first = place if start == fault.address else self._masked(memory, start, operation, fault)
+                access = _Access(self, tid, memory, start, first, operation.width)
                 operation.effect(registers, access)
                 registers[RIP] += operation.length
                 access.finish()
@@ -116,6 +114,13 @@ class Accesses:
             return None
         return Place(record, mapped.offset)
 
+    def _masked(self, memory: Memory, start: int, operation: x86.Operation, fault: ptrace.Fault) -> Place:
+        """Where an access begins whose first elements are masked, so that another one failed. NotCarriedOutError."""
+        place = self.place(memory, start) if start < fault.address < start + operation.width else None
+        if place is None:
+            raise x86.NotCarriedOutError("the instruction does not begin at the BAR")
+        return place
+
     def check_end(self, memory: Memory, address: int, width: int, place: Place | None) -> None:
         """NotCarriedOutError: the last byte of an access is not where its first one, at `place`, lets expect it."""
         if self.place(memory, address + width - 1) != (place and Place(place.record, place.offset + width - 1)):
@@ -131,21 +136,21 @@ class Accesses:
 
     # Memory
 
-    def load(self, tid: int, place: Place, width: int) -> int:
-        """A load from a file: in pieces, where it is wider than a device can be asked at once."""
-        if width <= _WIDTHS[0]:
+    def load(self, tid: int, place: Place, width: int, chosen: int = _WHOLE) -> int:
+        """A load from a file, or from some bytes of it: in pieces, where a device cannot be asked at once."""
+        if width <= _WIDTHS[0] and chosen == _WHOLE:
             return self._load(tid, place.record.file, place.offset, width)
         value = 0
-        for at, size in _pieces(place.offset, width):
+        for at, size in _pieces(place.offset, width, chosen):
             value |= self._load(tid, place.record.file, place.offset + at, size) << 8 * at
         return value
 
-    def store(self, tid: int, place: Place, width: int, value: int) -> None:
+    def store(self, tid: int, place: Place, width: int, value: int, chosen: int = _WHOLE) -> None:
         """A store to a file, as `load`."""
-        if width <= _WIDTHS[0]:
+        if width <= _WIDTHS[0] and chosen == _WHOLE:
             self._store(tid, place.record.file, place.offset, width, value)
             return
-        for at, size in _pieces(place.offset, width):
+        for at, size in _pieces(place.offset, width, chosen):
             self._store(tid, place.record.file, place.offset + at, size, value >> 8 * at & (1 << 8 * size) - 1)
 
     def _load(self, tid: int, file: File, offset: int, width: int) -> int:
@@ -196,17 +201,35 @@ class Accesses:
 class _Access:
     """The `Bus` of one instruction of a stopped thread. Its vector registers are fetched when they are asked for."""
 
-    def __init__(self, accesses: Accesses, tid: int, place: Place, width: int) -> None:
-        self._accesses, self._tid, self._place, self._width = accesses, tid, place, width
+    def __init__(self, accesses: Accesses, tid: int, memory: Memory, address: int, place: Place, width: int) -> None:
+        self._accesses, self._tid, self._memory = accesses, tid, memory
+        self._address, self._place, self._width = address, place, width
         self._vectors: Vectors | None = None
 
     def load(self) -> int:
         """The value at the place."""
+        self._check(self._width)
         return self._accesses.load(self._tid, self._place, self._width)
 
     def store(self, value: int) -> None:
         """Set it."""
+        self._check(self._width)
         self._accesses.store(self._tid, self._place, self._width, value)
+
+    def load_some(self, chosen: int) -> int:
+        """Some bytes of it."""
+        self._check(chosen.bit_length())
+        return self._accesses.load(self._tid, self._place, self._width, chosen)
+
+    def store_some(self, value: int, chosen: int) -> None:
+        """Set some bytes of it."""
+        self._check(chosen.bit_length())
+        self._accesses.store(self._tid, self._place, self._width, value, chosen)
+
+    def _check(self, width: int) -> None:
+        """NotCarriedOutError: so much of it is not all there."""
+        if _crosses(self._address, width):
+            self._accesses.check_end(self._memory, self._address, width, self._place)
 
     @property
     def vectors(self) -> Vectors:
@@ -284,10 +307,17 @@ def _crosses(address: int, width: int) -> bool:
     return address % PAGE_SIZE + width > PAGE_SIZE
 
 
-def _pieces(offset: int, width: int) -> Iterator[tuple[int, int]]:
-    """Where in a wide access its pieces begin, and their widths."""
+def _pieces(offset: int, width: int, chosen: int) -> Iterator[tuple[int, int]]:
+    """Where the pieces of a wide access begin, and their widths: aligned, and of bytes that are chosen only."""
     at = 0
     while at < width:
-        size = next(size for size in _WIDTHS if not (offset + at) % size and at + size <= width)
+        if not chosen >> at & 1:
+            at += 1
+            continue
+        size = next(
+            size
+            for size in _WIDTHS
+            if not (offset + at) % size and at + size <= width and not ~chosen >> at & (1 << size) - 1
+        )
         yield at, size
         at += size

@@ -164,10 +164,10 @@ def _store_condition(instruction: Instruction) -> Effect | None:
 
 
 def _move_vector(instruction: Instruction) -> Effect | None:
-    """MOVUPS and its kin, without a mask. Old forms leave what lies above 16 bytes, the others clear it."""
+    """MOVUPS and its kin. Old forms leave what lies above 16 bytes, the others clear it."""
     from iced_x86 import EncodingKind, OpKind, RegisterExt
 
-    if instruction.op_count != _MOVE_OPERANDS or instruction.has_op_mask or instruction.is_broadcast:
+    if instruction.op_count != _MOVE_OPERANDS or instruction.is_broadcast:
         return None
     kinds, width = [instruction.op_kind(operand) for operand in range(_MOVE_OPERANDS)], width_of(instruction)
     if sorted(kinds) != [OpKind.REGISTER, OpKind.MEMORY]:
@@ -177,9 +177,37 @@ def _move_vector(instruction: Instruction) -> Effect | None:
     if not RegisterExt.is_vector_register(register):
         return None
     number, old = RegisterExt.number(register), instruction.op_code().encoding == EncodingKind.LEGACY
+    if instruction.has_op_mask:
+        return _move_masked(instruction, number, loads)
     if loads:
         return lambda registers, bus: bus.vectors.set(number, bus.load(), old)
     return lambda registers, bus: bus.store(bus.vectors.get(number, width))
+
+
+def _move_masked(instruction: Instruction, number: int, loads: bool) -> Effect:
+    """The elements that a mask register chooses; the others are not accessed, and keep their value or become zeros."""
+    from iced_x86 import MemorySizeExt, RegisterExt
+
+    width, element = width_of(instruction), MemorySizeExt.element_size(instruction.memory_size)
+    mask, clears = RegisterExt.number(instruction.op_mask), instruction.zeroing_masking
+
+    def chosen(bus: Bus) -> int:
+        bits, ones = bus.vectors.mask(mask), (1 << element) - 1
+        return sum(ones << at for at in range(0, width, element) if bits >> at // element & 1)
+
+    def load(registers: Registers, bus: Bus) -> None:
+        kept = 0 if clears else bus.vectors.get(number, width) & ~_bytes(chosen(bus))
+        bus.vectors.set(number, bus.load_some(chosen(bus)) | kept, False)
+
+    def store(registers: Registers, bus: Bus) -> None:
+        bus.store_some(bus.vectors.get(number, width), chosen(bus))
+
+    return load if loads else store
+
+
+def _bytes(chosen: int) -> int:
+    """All bits of the bytes that have a bit each."""
+    return sum(0xFF << 8 * at for at in range(chosen.bit_length()) if chosen >> at & 1)
 
 
 def _repeat(instruction: Instruction) -> Repeat | None:

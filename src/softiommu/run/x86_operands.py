@@ -68,6 +68,10 @@ class VectorRegisters(Protocol):
         """Set one: its lowest 16 bytes, or all of it, with zeros above the value."""
         ...
 
+    def mask(self, number: int) -> int:
+        """A mask register: a bit for each element."""
+        ...
+
 
 class Bus(Protocol):
     """What an instruction reaches besides the general registers: memory of its width at its address, and vectors."""
@@ -78,6 +82,14 @@ class Bus(Protocol):
 
     def store(self, value: int) -> None:
         """Set it."""
+        ...
+
+    def load_some(self, chosen: int) -> int:
+        """The memory's value where it is chosen, by a bit for each byte; zeros elsewhere."""
+        ...
+
+    def store_some(self, value: int, chosen: int) -> None:
+        """Set some bytes."""
         ...
 
     @property

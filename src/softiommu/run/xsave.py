@@ -10,7 +10,8 @@ import mmap
 from functools import cache
 from typing import NamedTuple
 
-_HEADER, _SSE, _YMM, _ZMM, _HIGH_ZMM = 512, 1, 2, 6, 7
+_HEADER, _SSE, _YMM, _MASKS, _ZMM, _HIGH_ZMM = 512, 1, 2, 5, 6, 7
+_MASK_SIZE = 8
 _XMM_AT = 160
 #: Registers 16 to 31 are a part of their own.
 _FIRST_HIGH = 16
@@ -34,7 +35,7 @@ def _places() -> dict[int, int]:
         page.write(_CPUID_0D)
         view = ctypes.c_char.from_buffer(page)
         ask = ctypes.CFUNCTYPE(None, ctypes.c_uint32, ctypes.c_void_p)(ctypes.addressof(view))
-        for component in (_YMM, _ZMM, _HIGH_ZMM):
+        for component in (_YMM, _MASKS, _ZMM, _HIGH_ZMM):
             ask(component, ctypes.addressof(sizes))
             size, at = sizes
             if size:
@@ -66,6 +67,11 @@ class Vectors:
         """The lowest `size` bytes of a register."""
         data = b"".join(self.image[part.at : part.at + part.size] for part in _parts(number))
         return int.from_bytes(data[:size], "little")
+
+    def mask(self, number: int) -> int:
+        """A mask register."""
+        at = _places()[_MASKS] + _MASK_SIZE * number
+        return int.from_bytes(self.image[at : at + _MASK_SIZE], "little")
 
     def set(self, number: int, value: int, keep_above: bool) -> None:
         """Set a register: its lowest 16 bytes, or all of it, with zeros above the value."""
