@@ -50,8 +50,8 @@ class CommandFailedError(Exception):
 class Vm:
     """QEMU, supervised on `machine` (a name or a file); as it is without one.
 
-    `program` starts QEMU where it is not the system's; `run_options` are options of `softiommu run`; the rest are
-    options of QEMU and words for the kernel's command line.
+    `program` starts QEMU where it is not the system's; `folder` is booted instead of the prepared one; `run_options`
+    are options of `softiommu run`; the rest are options of QEMU and words for the kernel's command line.
     """
 
     def __init__(
@@ -65,15 +65,15 @@ class Vm:
         shared: bool = True,
         memory: int = 256,
         cpus: int = 1,
+        folder: Folder | None = None,
     ) -> None:
-        folder = need_guests()
         self._files = tempfile.TemporaryDirectory()
         self.console = Path(self._files.name) / "console"
         self._errors = Path(self._files.name) / "errors"
         self._agent, agent = socket.socketpair()
         self._monitor, monitor = socket.socketpair()
         guest = qemu.Guest(
-            folder=folder,
+            folder=folder or need_guests(),
             job="agent",
             program=program or (need(qemu.PROGRAM),),
             memory=memory,
