@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 
 import softiommu
 from drivers.amd_guest import DOMAIN, NAME, RW, Guest
-from drivers.nested_any_order import AnyOrder
+from drivers.nested_any_order import AnyOrder, check
 from drivers.nested_host import PAGE, PAGES, RAM_SIZE, Raw, generic, page, refusal
 from softiommu.abi import iommufd as abi
 from softiommu.abi.amd_extension import VEVENTQ, VIOMMU, AmdEvent
@@ -621,5 +621,5 @@ class AmdAnyOrder(AnyOrder):
         return _Processes()
 
 
-TestAmdAnyOrder = AmdAnyOrder.TestCase
-TestAmdAnyOrder.settings = settings(max_examples=25, stateful_step_count=40, deadline=None)
+def test_a_guest_in_any_order_sees_what_is_cached_until_it_invalidates_it():
+    check(AmdAnyOrder, 25, 40)

@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 
 import softiommu
 from drivers.amd_guest import NAME, RW, Guest
-from drivers.nested_any_order import AnyOrder, Attached
+from drivers.nested_any_order import AnyOrder, Attached, check
 from drivers.nested_host import PAGE, RAM_SIZE, Raw, generic, page, refusal
 from softiommu.abi import iommufd as abi
 from softiommu.abi.amd_extension import PROCESS, VEVENTQ, AmdEvent, HwptAmdProcess, ProcessFlags
@@ -398,7 +398,7 @@ class _Pasids(Guest):
 class AmdPasidsAnyOrder(Attached):
     """Both stages are cached as one, in the IOMMU and in the device."""
 
-    whole_translations = True
+    whole_translations = device_tlb = True
 
     def make(self):
         return _Pasids()
@@ -423,12 +423,12 @@ class _OwnTable(_Pasids):
 class AmdTlbAnyOrder(AnyOrder):
     """Device TLBs of a GCR3 table of the guest's."""
 
-    whole_translations = True
+    whole_translations = device_tlb = True
 
     def make(self):
         return _OwnTable()
 
 
-for each in (AmdPasidsAnyOrder, AmdTlbAnyOrder):
-    each.TestCase.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
-TestAmdPasidsAnyOrder, TestAmdTlbAnyOrder = AmdPasidsAnyOrder.TestCase, AmdTlbAnyOrder.TestCase
+@pytest.mark.parametrize("machine", [AmdPasidsAnyOrder, AmdTlbAnyOrder])
+def test_a_guest_in_any_order_sees_what_is_cached_until_it_invalidates_it(machine):
+    check(machine, 30, 30)

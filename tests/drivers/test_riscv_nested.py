@@ -6,7 +6,7 @@ from errno import E2BIG, EBUSY, EFAULT, EINVAL, EIO, ENOENT, EOPNOTSUPP
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from drivers.nested_any_order import AnyOrder
+from drivers.nested_any_order import AnyOrder, check
 from drivers.nested_host import PAGE, PAGES, RAM_SIZE, Raw, generic, page, refusal
 from drivers.riscv_guest import NAME, RW, Guest, ats, pdt, vma
 from softiommu.abi import iommufd as abi
@@ -849,5 +849,5 @@ class RiscvAnyOrder(AnyOrder):
         return _Processes()
 
 
-TestRiscvAnyOrder = RiscvAnyOrder.TestCase
-TestRiscvAnyOrder.settings = settings(max_examples=25, stateful_step_count=40, deadline=None)
+def test_a_guest_in_any_order_sees_what_is_cached_until_it_invalidates_it():
+    check(RiscvAnyOrder, 25, 40)

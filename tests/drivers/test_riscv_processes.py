@@ -5,7 +5,7 @@ from errno import EINVAL, EOPNOTSUPP
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from drivers.nested_any_order import AnyOrder, Attached
+from drivers.nested_any_order import AnyOrder, Attached, check
 from drivers.nested_host import PAGE, RAM_SIZE, generic, page, refusal
 from drivers.riscv_guest import NAME, RW, Guest, ats, pdt, vma
 from softiommu.abi import iommufd as abi
@@ -353,6 +353,8 @@ class _Pasids(Guest):
 class RiscvPasidsAnyOrder(Attached):
     """Each stage is cached by itself, and both of them in the device."""
 
+    device_tlb = forgets_all = True
+
     def make(self):
         return _Pasids()
 
@@ -380,10 +382,12 @@ class _OwnDirectory(_Pasids):
 class RiscvTlbAnyOrder(AnyOrder):
     """Device TLBs of a directory of the guest's."""
 
+    device_tlb = True
+
     def make(self):
         return _OwnDirectory()
 
 
-for each in (RiscvPasidsAnyOrder, RiscvTlbAnyOrder):
-    each.TestCase.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
-TestRiscvPasidsAnyOrder, TestRiscvTlbAnyOrder = RiscvPasidsAnyOrder.TestCase, RiscvTlbAnyOrder.TestCase
+@pytest.mark.parametrize("machine", [RiscvPasidsAnyOrder, RiscvTlbAnyOrder])
+def test_a_guest_in_any_order_sees_what_is_cached_until_it_invalidates_it(machine):
+    check(machine, 30, 30)

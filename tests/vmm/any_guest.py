@@ -126,11 +126,30 @@ class AnyGuest(RuleBasedStateMachine):
     def turn(self):
         self.off_and_on()
 
+    @rule(pasid=pasids, number=numbers, changes=st.lists(st.none() | st.integers(0, 3), max_size=2))
+    def look_before_and_after_changes(self, pasid, number, changes):
+        """Untold, a change is not seen. (The architecture would let it be. What was blocked was not cached.)"""
+        table, before = self.entries[pasid][-1], self.look(pasid, number)
+        for what in changes if table is not None else ():
+            self.change(table, number, what)
+            after = self.look(pasid, number)
+            self.tally("fresh" if after == self.says(table, number) else "stale")
+            assert after == before or before in (BLOCKED, UNTOUCHED)
+            before = after
+
     @rule(pasid=pasids, number=numbers)
+    def only_look(self, pasid, number):
+        self.look(pasid, number)
+
     def look(self, pasid, number):
+        """What the device reads: something that is allowed."""
         seen = self.vm.read_by_test(IOVA + 4096 * number, pasid)
         entries = self.entries[pasid]
         allowed = {UNTOUCHED if table is None else self.says(table, number) for table in entries}
         allowed |= self.stale[pasid][number]
         assert seen in allowed, f"{seen} of page {number}, PASID {pasid}, and not {allowed}"
         assert self.vm.notes == []
+        return seen
+
+    def tally(self, what):
+        """The device saw what the tables say (fresh), or what they said."""

@@ -1,9 +1,11 @@
 """Random guests of both front ends, and guests that write garbage wherever they can."""
 
+from collections import Counter
 from functools import partial
 
 import pytest
 from hypothesis import given, settings, strategies as st
+from hypothesis.stateful import run_state_machine_as_test
 
 from drivers.smmuv3_guest import cfgi_cd, tlbi_all, tlbi_asid, tlbi_va
 from softiommu.hardware.smmuv3.commands import COMMAND_BYTES, LAYOUTS as COMMANDS, Op
@@ -103,10 +105,16 @@ class SmmuGuest(AnyGuest):
         self.vm.guest.write(SmmuRegisters.CR0, Cr0.of(CMDQEN=1, EVENTQEN=1, SMMUEN=1))
 
 
-TestVtdGuest = VtdGuest.TestCase
-TestVtdGuest.settings = ANY
-TestSmmuGuest = SmmuGuest.TestCase
-TestSmmuGuest.settings = ANY
+@pytest.mark.parametrize("kind", [VtdGuest, SmmuGuest])
+def test_any_guest_sees_what_is_cached_until_it_invalidates_it(kind):
+    seen = Counter()
+
+    class Guest(kind):
+        def tally(self, what):
+            seen[what] += 1
+
+    run_state_machine_as_test(Guest, settings=ANY)
+    assert seen["stale"] and seen["fresh"], seen
 
 
 # Garbage
