@@ -114,7 +114,7 @@ def test_any_guest_sees_what_is_cached_until_it_invalidates_it(kind):
             seen[what] += 1
 
     run_state_machine_as_test(Guest, settings=ANY)
-    assert seen["stale"] and seen["fresh"], seen
+    assert min(seen["stale"], seen["fresh"]) > 0, seen
 
 
 # Garbage
