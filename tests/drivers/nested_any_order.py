@@ -32,6 +32,8 @@ class AnyOrder(RuleBasedStateMachine):
 
     #: Whether a page that the host takes away goes with all that was cached of guests.
     whole_translations = False
+    #: Whether what is cached is found by the process alone, whose entry is read for walks only.
+    found_by_process = False
     #: Whether the device has a TLB: there an invalidation without a PASID is for all processes.
     device_tlb = False
 
@@ -141,6 +143,9 @@ class AnyOrder(RuleBasedStateMachine):
             if data is not None:
                 self.map(process, table, place, data)
             self._read(process, place)
+            self.forget_page(process, (place + 1) % SLOTS, plain)
+            self.forget_page((process + 1) % 3, place, plain)
+            self._read(process, place)
             if tells:
                 self.forget_page(process, place, plain)
                 self._read(process, place)
@@ -163,8 +168,9 @@ class AnyOrder(RuleBasedStateMachine):
 
     def _look_up(self, process, place):
         """What the IOMMU finds, as far as the host shows it."""
-        table = self.routes.setdefault(process, self.chosen[process])
         data = self.leaves.get((process, place))
+        if data is None or not self.found_by_process:
+            table = self.routes.setdefault(process, self.chosen[process])
         if data is None:
             data = self.mapped[process][table].get(place)
         shown = data if data in self.shown else None

@@ -615,7 +615,7 @@ class _Processes(Guest):
 class AmdAnyOrder(AnyOrder):
     """On AMD both stages are cached as one."""
 
-    whole_translations = True
+    whole_translations = found_by_process = True
 
     def make(self):
         return _Processes()

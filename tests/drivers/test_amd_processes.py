@@ -398,7 +398,7 @@ class _Pasids(Guest):
 class AmdPasidsAnyOrder(Attached):
     """Both stages are cached as one, in the IOMMU and in the device."""
 
-    whole_translations = device_tlb = True
+    whole_translations = device_tlb = found_by_process = True
 
     def make(self):
         return _Pasids()
@@ -423,7 +423,7 @@ class _OwnTable(_Pasids):
 class AmdTlbAnyOrder(AnyOrder):
     """Device TLBs of a GCR3 table of the guest's."""
 
-    whole_translations = device_tlb = True
+    whole_translations = device_tlb = found_by_process = True
 
     def make(self):
         return _OwnTable()

@@ -3,6 +3,7 @@
 The architecture lets what was cached be forgotten at any time. A shadow is not so: a page of it is as the guest's table
 was when it was read last, and it is read when it is invalidated, or when its host gives a table of it back; the host's
 own changes of a page are seen at once. So a missing invalidation shows the stale translation, and a right one never.
+Where the program itself fills the table there is nothing to invalidate: the device never sees what was.
 """
 
 from collections import Counter
@@ -15,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from drivers.shadow_rig import ALL, HOST, RW, SID, Rig
 from drivers.test_shadow_random import WITH_PASIDS
 from softiommu.abi.generic_invalidation import InvalidateV1, InvalidateV2, Scope, Target
-from softiommu.drivers.driver import Prot
+from softiommu.drivers.driver import DomainFlags, Prot
 from softiommu.drivers.function import Function
 from softiommu.pagetable.formats.x86_64 import Pte
 
@@ -29,6 +30,7 @@ SLOTS = 2
 
 spaces, slots = st.integers(0, 1), st.integers(0, SLOTS - 1)
 places = st.integers(0, COUNT - 1)
+versions = st.sampled_from((InvalidateV1, InvalidateV2))
 tables = st.sampled_from(TABLES)
 prots = st.sampled_from((RW, RW, Prot.READ))
 leaves = st.none() | st.tuples(st.sampled_from(DATA), prots)
@@ -124,7 +126,7 @@ class ExactGuest(RuleBasedStateMachine):
 
     @rule(
         space=spaces,
-        version=st.sampled_from((InvalidateV1, InvalidateV2)),
+        version=versions,
         scope=st.sampled_from(Scope),
         pasid=st.sampled_from((5, 5, 6)),
         place=places,
@@ -143,16 +145,21 @@ class ExactGuest(RuleBasedStateMachine):
         if reached:
             self.read_again(space, where, whole=len(where) == COUNT and not entry.count)
 
-    @rule(space=spaces, place=places, leaf=leaves, tells=st.booleans())
-    def change_what_was_just_read(self, space, place, leaf, tells):
+    @rule(space=spaces, place=places, leaf=leaves, near=st.sampled_from((-1, 1)), version=versions)
+    def change_what_was_just_read(self, space, place, leaf, near, version):
+        """Nobody tells; then other pages and other PASIDs are told; and then this one."""
         self.invalidate_pages(space, place, 1, 1)
         self.the_device_gets_where_the_shadow_leads()
         table = self.linked[space][slot_of(place)]
         if table is not None:
             self.store(table, place, leaf)
-            self.the_device_gets_where_the_shadow_leads()
-        if tells:
-            self.invalidate_pages(space, place, 1, 1)
+        self.the_device_gets_where_the_shadow_leads()
+        if 0 <= place + near < COUNT:
+            self.invalidate_pages(space, place + near, 1, 1)
+        for scope in (Scope.PASID, Scope.RANGE):
+            self.invalidate_generic(space, version, scope, 6, place, 1, Target.LEAF)
+        self.the_device_gets_where_the_shadow_leads()
+        self.invalidate_generic(space, version, Scope.RANGE_ALL_PASIDS, 6, place, 1, Target.LEAF)
 
     # The host changes what is beneath
 
@@ -214,3 +221,66 @@ def test_a_shadow_is_stale_until_it_is_invalidated_and_then_what_the_guest_mappe
     how = settings(max_examples=8, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck))
     run_state_machine_as_test(lambda: ExactGuest(iommu, seen), settings=how)
     assert min(seen["stale"], seen["fresh"]) > 50, seen
+
+
+class ExactChild(RuleBasedStateMachine):
+    """A child that the program fills, on one such child, on a parent: four pages each."""
+
+    whose, pages, targets = st.integers(0, 2), st.integers(0, 3), st.integers(0, 3)
+
+    def __init__(self, iommu, seen):
+        super().__init__()
+        self.seen = seen
+        self.rig = Rig(WITH_PASIDS[iommu], whole=False)
+        middle = self.rig.device.alloc_mapped(self.rig.parent, DomainFlags.NEST_PARENT)
+        child = self.rig.device.alloc_mapped(middle, DomainFlags.NONE)
+        self.domains, self.maps = (self.rig.parent, middle, child), ({}, {}, {})
+        for which in range(3):
+            for page in range(4):
+                self.map(which, page, page, RW)
+        self.rig.device.attach(child, None)
+        self.last = [None] * 4
+
+    def teardown(self):
+        self.rig.device.detach(None)
+        for domain in self.domains[:0:-1]:
+            domain.unmap(0, 4 * 4 * PAGE)
+            domain.flush()
+            domain.free()
+        assert not self.rig.parent.index
+
+    def map(self, which, page, to, prot):
+        # Each in a block of its own: no page table has a larger leaf for them together.
+        where = to * PAGE + HOST if which == 0 else 4 * to * PAGE
+        self.domains[which].map(4 * page * PAGE, where, PAGE, prot)
+        self.maps[which][page] = to, prot
+
+    @rule(which=whose, page=pages, to=st.none() | targets, prot=prots)
+    def change(self, which, page, to, prot):
+        if page in self.maps[which]:
+            assert self.domains[which].unmap(4 * page * PAGE, PAGE) == PAGE
+            self.domains[which].flush()
+            del self.maps[which][page]
+            self.the_device_gets_where_all_lead()
+        if to is not None:
+            self.map(which, page, to, prot)
+
+    @invariant()
+    def the_device_gets_where_all_lead(self):
+        for page in range(4):
+            at, both = page, RW
+            for mapped in reversed(self.maps):
+                at, prot = mapped.get(at, (0, Prot.NONE))
+                both &= prot
+            expected = (at * PAGE, both.value) if both else (None, 0)
+            self.seen["changed" if expected != self.last[page] else "same"] += 1
+            self.last[page] = expected
+            assert self.rig.rights(4 * page * PAGE) == expected
+
+
+@pytest.mark.parametrize("iommu", WITH_PASIDS)
+def test_a_change_of_what_the_program_fills_or_the_host_is_seen_at_once(iommu):
+    seen = Counter()
+    how = settings(max_examples=8, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck))
+    run_state_machine_as_test(lambda: ExactChild(iommu, seen), settings=how)
+    assert seen["changed"] > 50, seen

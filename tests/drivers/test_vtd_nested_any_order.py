@@ -48,13 +48,15 @@ class Cached:
             self.held[key] = answer, True
 
     def forget(self, chosen, window):
-        """A command for these PASIDs and pages; the pages beside them may go, too."""
+        """A command for these PASIDs and pages; the pages of the smallest block of 2**n that has them may go, too."""
+        first, last = (IOVA >> 12) + window[0], (IOVA >> 12) + window[-1]
+        am = (first ^ last).bit_length()
         for pasid, page in list(self.held):
             if pasid not in chosen:
                 continue
             if page in window:
                 del self.held[pasid, page]
-            else:
+            elif (IOVA >> 12) + page >> am == first >> am:
                 self.held[pasid, page] = self.held[pasid, page][0], False
 
 
@@ -180,6 +182,10 @@ class RandomGuest(RuleBasedStateMachine):
             self.unmap(which, page, 1)
             if number is not None:
                 self.map(which, page, 1, number)
+            self.request(pasid, page)
+            self.invalidate(which, (page + 2) % PAGES, 1, 0, False)
+            for other in {5, 6} - {pasid}:
+                self.invalidate_generic(which, InvalidateV2, Scope.RANGE, other, page, 1, Target.LEAF)
             self.request(pasid, page)
             if tells:
                 self.invalidate(which, page, 1, 0, False)
