@@ -132,6 +132,16 @@ class AnyOrder(RuleBasedStateMachine):
             self.guest.show(data)
             self.shown.add(data)
 
+    @rule(process=SPACES, place=PLACES)
+    def hide_what_was_read(self, process, place):
+        self._read(process, place)
+        for data in self.leaves.get((process, place)), self.mapped[process][self.chosen[process]].get(place):
+            if data is not None:
+                self.hide(data)
+                self._read(process, place)
+                self.show(data)
+                self._read(process, place)
+
     # The device
 
     @rule(process=SPACES, place=PLACES, changes=st.lists(CHANGES, max_size=3))
