@@ -17,11 +17,11 @@ from typing import NamedTuple
 
 from softiommu.drivers.driver import DomainFlags, Prot, Range
 from softiommu.drivers.function import Function
-from softiommu.drivers.shadow import ShadowDriver
-from softiommu.drivers.shadow_data import Binding
-from softiommu.drivers.shadow_domain import BoundDomain
-from softiommu.drivers.shadow_parent import ParentDomain
-from softiommu.drivers.vtd import VtdDriver
+from softiommu.drivers.shadow.data import Binding
+from softiommu.drivers.shadow.domain import BoundDomain
+from softiommu.drivers.shadow.driver import ShadowDriver
+from softiommu.drivers.shadow.parent import ParentDomain
+from softiommu.drivers.vtd.driver import VtdDriver
 from softiommu.hardware.vtd.model import Unit
 from softiommu.hardware.vtd.presets import LEGACY
 from softiommu.memory.physical import PhysicalMemory

@@ -8,7 +8,7 @@ import pytest
 from softiommu.abi import amd_extension, generic_invalidation, iommufd, riscv_extension, software_nesting
 from softiommu.abi.generic_invalidation import EXTENSIONS, GENERIC
 from softiommu.abi.riscv_extension import HwInfoRiscv, HwptRiscv, RiscvCommand
-from softiommu.drivers.riscv_nested import GuestTa, GuestTc
+from softiommu.drivers.riscv.nested import GuestTa, GuestTc
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "extensions.md").read_text(encoding="utf-8")
 MODULES = {"riscv_extension": riscv_extension, "amd_extension": amd_extension}

@@ -6,9 +6,9 @@ import mmap
 import os
 
 from consumers.rig import Rig
-from softiommu.consumers.vfio_device import VfioDevice
-from softiommu.consumers.vfio_group import VfioGroup
-from softiommu.consumers.vfio_regions import offset_of
+from softiommu.consumers.vfio.device import VfioDevice
+from softiommu.consumers.vfio.group import VfioGroup
+from softiommu.consumers.vfio.regions import offset_of
 from softiommu.hardware.bus import Port
 from softiommu.hardware.pci import Bar, Features, Function, Identity, Mapping, MsixPlace
 from softiommu.memory.files import MmapRequest

@@ -6,12 +6,12 @@ import os
 
 from iommufd.fakes import BASE, FakeCaller, FakeMm
 from softiommu.abi import iommufd as abi, vfio
-from softiommu.consumers.vfio_device import VfioDevice
-from softiommu.consumers.vfio_file import DeviceFile
-from softiommu.consumers.vfio_group import VfioGroup
-from softiommu.consumers.vfio_reset import Bus
+from softiommu.consumers.vfio.device import VfioDevice
+from softiommu.consumers.vfio.file import DeviceFile
+from softiommu.consumers.vfio.group import VfioGroup
+from softiommu.consumers.vfio.reset import Bus
 from softiommu.drivers.function import Function
-from softiommu.drivers.vtd import VtdDriver
+from softiommu.drivers.vtd.driver import VtdDriver
 from softiommu.errors import UapiError
 from softiommu.hardware.bus import Port
 from softiommu.hardware.devices.edu import Edu

@@ -11,8 +11,8 @@ import pytest
 from consumers.mapped_rig import TABLE, opened, pages
 from consumers.rig import Rig
 from softiommu.abi import vfio
-from softiommu.consumers.vfio_ioeventfd import MOST
-from softiommu.consumers.vfio_regions import offset_of
+from softiommu.consumers.vfio.ioeventfd import MOST
+from softiommu.consumers.vfio.regions import offset_of
 
 GO, ADDRESS = 0x08, 0x10
 

@@ -9,7 +9,7 @@ import pytest
 from consumers.rig import CONFIG, Rig, signals
 from softiommu.abi import vfio
 from softiommu.abi.vfio import IrqFlags, IrqSetFlags as Set, PciIrq
-from softiommu.consumers.vfio_device import VfioDevice
+from softiommu.consumers.vfio.device import VfioDevice
 from softiommu.drivers.driver import DeviceFeatures
 from softiommu.drivers.noiommu import NoIommuDevice
 from softiommu.hardware.bus import Port

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from consumers.mapped_rig import Model, Registers
-from softiommu.consumers.vfio_levels import LevelPages, Place, pages
+from softiommu.consumers.vfio.levels import LevelPages, Place, pages
 from softiommu.hardware.bus import Port
 from softiommu.hardware.pci import Bar, Function, Identity, Mapping
 from softiommu.memory.physical import PhysicalMemory

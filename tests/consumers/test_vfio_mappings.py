@@ -9,8 +9,8 @@ import pytest
 from consumers.mapped_rig import TABLE, Model, Registers, opened, pages, request
 from consumers.rig import Rig
 from softiommu.abi import vfio
-from softiommu.consumers.vfio_mappings import Mappings
-from softiommu.consumers.vfio_regions import offset_of
+from softiommu.consumers.vfio.mappings import Mappings
+from softiommu.consumers.vfio.regions import offset_of
 from softiommu.errors import ModelError
 from softiommu.hardware.bus import Port
 from softiommu.hardware.pci import Bar, Function, Identity, Mapping

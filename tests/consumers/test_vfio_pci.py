@@ -9,7 +9,7 @@ from consumers.rig import CONFIG, Rig, signals
 from softiommu.abi import vfio
 from softiommu.abi.vfio import Feature, FeatureFlags, PciRegion, RegionFlags
 from softiommu.consumers import pci_host
-from softiommu.consumers.vfio_regions import offset_of
+from softiommu.consumers.vfio.regions import offset_of
 from softiommu.errors import UapiError
 from softiommu.hardware.bus import Port
 from softiommu.hardware.pci import Features, Function, Identity

@@ -7,7 +7,7 @@ import pytest
 
 from consumers.mapped_rig import PENDING, PRIVATE, TABLE, opened, request
 from softiommu.abi import vfio
-from softiommu.consumers.vfio_regions import offset_of
+from softiommu.consumers.vfio.regions import offset_of
 from softiommu.errors import UapiError
 
 READ, WRITE, MMAP, CAPS = 1, 2, 4, 8

@@ -1,6 +1,6 @@
 """An AMD IOMMU with its driver, and the device's side of ATS and PRI."""
 
-from softiommu.drivers.amd import USUAL_CAPABILITY, AmdDriver
+from softiommu.drivers.amd.driver import USUAL_CAPABILITY, AmdDriver
 from softiommu.drivers.driver import DomainFlags, Prot
 from softiommu.hardware.amd.events import Code
 from softiommu.hardware.amd.model import AmdIommu

@@ -3,7 +3,7 @@
 from drivers.nested_host import PAGE, Host
 from softiommu.abi.riscv_extension import HWPT_DATA, INVALIDATE_DATA, VIOMMU, HwptRiscv, RiscvCommand
 from softiommu.drivers.driver import Prot
-from softiommu.drivers.riscv_nested import GuestTa, GuestTc
+from softiommu.drivers.riscv.nested import GuestTa, GuestTc
 from softiommu.hardware.riscv.commands import Ats0, Command, Inval, Iodir0, Iotinval0, Iotinval1
 from softiommu.hardware.riscv.tables import FirstMode, Iosatp, PdtMode, Pdtp, ProcessTa
 from softiommu.pagetable.engine import PageTable

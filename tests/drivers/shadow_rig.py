@@ -6,7 +6,7 @@ from softiommu.abi.generic_invalidation import GENERIC
 from softiommu.abi.software_nesting import BOUND, BoundFlags, HwptBound
 from softiommu.drivers.driver import DomainFlags, Handled, Prot, UserArray, UserData
 from softiommu.drivers.function import Function
-from softiommu.drivers.shadow import ShadowDriver
+from softiommu.drivers.shadow.driver import ShadowDriver
 from softiommu.errors import UapiError
 from softiommu.hardware.iommu import TranslationFaultError
 from softiommu.iommufd.kernels import DEFAULT, kernel

@@ -8,8 +8,8 @@ from hypothesis import given, strategies as st
 
 from drivers.amd_rig import BOTH, LEAST, PASID, RAM, RW, Endpoint, reach, rig
 from softiommu.abi.iommufd import HwInfoAmd
-from softiommu.drivers.amd import USUAL_CAPABILITY, AmdDriver
-from softiommu.drivers.amd_domain import AmdDomain, _aligned
+from softiommu.drivers.amd.domain import AmdDomain, _aligned
+from softiommu.drivers.amd.driver import USUAL_CAPABILITY, AmdDriver
 from softiommu.drivers.driver import DomainFlags, PageFault, PageResponse, ReservedKind
 from softiommu.drivers.function import Function
 from softiommu.errors import ModelError, UapiError

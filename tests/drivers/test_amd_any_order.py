@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from drivers.amd_rig import BOTH, RW, Endpoint, reach, rig
-from softiommu.drivers.amd_domain import AmdDomain
+from softiommu.drivers.amd.domain import AmdDomain
 from softiommu.drivers.function import Function
 from softiommu.errors import UapiError
 from softiommu.hardware.amd.events import Code

@@ -15,7 +15,7 @@ from softiommu.abi import iommufd as abi
 from softiommu.abi.amd_extension import VEVENTQ, VIOMMU, AmdEvent
 from softiommu.abi.generic_invalidation import GENERIC, InvalidateV2, Scope, Target
 from softiommu.abi.iommufd import HwptAmdGuest, HwptDataType
-from softiommu.drivers.amd_queue import EVERYWHERE, entry_of, pages_of
+from softiommu.drivers.amd.queue import EVERYWHERE, entry_of, pages_of
 from softiommu.drivers.driver import DomainFlags, Prot
 from softiommu.hardware.amd.events import Code, DeviceEvent
 from softiommu.hardware.amd.tables import DTE_SIZE, Dte, Dte0, Dte1

@@ -11,10 +11,10 @@ from iommufd.soft import refused
 from softiommu.abi import iommufd_test as test
 from softiommu.abi.struct import UserStruct
 from softiommu.drivers.driver import Device, DomainFlags, PageFault, PageResponse, PagingDomain, UserData
-from softiommu.drivers.mock import MockDevice, MockDriver
-from softiommu.drivers.mock_domain import MockDomain
-from softiommu.drivers.mock_nested import MockNestedDomain
-from softiommu.drivers.mock_viommu import MockViommu
+from softiommu.drivers.mock.domain import MockDomain
+from softiommu.drivers.mock.driver import MockDevice, MockDriver
+from softiommu.drivers.mock.nested import MockNestedDomain
+from softiommu.drivers.mock.viommu import MockViommu
 
 PASID = int(test.DeviceFlags.PASID)
 NO_DIRTY = int(test.DeviceFlags.NO_DIRTY)

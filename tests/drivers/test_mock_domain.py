@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from softiommu.drivers.driver import DomainFlags, Prot, Range
-from softiommu.drivers.mock_domain import MockDomain
+from softiommu.drivers.mock.domain import MockDomain
 from softiommu.errors import UapiError
 
 K, M = 1 << 10, 1 << 20

@@ -5,12 +5,12 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from softiommu.drivers.amd import AmdDriver
+from softiommu.drivers.amd.driver import AmdDriver
 from softiommu.drivers.driver import DomainFlags, PageFault, PageResponse, Prot
 from softiommu.drivers.function import Function
-from softiommu.drivers.riscv import RiscvDriver
-from softiommu.drivers.smmuv3 import SmmuDriver
-from softiommu.drivers.vtd import VtdDriver
+from softiommu.drivers.riscv.driver import RiscvDriver
+from softiommu.drivers.smmuv3.driver import SmmuDriver
+from softiommu.drivers.vtd.driver import VtdDriver
 from softiommu.hardware.amd.model import AmdIommu
 from softiommu.hardware.iommu import PageRequest, ResponseCode, TranslationFaultError
 from softiommu.hardware.riscv import presets as riscv

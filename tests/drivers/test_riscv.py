@@ -9,8 +9,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from softiommu.drivers.driver import DomainFlags, Prot, Range, Reserved, ReservedKind
 from softiommu.drivers.function import Function
-from softiommu.drivers.riscv import Ids, RiscvDriver
-from softiommu.drivers.riscv_domain import RiscvDomain
+from softiommu.drivers.riscv.domain import RiscvDomain
+from softiommu.drivers.riscv.driver import Ids, RiscvDriver
 from softiommu.errors import ModelError, UapiError
 from softiommu.hardware.iommu import TranslationFaultError
 from softiommu.hardware.riscv.events import Cause

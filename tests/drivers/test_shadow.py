@@ -8,9 +8,9 @@ from drivers.shadow_rig import ALL, GUEST_RAM, HOST, IOMMUS, RW, SID, Rig
 from softiommu.abi import iommufd as abi
 from softiommu.abi.generic_invalidation import InvalidateV1, InvalidateV2, Scope, Target
 from softiommu.abi.software_nesting import HwptBound, TableFormat
-from softiommu.drivers import shadow_domain, shadow_walk
 from softiommu.drivers.driver import DomainFlags, Prot, Range
 from softiommu.drivers.function import Function
+from softiommu.drivers.shadow import domain as shadow_domain, walk as shadow_walk
 from softiommu.errors import UapiError
 from softiommu.hardware.iommu import PageRequest, ResponseCode
 from softiommu.pagetable.engine import PageTable

@@ -8,9 +8,9 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from drivers.shadow_rig import ALL, GUEST_RAM, HOST, IOMMUS, RW, Rig
 from softiommu.abi.software_nesting import TableFormat
-from softiommu.drivers import shadow_walk
 from softiommu.drivers.driver import DomainFlags, Range
-from softiommu.drivers.shadow_walk import GuestTable
+from softiommu.drivers.shadow import walk as shadow_walk
+from softiommu.drivers.shadow.walk import GuestTable
 from softiommu.errors import UapiError
 from softiommu.pagetable.engine import PageTable
 from softiommu.pagetable.formats import VARIANTS

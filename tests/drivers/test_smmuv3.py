@@ -9,9 +9,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from softiommu.abi.iommufd import HwInfoArmSmmuv3
 from softiommu.drivers.driver import DomainFlags, Prot, Range, ReservedKind
 from softiommu.drivers.function import Function
-from softiommu.drivers.smmuv3 import LINUX_6_12, SmmuDriver
-from softiommu.drivers.smmuv3_domain import SmmuDomain
-from softiommu.drivers.smmuv3_queue import atc_inv
+from softiommu.drivers.smmuv3.domain import SmmuDomain
+from softiommu.drivers.smmuv3.driver import LINUX_6_12, SmmuDriver
+from softiommu.drivers.smmuv3.queue import atc_inv
 from softiommu.errors import ModelError, UapiError
 from softiommu.hardware.iommu import TranslationFaultError
 from softiommu.hardware.smmuv3.events import Event

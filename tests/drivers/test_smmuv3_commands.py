@@ -3,8 +3,8 @@
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from softiommu.drivers import smmuv3_commands
-from softiommu.drivers.smmuv3_commands import WORDS, convert
+from softiommu.drivers.smmuv3 import commands as smmuv3_commands
+from softiommu.drivers.smmuv3.commands import WORDS, convert
 from softiommu.hardware.smmuv3.commands import Op, Stream0
 
 SIDS = {1: 0x20, 7: 0x1000, 0xFFFFFFFF: 0}

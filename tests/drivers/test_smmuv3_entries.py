@@ -2,7 +2,7 @@
 
 from hypothesis import given, settings, strategies as st
 
-from softiommu.drivers.smmuv3_entries import used_of_ste, write_entry
+from softiommu.drivers.smmuv3.entries import used_of_ste, write_entry
 from softiommu.hardware.smmuv3.tables import Config, Ste0, Ste1, Ste2, Ste3
 from softiommu.memory.physical import PhysicalMemory
 

@@ -24,11 +24,11 @@ from drivers.smmuv3_nest_rig import (
     errno_of,
 )
 from softiommu.abi.iommufd import HwptArmSmmuv3, HwptDataType
-from softiommu.drivers import smmuv3_entries, smmuv3_routes
 from softiommu.drivers.driver import DomainFlags
 from softiommu.drivers.function import Function
-from softiommu.drivers.smmuv3 import LINUX_6_12, SmmuDriver
-from softiommu.drivers.smmuv3_nested import GuestSte0, GuestSte1
+from softiommu.drivers.smmuv3 import entries as smmuv3_entries, routes as smmuv3_routes
+from softiommu.drivers.smmuv3.driver import LINUX_6_12, SmmuDriver
+from softiommu.drivers.smmuv3.nested import GuestSte0, GuestSte1
 from softiommu.hardware.smmuv3.events import Event
 from softiommu.hardware.smmuv3.model import Smmu
 from softiommu.hardware.smmuv3.presets import FULL, QEMU

@@ -9,8 +9,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from softiommu.drivers.driver import DomainFlags, Prot, Range, Reserved, ReservedKind
 from softiommu.drivers.function import Function
-from softiommu.drivers.virtio import LINUX_6_12, LINUX_7_2, VirtioDriver
-from softiommu.drivers.virtio_device import reserved_of
+from softiommu.drivers.virtio.device import reserved_of
+from softiommu.drivers.virtio.driver import LINUX_6_12, LINUX_7_2, VirtioDriver
 from softiommu.errors import ModelError, UapiError
 from softiommu.hardware.iommu import TranslationFaultError
 from softiommu.hardware.virtio.commands import Subtype, to_bytes

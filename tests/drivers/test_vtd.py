@@ -9,8 +9,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from softiommu.abi.iommufd import HwInfoVtd
 from softiommu.drivers.driver import DomainFlags, Prot
 from softiommu.drivers.function import Function
-from softiommu.drivers.vtd import LINUX_6_12, LINUX_7_2, VtdDriver
-from softiommu.drivers.vtd_domain import VtdDomain, smallest_block
+from softiommu.drivers.vtd.domain import VtdDomain, smallest_block
+from softiommu.drivers.vtd.driver import LINUX_6_12, LINUX_7_2, VtdDriver
 from softiommu.errors import UapiError
 from softiommu.hardware.iommu import TranslationFaultError
 from softiommu.hardware.vtd.events import Reason

@@ -11,7 +11,7 @@ from softiommu.abi import iommufd as abi
 from softiommu.abi.generic_invalidation import Hint, InvalidateV1, InvalidateV2, Outcome, Scope, Target
 from softiommu.drivers.driver import DomainFlags, Prot
 from softiommu.drivers.function import Function
-from softiommu.drivers.vtd import LINUX_6_12, VtdDriver
+from softiommu.drivers.vtd.driver import LINUX_6_12, VtdDriver
 from softiommu.errors import UapiError
 from softiommu.hardware.vtd.events import Reason
 from softiommu.hardware.vtd.model import Unit

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from softiommu.drivers.driver import Device, DomainFlags, PageFault, PageResponse, Prot, Range, Reserved, ReservedKind
 from softiommu.drivers.function import Function
-from softiommu.drivers.vtd import LINUX_6_12, LINUX_7_2, VtdDriver
+from softiommu.drivers.vtd.driver import LINUX_6_12, LINUX_7_2, VtdDriver
 from softiommu.errors import UapiError
 from softiommu.hardware.iommu import PageRequest, ResponseCode, TranslationFaultError
 from softiommu.hardware.vtd.events import Reason

@@ -5,7 +5,7 @@ from softiommu.abi import iommufd as abi
 from softiommu.abi.generic_invalidation import GENERIC
 from softiommu.drivers.driver import DomainFlags, Handled, Prot, UserArray, UserData
 from softiommu.drivers.function import Function
-from softiommu.drivers.vtd import VtdDriver
+from softiommu.drivers.vtd.driver import VtdDriver
 from softiommu.errors import UapiError
 from softiommu.hardware.iommu import TranslationFaultError
 from softiommu.hardware.vtd.events import Reason

@@ -11,7 +11,7 @@ from iommufd.fakes import BASE
 from iommufd.soft import APERTURE, Soft, refused
 from softiommu.abi import iommufd as abi, iommufd_test as test
 from softiommu.drivers.driver import Domain, Reserved, ReservedKind
-from softiommu.drivers.mock import MockDevice, MockDriver
+from softiommu.drivers.mock.driver import MockDevice, MockDriver
 from softiommu.errors import UapiError
 from softiommu.iommufd import device as devices
 from softiommu.iommufd.device import DeviceObject

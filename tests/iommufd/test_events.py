@@ -12,7 +12,7 @@ from iommufd.good import viommu
 from iommufd.soft import Soft, refused
 from softiommu.abi import iommufd as abi, iommufd_test as test
 from softiommu.drivers.driver import PageFault, PageResponse
-from softiommu.drivers.mock import MockDevice
+from softiommu.drivers.mock.driver import MockDevice
 from softiommu.iommufd.device import DeviceObject
 from softiommu.iommufd.events import EventFile
 from softiommu.memory.files import POLLIN, POLLOUT

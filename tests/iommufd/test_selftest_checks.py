@@ -18,7 +18,7 @@ from iommufd.good import mapped, parent, viommu
 from iommufd.soft import APERTURE, Soft
 from softiommu.abi import iommufd as abi, iommufd_test as test
 from softiommu.drivers.driver import PageResponse
-from softiommu.drivers.mock import MockDevice
+from softiommu.drivers.mock.driver import MockDevice
 from softiommu.iommufd.device import DeviceObject
 
 K, PAGE = 1 << 10, 4096

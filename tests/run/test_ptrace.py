@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from softiommu.run import ptrace
+from softiommu.run.trap import ptrace as ptrace
 
 
 @pytest.fixture

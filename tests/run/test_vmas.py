@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from softiommu.run.vmas import Mapped, Vmas
+from softiommu.run.trap.vmas import Mapped, Vmas
 
 
 @pytest.fixture(params=["ioctl", "text"])

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from softiommu.run import ptrace, x86
-from softiommu.run.x86_operands import EFLAGS, RIP
+from softiommu.run.trap import ptrace as ptrace, x86 as x86
+from softiommu.run.trap.x86_operands import EFLAGS, RIP
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the processor is the oracle")
 

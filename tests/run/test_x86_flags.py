@@ -2,7 +2,7 @@
 
 import pytest
 
-from softiommu.run.x86_flags import CF, OF, PF, SF, ZF, holds
+from softiommu.run.trap.x86_flags import CF, OF, PF, SF, ZF, holds
 
 #: Number in opcodes, name, and when it holds (Intel SDM volume 1, appendix B).
 CONDITIONS = [

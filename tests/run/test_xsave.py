@@ -4,7 +4,7 @@ import platform
 
 import pytest
 
-from softiommu.run.xsave import Vectors
+from softiommu.run.trap.xsave import Vectors
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="only x86-64 has such an image")
 

@@ -14,7 +14,7 @@ from softiommu.abi.amd_extension import PROCESS, HwptAmdProcess, ProcessFlags
 from softiommu.abi.generic_invalidation import GENERIC, InvalidateV1, Scope, Target
 from softiommu.abi.iommufd import HwptAllocFlags, HwptDataType, HwptVtdS1
 from softiommu.abi.riscv_extension import HWPT_DATA, VIOMMU, HwptRiscv
-from softiommu.drivers.riscv_nested import GuestTa, GuestTc
+from softiommu.drivers.riscv.nested import GuestTa, GuestTc
 from softiommu.hardware.riscv.tables import FirstMode, Iosatp
 
 RAM, PAGE = 8 << 20, 4096

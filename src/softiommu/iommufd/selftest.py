@@ -13,9 +13,9 @@ from softiommu.abi import iommufd_test as test
 from softiommu.abi.iommufd import IoasCopy
 from softiommu.abi.struct import UserStruct
 from softiommu.drivers.driver import PageFault
-from softiommu.drivers.mock import MockDevice, MockDriver
-from softiommu.drivers.mock_domain import MockDomain
-from softiommu.drivers.mock_nested import MockNestedDomain
+from softiommu.drivers.mock.domain import MockDomain
+from softiommu.drivers.mock.driver import MockDevice, MockDriver
+from softiommu.drivers.mock.nested import MockNestedDomain
 from softiommu.errors import UapiError
 from softiommu.iommufd import device as devices, selftest_access, selftest_dmabuf
 from softiommu.iommufd.area import MAX

@@ -169,7 +169,7 @@ class Machine:
         return facts
 
     def _add_mock(self) -> None:
-        from softiommu.drivers.mock import MockDriver
+        from softiommu.drivers.mock.driver import MockDriver
         from softiommu.iommufd import selftest
 
         self.services.has_devices = True

@@ -44,7 +44,7 @@ class Counts:
     def told(self) -> dict[str, Any]:
         """`calls` that succeeded, by their names; `invalidated`, entries of HWPT_INVALIDATE; `iommus` by name, as
         `CountingIommu` has it, with what nesting in software did (`shadow_parent.Work`) under `software`."""
-        from softiommu.drivers.shadow import ShadowDriver
+        from softiommu.drivers.shadow.driver import ShadowDriver
 
         hardware = self._machine.hardware
         iommus: dict[str, dict[str, Any]] = {}

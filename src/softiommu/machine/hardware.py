@@ -66,7 +66,7 @@ class Hardware:
         built = models.iommu(iommu.model).build(iommu.features, site)
         if iommu.nesting == "hardware":
             return built
-        from softiommu.drivers.shadow import ShadowDriver
+        from softiommu.drivers.shadow.driver import ShadowDriver
 
         return built._replace(driver=ShadowDriver(built.driver, site.memory, mixed=iommu.nesting == "mixed"))
 

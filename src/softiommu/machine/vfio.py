@@ -5,10 +5,10 @@ from __future__ import annotations
 import stat
 from typing import TYPE_CHECKING, NamedTuple
 
-from softiommu.consumers.vfio_device import VfioDevice
-from softiommu.consumers.vfio_file import DeviceFile
-from softiommu.consumers.vfio_group import VfioGroup
-from softiommu.consumers.vfio_reset import Bus
+from softiommu.consumers.vfio.device import VfioDevice
+from softiommu.consumers.vfio.file import DeviceFile
+from softiommu.consumers.vfio.group import VfioGroup
+from softiommu.consumers.vfio.reset import Bus
 from softiommu.machine import sysfs
 from softiommu.machine.nodes import Entry, Node
 

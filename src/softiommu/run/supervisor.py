@@ -26,7 +26,7 @@ from softiommu.run.session import CONTINUE, Handler, Reply, Session, high_thresh
 from softiommu.run.signals import Signals, Watcher
 from softiommu.run.statcalls import StatCalls
 from softiommu.run.syscalls import Nr
-from softiommu.run.tracer import Tracer
+from softiommu.run.trap.tracer import Tracer
 
 if TYPE_CHECKING:
     from softiommu.machine.nodes import World

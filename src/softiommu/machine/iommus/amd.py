@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from softiommu.drivers.amd import AmdDriver
+from softiommu.drivers.amd.driver import AmdDriver
 from softiommu.errors import ModelError
 from softiommu.hardware.amd.model import AmdIommu
 from softiommu.hardware.amd.presets import FULL, QEMU, SMALL, Preset, check

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from softiommu.drivers.riscv import RiscvDriver
+from softiommu.drivers.riscv.driver import RiscvDriver
 from softiommu.errors import ModelError
 from softiommu.hardware.riscv.model import RiscvIommu
 from softiommu.hardware.riscv.presets import FULL, QEMU, SMALL, check

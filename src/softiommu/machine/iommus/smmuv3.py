@@ -18,8 +18,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from softiommu.drivers.smmuv3 import LINUX_6_12, LINUX_7_2, SmmuDriver
-from softiommu.drivers.smmuv3_platform import NO_EXTENSIONS, Extensions, Iort, as_registers_say
+from softiommu.drivers.smmuv3.driver import LINUX_6_12, LINUX_7_2, SmmuDriver
+from softiommu.drivers.smmuv3.platform import NO_EXTENSIONS, Extensions, Iort, as_registers_say
 from softiommu.errors import ModelError
 from softiommu.hardware.smmuv3.cmdqv import TEGRA241, Cmdqv, check
 from softiommu.hardware.smmuv3.model import Smmu

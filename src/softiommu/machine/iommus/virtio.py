@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from softiommu.drivers.virtio import LINUX_6_12, LINUX_7_2, VirtioDriver
+from softiommu.drivers.virtio.driver import LINUX_6_12, LINUX_7_2, VirtioDriver
 from softiommu.errors import ModelError
 from softiommu.hardware.virtio.model import VirtioIommu
 from softiommu.hardware.virtio.presets import FULL, QEMU, Offer

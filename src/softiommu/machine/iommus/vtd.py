@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from softiommu.drivers.vtd import LINUX_6_12, LINUX_7_2, VtdDriver
-from softiommu.drivers.vtd_faults import FaultLog
+from softiommu.drivers.vtd.driver import LINUX_6_12, LINUX_7_2, VtdDriver
+from softiommu.drivers.vtd.faults import FaultLog
 from softiommu.hardware.vtd.model import Unit
 from softiommu.hardware.vtd.presets import FULL, QEMU, Preset, broken_rule
 from softiommu.machine.models import Built

@@ -1,0 +1,1 @@
+"""VFIO: devices by their own nodes, and by groups and containers."""

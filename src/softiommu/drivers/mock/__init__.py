@@ -1,0 +1,1 @@
+"""The kernel's mock IOMMU of tests."""

@@ -1,0 +1,1 @@
+"""Nesting in software: the shadow of a child's tables over its parent's."""
