@@ -4,9 +4,10 @@ from iommufd.fakes import BASE, FakeCaller, FakeMm
 from softiommu.abi import iommufd as abi
 from softiommu.abi.generic_invalidation import GENERIC
 from softiommu.abi.software_nesting import BOUND, BoundFlags, HwptBound
-from softiommu.drivers.driver import DomainFlags, Handled, Prot, UserArray, UserData
+from softiommu.drivers.driver import DomainFlags, Prot
 from softiommu.drivers.function import Function
 from softiommu.drivers.shadow.driver import ShadowDriver
+from softiommu.drivers.user_data import Handled, UserArray, UserData
 from softiommu.errors import UapiError
 from softiommu.hardware.iommu import TranslationFaultError
 from softiommu.iommufd.kernels import DEFAULT, kernel

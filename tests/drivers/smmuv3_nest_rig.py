@@ -6,9 +6,10 @@ import pytest
 
 from drivers.smmuv3_guest import RAM, RAM_SIZE, Guest, context
 from softiommu.abi.iommufd import HwptDataType, InvalidateDataType, VeventArmSmmuv3
-from softiommu.drivers.driver import DomainFlags, Handled, Prot, UserArray, UserData
+from softiommu.drivers.driver import DomainFlags, Prot
 from softiommu.drivers.function import Function
 from softiommu.drivers.smmuv3.driver import SmmuDriver
+from softiommu.drivers.user_data import Handled, UserArray, UserData
 from softiommu.errors import UapiError
 from softiommu.hardware.iommu import TranslationFaultError
 from softiommu.hardware.smmuv3.events import Event

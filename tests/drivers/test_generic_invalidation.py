@@ -17,8 +17,9 @@ from softiommu.abi.generic_invalidation import (
     Target,
     Valid,
 )
-from softiommu.drivers.driver import Handled, Range, UserArray
+from softiommu.drivers.driver import Range
 from softiommu.drivers.generic_invalidation import carry_out, decode
+from softiommu.drivers.user_data import Handled, UserArray
 from softiommu.errors import UapiError
 
 ALL = {"scope": Scope.DOMAIN, "targets": Target.LEAF}

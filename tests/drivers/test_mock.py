@@ -10,11 +10,12 @@ from iommufd.fakes import BASE, FakeCaller, FakeMm
 from iommufd.soft import refused
 from softiommu.abi import iommufd_test as test
 from softiommu.abi.struct import UserStruct
-from softiommu.drivers.driver import Device, DomainFlags, PageFault, PageResponse, PagingDomain, UserData
+from softiommu.drivers.driver import Device, DomainFlags, PageFault, PageResponse, PagingDomain
 from softiommu.drivers.mock.domain import MockDomain
 from softiommu.drivers.mock.driver import MockDevice, MockDriver
 from softiommu.drivers.mock.nested import MockNestedDomain
 from softiommu.drivers.mock.viommu import MockViommu
+from softiommu.drivers.user_data import UserData
 
 PASID = int(test.DeviceFlags.PASID)
 NO_DIRTY = int(test.DeviceFlags.NO_DIRTY)

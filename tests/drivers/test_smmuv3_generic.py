@@ -7,8 +7,8 @@ import pytest
 from drivers.smmuv3_guest import RAM, context
 from drivers.smmuv3_nest_rig import EDU, HOST_RAM, OTHER, RW, SID, STE, VSID, Bytes, Endpoint, Rig
 from softiommu.abi.generic_invalidation import GENERIC, Hint, InvalidateV1, InvalidateV2, Outcome, Scope, Target, Valid
-from softiommu.drivers.driver import Handled, UserArray
 from softiommu.drivers.function import Function
+from softiommu.drivers.user_data import Handled, UserArray
 from softiommu.errors import UapiError
 from softiommu.hardware.smmuv3.commands import Op
 from softiommu.hardware.smmuv3.events import Event

@@ -31,11 +31,12 @@ from drivers.smmuv3_nest_rig import (
     Rig,
     errno_of,
 )
-from softiommu.drivers.driver import DomainFlags, Handled, UserArray
+from softiommu.drivers.driver import DomainFlags
 from softiommu.drivers.function import Function
 from softiommu.drivers.smmuv3 import commands as smmuv3_commands
 from softiommu.drivers.smmuv3.commands import WORDS
 from softiommu.drivers.smmuv3.queue import CommandQueue
+from softiommu.drivers.user_data import Handled, UserArray
 from softiommu.hardware.smmuv3.commands import Op, Stream0, Vmid0
 from softiommu.hardware.smmuv3.events import Event, Event0
 from softiommu.hardware.smmuv3.presets import FULL

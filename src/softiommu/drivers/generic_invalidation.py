@@ -21,7 +21,8 @@ from softiommu.abi.generic_invalidation import (
     Target,
     Valid,
 )
-from softiommu.drivers.driver import Handled, Range, UserArray
+from softiommu.drivers.driver import Range
+from softiommu.drivers.user_data import Handled, UserArray
 from softiommu.errors import UapiError
 
 T = TypeVar("T")

@@ -18,11 +18,11 @@ from softiommu.drivers.driver import (
     Prot,
     Range,
     Reserved,
-    UserData,
     Viommu,
     ViommuHost,
     unsupported,
 )
+from softiommu.drivers.user_data import UserData
 
 _SIZES = (2**64 - 1) & ~4095
 

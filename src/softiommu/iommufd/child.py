@@ -7,7 +7,8 @@ from errno import EFAULT, EINVAL
 from typing import TYPE_CHECKING
 
 from softiommu.abi.software_nesting import MAPPED, HwptMapped
-from softiommu.drivers.driver import SoftwareNesting, UserData, unsupported
+from softiommu.drivers.driver import SoftwareNesting, unsupported
+from softiommu.drivers.user_data import UserData
 from softiommu.errors import UapiError
 from softiommu.iommufd.hwpt import NEST_PARENT, PASID, HwptPaging, check_parent, domain_flags
 from softiommu.iommufd.ioas import Ioas, refuse

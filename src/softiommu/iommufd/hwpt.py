@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from softiommu.abi import iommufd as abi
 from softiommu.abi.software_nesting import MAPPED
-from softiommu.drivers.driver import DomainFlags, NestedDomain, PagingDomain, UserData
+from softiommu.drivers.driver import DomainFlags, NestedDomain, PagingDomain
+from softiommu.drivers.user_data import UserData
 from softiommu.errors import UapiError
 from softiommu.iommufd.context import Context
 from softiommu.iommufd.ioas import Ioas, refuse

@@ -5,7 +5,7 @@ from __future__ import annotations
 from errno import EINVAL, ENOENT
 
 from softiommu.abi import iommufd as abi
-from softiommu.drivers.driver import Handled, UserArray
+from softiommu.drivers.user_data import Handled, UserArray
 from softiommu.errors import UapiError
 from softiommu.iommufd.context import Context
 from softiommu.iommufd.hwpt import HwptNested

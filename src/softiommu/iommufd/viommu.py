@@ -6,7 +6,8 @@ from errno import EEXIST, EINVAL, ENOMEM, EOPNOTSUPP, EOVERFLOW, ERANGE
 from typing import TYPE_CHECKING
 
 from softiommu.abi import iommufd as abi
-from softiommu.drivers.driver import UserData, Viommu
+from softiommu.drivers.driver import Viommu
+from softiommu.drivers.user_data import UserData
 from softiommu.errors import UapiError
 from softiommu.iommufd.access import Access, Flags
 from softiommu.iommufd.area import MAX

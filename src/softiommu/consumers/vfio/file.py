@@ -9,7 +9,7 @@ from softiommu.abi import vfio
 from softiommu.consumers.calls import Call, carry_out
 from softiommu.consumers.vfio.mappings import Mappings
 from softiommu.consumers.vfio.regions import offset_of, place_of
-from softiommu.drivers.driver import copy_struct
+from softiommu.drivers.user_data import copy_struct
 from softiommu.errors import UapiError
 from softiommu.hardware.pci import Mapping
 from softiommu.iommufd.file import IommufdFile

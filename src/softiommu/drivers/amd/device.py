@@ -25,11 +25,11 @@ from softiommu.drivers.driver import (
     PagingDomain,
     Reserved,
     ReservedKind,
-    UserData,
     Viommu,
     ViommuHost,
     unsupported,
 )
+from softiommu.drivers.user_data import UserData
 from softiommu.errors import UapiError
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from softiommu.abi.generic_invalidation import Target
 from softiommu.abi.iommufd import HwptAmdGuest, HwptDataType
 from softiommu.drivers.amd.queue import EVERYWHERE, Command, device_tlb, entry_of, pages_of
-from softiommu.drivers.driver import Handled, NestedDomain, UserArray, UserData, unsupported
+from softiommu.drivers.driver import NestedDomain, unsupported
+from softiommu.drivers.user_data import Handled, UserArray, UserData
 from softiommu.errors import UapiError
 from softiommu.hardware.amd.events import Code, DeviceEvent
 from softiommu.hardware.amd.tables import GUEST_TABLES, Dte, Dte2

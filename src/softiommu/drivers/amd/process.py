@@ -10,8 +10,9 @@ from softiommu.abi.amd_extension import PROCESS, HwptAmdProcess, ProcessFlags
 from softiommu.abi.generic_invalidation import Outcome, Target
 from softiommu.abi.iommufd import HwptAllocFlags
 from softiommu.drivers.amd.queue import EVERYWHERE, Command, device_tlb, pages_of
-from softiommu.drivers.driver import Handled, NestedDomain, UserArray, UserData, unsupported
+from softiommu.drivers.driver import NestedDomain, unsupported
 from softiommu.drivers.generic_invalidation import Invalidation, carry_out, is_generic
+from softiommu.drivers.user_data import Handled, UserArray, UserData
 from softiommu.errors import UapiError
 from softiommu.hardware.amd.tables import Gcr3Entry
 from softiommu.memory.physical import PAGE

@@ -11,17 +11,9 @@ from softiommu.abi.amd_extension import PROCESS, VEVENTQ, AmdEvent
 from softiommu.abi.generic_invalidation import Outcome
 from softiommu.drivers.amd.nested import AmdNested, read_entry
 from softiommu.drivers.amd.process import AmdProcess, read_process
-from softiommu.drivers.driver import (
-    Device,
-    Handled,
-    NestedDomain,
-    UserArray,
-    UserData,
-    Viommu,
-    ViommuHost,
-    unsupported,
-)
+from softiommu.drivers.driver import Device, NestedDomain, Viommu, ViommuHost, unsupported
 from softiommu.drivers.generic_invalidation import Invalidation, carry_out, is_generic
+from softiommu.drivers.user_data import Handled, UserArray, UserData
 from softiommu.errors import UapiError
 
 if TYPE_CHECKING:

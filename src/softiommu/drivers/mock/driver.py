@@ -21,7 +21,6 @@ from softiommu.drivers.driver import (
     PageResponse,
     PagingDomain,
     Reserved,
-    UserData,
     Viommu,
     ViommuHost,
     unsupported,
@@ -29,6 +28,7 @@ from softiommu.drivers.driver import (
 from softiommu.drivers.mock.domain import MockDomain
 from softiommu.drivers.mock.nested import MockNestedDomain, nested_data
 from softiommu.drivers.mock.viommu import MockViommu
+from softiommu.drivers.user_data import UserData
 from softiommu.errors import UapiError
 
 #: A device flag of kernels before the generic page table: 1 MiB entries too.

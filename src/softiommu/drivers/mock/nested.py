@@ -6,7 +6,8 @@ from errno import EINVAL, EOPNOTSUPP
 from typing import TYPE_CHECKING
 
 from softiommu.abi import iommufd_test as test
-from softiommu.drivers.driver import Handled, UserArray, UserData, unsupported
+from softiommu.drivers.driver import unsupported
+from softiommu.drivers.user_data import Handled, UserArray, UserData
 from softiommu.errors import UapiError
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ from errno import EEXIST, EFAULT, EINVAL, EIO, ENOENT, EOPNOTSUPP
 from typing import TYPE_CHECKING
 
 from softiommu.abi import iommufd_test as test
-from softiommu.drivers.driver import Device, Handled, NestedDomain, PagingDomain, UserArray, UserData, ViommuHost
+from softiommu.drivers.driver import Device, NestedDomain, PagingDomain, ViommuHost
 from softiommu.drivers.mock.nested import WORDS, MockNestedDomain, nested_data
+from softiommu.drivers.user_data import Handled, UserArray, UserData
 from softiommu.errors import UapiError
 
 if TYPE_CHECKING:

@@ -19,7 +19,6 @@ from softiommu.drivers.driver import (
     PagingDomain,
     Reserved,
     ReservedKind,
-    UserData,
     Viommu,
     ViommuHost,
     unsupported,
@@ -28,6 +27,7 @@ from softiommu.drivers.riscv.domain import RiscvDomain
 from softiommu.drivers.riscv.nested import RiscvNested, read_context
 from softiommu.drivers.riscv.slice import RiscvSlice
 from softiommu.drivers.riscv.viommu import RiscvViommu
+from softiommu.drivers.user_data import UserData
 from softiommu.errors import UapiError
 
 if TYPE_CHECKING:

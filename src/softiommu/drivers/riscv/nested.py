@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from softiommu.abi.iommufd import HwptAllocFlags
 from softiommu.abi.riscv_extension import HWPT_DATA, HwptRiscv
-from softiommu.drivers.driver import Handled, NestedDomain, UserArray, UserData, unsupported
+from softiommu.drivers.driver import NestedDomain, unsupported
+from softiommu.drivers.user_data import Handled, UserArray, UserData
 from softiommu.errors import UapiError
 from softiommu.hardware.riscv.events import Cause, Fault0
 from softiommu.hardware.riscv.tables import (

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from softiommu.abi.generic_invalidation import Hint, Outcome, Scope, Target
 from softiommu.abi.riscv_extension import INVALIDATE_DATA, VEVENTQ, RiscvCommand, RiscvFault
-from softiommu.drivers.driver import Handled, Range, UserArray, ViommuHost
+from softiommu.drivers.driver import Range, ViommuHost
 from softiommu.drivers.generic_invalidation import Invalidation, carry_out, is_generic
 from softiommu.drivers.riscv.queue import EVERYWHERE, device_tlb
+from softiommu.drivers.user_data import Handled, UserArray
 from softiommu.errors import UapiError
 from softiommu.hardware.riscv.commands import (
     LAYOUTS,

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from errno import EINVAL
 from typing import TYPE_CHECKING
 
-from softiommu.drivers.driver import Device, Handled, NestedDomain, UserArray, UserData, Viommu, ViommuHost, unsupported
+from softiommu.drivers.driver import Device, NestedDomain, Viommu, ViommuHost, unsupported
 from softiommu.drivers.riscv.nested import RiscvNested, read_context
 from softiommu.drivers.riscv.slice import RiscvSlice
+from softiommu.drivers.user_data import Handled, UserArray, UserData
 from softiommu.errors import UapiError
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from softiommu.abi.iommufd import HwptDataType, HwptVtdS1, VtdS1Flags
 from softiommu.abi.software_nesting import BOUND, BoundFlags, HwptBound, TableFormat
-from softiommu.drivers.driver import Range, UserData, unsupported
+from softiommu.drivers.driver import Range, unsupported
+from softiommu.drivers.user_data import UserData
 from softiommu.errors import UapiError
 from softiommu.pagetable.formats import VARIANTS
 from softiommu.pagetable.kinds import Table

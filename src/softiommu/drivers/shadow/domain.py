@@ -13,18 +13,17 @@ from softiommu.abi.iommufd import HwptVtdS1Invalidate, InvalidateDataType, VtdIn
 from softiommu.drivers.driver import (
     DirtyReport,
     DomainFlags,
-    Handled,
     NestedDomain,
     PageFault,
     PagingDomain,
     Prot,
     Range,
-    UserArray,
     unsupported,
 )
 from softiommu.drivers.generic_invalidation import Invalidation, carry_out, is_generic
 from softiommu.drivers.shadow.merge import Merge
 from softiommu.drivers.shadow.walk import MOST_LEAVES, GuestTable, Leaf, Visited
+from softiommu.drivers.user_data import Handled, UserArray
 from softiommu.errors import UapiError
 
 if TYPE_CHECKING:

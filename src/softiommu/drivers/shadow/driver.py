@@ -27,7 +27,6 @@ from softiommu.drivers.driver import (
     Reserved,
     ReservedKind,
     SoftwareNesting,
-    UserData,
     Viommu,
     ViommuHost,
     unsupported,
@@ -37,6 +36,7 @@ from softiommu.drivers.shadow.data import binding
 from softiommu.drivers.shadow.domain import BoundDomain, MappedDomain
 from softiommu.drivers.shadow.parent import ParentDomain, Work
 from softiommu.drivers.shadow.viommu import ShadowViommu
+from softiommu.drivers.user_data import UserData
 from softiommu.errors import UapiError
 from softiommu.memory.physical import PhysicalMemory
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from softiommu.drivers.driver import Device, Handled, NestedDomain, UserArray, UserData, Viommu
+from softiommu.drivers.driver import Device, NestedDomain, Viommu
+from softiommu.drivers.user_data import Handled, UserArray, UserData
 
 
 class ShadowViommu:

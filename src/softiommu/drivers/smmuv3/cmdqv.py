@@ -19,8 +19,9 @@ from softiommu.abi.iommufd import (
     ViommuTegra241Cmdqv,
     ViommuType,
 )
-from softiommu.drivers.driver import Device, UserData, ViommuHost
+from softiommu.drivers.driver import Device, ViommuHost
 from softiommu.drivers.smmuv3.viommu import SmmuViommu
+from softiommu.drivers.user_data import UserData
 from softiommu.errors import UapiError
 from softiommu.hardware.smmuv3.cmdqv_registers import (
     PAGE_SIZE,

@@ -20,7 +20,6 @@ from softiommu.drivers.driver import (
     PagingDomain,
     Reserved,
     ReservedKind,
-    UserData,
     Viommu,
     ViommuHost,
     unsupported,
@@ -29,6 +28,7 @@ from softiommu.drivers.smmuv3.cmdqv import CmdqvViommu
 from softiommu.drivers.smmuv3.domain import Route, SmmuDomain
 from softiommu.drivers.smmuv3.nested import SmmuNested
 from softiommu.drivers.smmuv3.viommu import Guest, SmmuViommu, read_vmid
+from softiommu.drivers.user_data import UserData
 from softiommu.errors import UapiError
 from softiommu.hardware.smmuv3.registers import Registers
 from softiommu.hardware.smmuv3.tables import Config

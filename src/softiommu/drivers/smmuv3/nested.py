@@ -9,10 +9,11 @@ from errno import EINVAL, EIO
 from typing import TYPE_CHECKING
 
 from softiommu.abi.iommufd import HwptArmSmmuv3, HwptDataType
-from softiommu.drivers.driver import Handled, NestedDomain, UserArray, UserData, unsupported
+from softiommu.drivers.driver import NestedDomain, unsupported
 from softiommu.drivers.generic_invalidation import gather, is_generic
 from softiommu.drivers.smmuv3.domain import ABORT, Entry, Route
 from softiommu.drivers.smmuv3.generic import Gathered
+from softiommu.drivers.user_data import Handled, UserArray, UserData
 from softiommu.errors import UapiError
 from softiommu.hardware.smmuv3.tables import Config, Eats, S1Dss, S1Fmt, Ste0, Ste1
 from softiommu.words import Word, bit, bits

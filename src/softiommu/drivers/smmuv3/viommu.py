@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 from softiommu.abi.iommufd import InvalidateDataType, VeventArmSmmuv3, VeventqType, ViommuArmSmmuv3Invalidate
 from softiommu.abi.smmuv3_extension import ViommuBtm
-from softiommu.drivers.driver import Device, Handled, NestedDomain, UserArray, UserData, Viommu, ViommuHost, unsupported
+from softiommu.drivers.driver import Device, NestedDomain, Viommu, ViommuHost, unsupported
 from softiommu.drivers.generic_invalidation import gather, is_generic
 from softiommu.drivers.smmuv3.commands import WORDS, convert
 from softiommu.drivers.smmuv3.generic import Gathered
 from softiommu.drivers.smmuv3.nested import read_nested
+from softiommu.drivers.user_data import Handled, UserArray, UserData
 from softiommu.errors import UapiError
 from softiommu.hardware.smmuv3.commands import COMMAND_BYTES
 from softiommu.hardware.smmuv3.events import Event, Event0, Event1

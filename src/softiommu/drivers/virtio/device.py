@@ -18,11 +18,11 @@ from softiommu.drivers.driver import (
     PagingDomain,
     Reserved,
     ReservedKind,
-    UserData,
     Viommu,
     ViommuHost,
     unsupported,
 )
+from softiommu.drivers.user_data import UserData
 from softiommu.drivers.virtio.domain import VirtioDomain
 from softiommu.errors import UapiError
 from softiommu.hardware.virtio.commands import Property, PropertyType, ResvMem, Subtype, size_of

@@ -19,11 +19,11 @@ from softiommu.drivers.driver import (
     PagingDomain,
     Reserved,
     ReservedKind,
-    UserData,
     Viommu,
     ViommuHost,
     unsupported,
 )
+from softiommu.drivers.user_data import UserData
 from softiommu.drivers.vtd.domain import Route, VtdDomain
 from softiommu.drivers.vtd.nested import VtdNestedDomain, nested_data
 from softiommu.errors import UapiError

@@ -19,8 +19,9 @@ from softiommu.abi.iommufd import (
     VtdInvFlags,
     VtdS1Flags,
 )
-from softiommu.drivers.driver import Handled, NestedDomain, Range, UserArray, UserData, unsupported
+from softiommu.drivers.driver import NestedDomain, Range, unsupported
 from softiommu.drivers.generic_invalidation import Invalidation, carry_out, is_generic
+from softiommu.drivers.user_data import Handled, UserArray, UserData
 from softiommu.drivers.vtd.domain import Route, VtdDomain, smallest_block
 from softiommu.drivers.vtd.queue import ALL_OF_PASID, DOMAIN, ONE_PASID, PAGES_OF_PASID, Descriptor, device_tlb
 from softiommu.drivers.vtd.routes import EVERYWHERE

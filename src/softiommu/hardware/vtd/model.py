@@ -81,7 +81,7 @@ class Unit:
         check(cap, ecap)
         self.registers = Registers(self)
         self.registers.CAP, self.registers.ECAP = cap, ecap
-        self.caches = self.new_caches(shapes or Shapes())
+        self.caches = Caches(shapes or Shapes())
         self._events = [Event(self.registers, kind, interrupt) for kind in ("FE", "IE", "PE")]
         self.log = FaultLog(self.registers, self._events[0])
         self.pages = PageRequests(self.registers, memory, self._events[2])
@@ -102,15 +102,8 @@ class Unit:
         self._translates = self._scalable = False
 
     def counts(self) -> dict[str, int]:
-        """As `machine.counts.CountingIommu` has it; and walks of both stages, with the first stage's tables that were
-        read for them."""
-        paging = self._paging
-        nested = {"nested_walks": paging.nested_walks, "first_stage_tables": paging.first_stage_tables}
-        return self.caches.iotlb.cache.counters.told() | nested
-
-    def new_caches(self, shapes: Shapes) -> Caches:
-        """The caches of a unit that is made."""
-        return Caches(shapes)
+        """As `machine.counts.CountingIommu` has it, and those of both stages."""
+        return self.caches.iotlb.cache.counters.told() | self._paging.counts()
 
     # Requests
 

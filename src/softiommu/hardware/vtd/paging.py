@@ -59,6 +59,10 @@ class Paging:
         #: Walks of both stages, and the tables of first stages that were read for them.
         self.nested_walks = self.first_stage_tables = 0
 
+    def counts(self) -> dict[str, int]:
+        """Walks of both stages, and the first stage's tables that were read for them."""
+        return {"nested_walks": self.nested_walks, "first_stage_tables": self.first_stage_tables}
+
     def translate(self, route: Route, request: Request, lenient: bool = False) -> Found:
         """Walk the route's tables; `lenient` tells what is allowed, also when that is less than is wanted.
         TranslationFaultError; NOTHING where nothing is mapped."""
