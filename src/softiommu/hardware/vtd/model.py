@@ -6,8 +6,6 @@ the architecture says forgets): a translation that software did not invalidate s
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from softiommu.hardware.cache import Entry
 from softiommu.hardware.iommu import (
     ALL,
@@ -56,9 +54,7 @@ from softiommu.hardware.vtd.walker import (
 from softiommu.memory.physical import PhysicalMemory
 from softiommu.pagetable.kinds import EXECUTE, WRITE
 from softiommu.pagetable.walk import new
-
-if TYPE_CHECKING:
-    from softiommu.registers import RegisterFile
+from softiommu.registers import RegisterFile
 
 _LEGACY = Ttm.LEGACY
 
@@ -81,7 +77,7 @@ class Unit:
         check(cap, ecap)
         self.registers = Registers(self)
         self.registers.CAP, self.registers.ECAP = cap, ecap
-        self.caches = Caches(shapes or Shapes())
+        self.caches = self.new_caches(shapes or Shapes())
         self._events = [Event(self.registers, kind, interrupt) for kind in ("FE", "IE", "PE")]
         self.log = FaultLog(self.registers, self._events[0])
         self.pages = PageRequests(self.registers, memory, self._events[2])
@@ -104,6 +100,10 @@ class Unit:
     def counts(self) -> dict[str, int]:
         """As `machine.counts.CountingIommu` has it, and those of both stages."""
         return self.caches.iotlb.cache.counters.told() | self._paging.counts()
+
+    def new_caches(self, shapes: Shapes) -> Caches:
+        """The caches of a unit that is made."""
+        return Caches(shapes)
 
     # Requests
 
