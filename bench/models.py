@@ -18,8 +18,9 @@ from typing import Any
 
 from softiommu.abi.iommufd import HwptArmSmmuv3, HwptDataType, HwptVtdS1, ViommuType
 from softiommu.abi.riscv_extension import HWPT_DATA, HwptRiscv
-from softiommu.drivers.driver import DomainFlags, PagingDomain, Prot, UserData
+from softiommu.drivers.driver import DomainFlags, PagingDomain, Prot
 from softiommu.drivers.riscv.nested import GuestTa, GuestTc
+from softiommu.drivers.user_data import UserData
 from softiommu.hardware.riscv.tables import FirstMode, Iosatp
 from softiommu.hardware.smmuv3.tables import Cd0, Cd1, Config, Ste0, Ste1
 from softiommu.machine.assemble import machine
