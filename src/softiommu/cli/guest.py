@@ -75,7 +75,7 @@ def guest(machine: str | None, log: str | None, only_print: bool, **options: obj
     """
     from softiommu.machine.assemble import machine as assemble
 
-    wishes = Wishes(**options)  # type: ignore[arg-type]
+    wishes = Wishes(**options)  # type: ignore[arg-type]  # click made them what they are
     world = assemble(machine or wishes.default_machine)
     command = _command(world, wishes)
     if only_print:

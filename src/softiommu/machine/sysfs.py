@@ -114,17 +114,13 @@ def _config(function: Function) -> Callable[[], bytes]:
 
 def _resource(function: Function) -> Callable[[], bytes]:
     """A line for each BAR, the ROM and the windows of a bridge: first, last, flags. A program's BARs change nothing."""
-    places = {index: firmware.address(function, index) for index, bar in enumerate(function.bars) if bar is not None}
-
-    def lines() -> bytes:
-        rows = [pci.resource()] * pci.RESOURCES
-        for index, bar in enumerate(function.bars):
-            if bar is not None:
-                flags = _IO if bar.io else _MEMORY | _PREFETCH * bar.prefetchable | _64_BIT * bar.is_64
-                rows[index] = pci.resource(places[index], places[index] + bar.size - 1, flags)
-        return "".join(f"{row}\n" for row in rows).encode()
-
-    return lines
+    rows = [pci.resource()] * pci.RESOURCES
+    for index, bar in enumerate(function.bars):
+        if bar is not None:
+            first = firmware.address(function, index)
+            flags = _IO if bar.io else _MEMORY | _PREFETCH * bar.prefetchable | _64_BIT * bar.is_64
+            rows[index] = pci.resource(first, first + bar.size - 1, flags)
+    return _line("\n".join(rows))
 
 
 def _regions(regions: Sequence[Reserved]) -> Callable[[], bytes]:
