@@ -94,7 +94,7 @@ def test_the_machine_walks_the_guests_tables(tmp_path, qemu11):
     unit = host.counts["iommus"]["dmar0"]
     assert unit["first_stage_tables"] == 4 * unit["nested_walks"] > 4 * 1000
     assert 0 < unit["forgotten"]
-    assert host.counts["invalidated"] > 50
+    assert host.counts["invalidated"] > 0
     assert repair(host.disk) == ""
 
 
@@ -129,7 +129,7 @@ def test_a_machine_without_nesting_merges_the_guests_tables_with_its_own(tmp_pat
     assert unit["nested_walks"] == 0
     assert unit["software"]["merged"] == unit["software"]["dropped"] > 1000
     assert unit["software"]["tables"] > 4 * 1000
-    assert host.counts["invalidated"] > 50
+    assert host.counts["invalidated"] > 0
     assert repair(host.disk) == ""
 
 
