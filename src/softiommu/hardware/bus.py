@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from softiommu.hardware.iommu import Iommu, TranslationFaultError
-from softiommu.memory.physical import BadAddressError
+from softiommu.memory.physical import CHUNK, CHUNK_LG2, BadAddressError
 from softiommu.pagetable.kinds import READ, WRITE
 
 if TYPE_CHECKING:
@@ -77,6 +77,13 @@ class Port:
 
     def fill(self, segments: Sequence[tuple[int, int]], fill: Transfer, pasid: int | None = None) -> None:
         """Let `fill` store into segments: in place where they are memory. DmaError; what comes before is stored."""
+        placed = self._in_place(segments, WRITE, pasid)
+        if placed is not None:
+            views, error = placed
+            fill(views)
+            if error is not None:
+                raise error
+            return
         runs: list[tuple[int, int, int, int]] = []
         try:
             runs += self._runs(segments, WRITE, pasid)
@@ -98,16 +105,58 @@ class Port:
 
     def drain(self, segments: Sequence[tuple[int, int]], take: Transfer, pasid: int | None = None) -> None:
         """Let `take` have the bytes of segments: in place where they are plain memory. DmaError: it gets none."""
+        placed = self._in_place(segments, READ, pasid)
+        if placed is not None:
+            views, error = placed
+            if error is not None:
+                raise error
+            take(views)
+            return
         runs = list(self._runs(segments, READ, pasid))
-        views = self._memory.views(runs)
-        if views is None:
-            views = []
+        found = self._memory.views(runs)
+        if found is None:
+            found = []
             for pa, size, iova, done in runs:
                 try:
-                    views.append(memoryview(self._memory.read(pa, size)))
-                except BadAddressError as error:
-                    raise DmaError(iova, done, str(error)) from error
-        take(views)
+                    found.append(memoryview(self._memory.read(pa, size)))
+                except BadAddressError as bad:
+                    raise DmaError(iova, done, str(bad)) from bad
+        take(found)
+
+    def _in_place(
+        self, segments: Sequence[tuple[int, int]], want: int, pasid: int | None
+    ) -> tuple[list[memoryview], DmaError | None] | None:
+        """The bytes of segments in place, as far as they can be reached; None unless all that can lie in large leaves
+        of memory: the usual case, of pages scattered in RAM. A translation serves all that a transfer has in its leaf.
+        """
+        self._check_master(segments)
+        views: list[memoryview] = []
+        chunks: dict[int, memoryview] = {}
+        for iova, size in segments:
+            while size:
+                number, at = iova >> CHUNK_LG2, iova & CHUNK - 1
+                chunk = chunks.get(number)
+                if chunk is None:
+                    try:
+                        chunk = self._chunk(iova, sum(map(len, views)), want, pasid)
+                    except DmaError as error:
+                        return views, error
+                    if chunk is None:
+                        return None
+                    chunks[number] = chunk
+                view = chunk[at : at + size]
+                views.append(view)
+                iova, size = iova + len(view), size - len(view)
+        return views, None
+
+    def _chunk(self, iova: int, done: int, want: int, pasid: int | None) -> memoryview | None:
+        """The chunk of memory that an address lies in; None when its leaf is smaller, or it is no memory. DmaError."""
+        pa, first, end = self._leaf(iova, done, want, pasid)
+        return self._memory.chunk(pa) if end - first >= CHUNK else None
+
+    def _check_master(self, segments: Sequence[tuple[int, int]]) -> None:
+        if not self.bus_master:
+            raise DmaError(segments[0][0] if segments else 0, 0, "the function may not master the bus")
 
     def _runs(
         self, segments: Sequence[tuple[int, int]], want: int, pasid: int | None
@@ -117,8 +166,7 @@ class Port:
 
         A translation serves what follows in its leaf, as a device asks once for a burst.
         """
-        if not self.bus_master:
-            raise DmaError(segments[0][0] if segments else 0, 0, "the function may not master the bus")
+        self._check_master(segments)
         first, end, shift = 0, 0, 0
         start = size = origin = done = 0
         for iova, length in segments:

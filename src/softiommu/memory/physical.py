@@ -195,6 +195,11 @@ class PhysicalMemory:
         for window, at, size in self._pieces(pa, length):
             self._write(window, at, data[at - pa : at - pa + size])
 
+    def chunk(self, pa: int) -> memoryview | None:
+        """The bytes of the chunk that `pa` lies in; None unless it lies in the arena."""
+        start = pa & -CHUNK
+        return self._bytes[start : start + CHUNK] if self._is_direct(start, CHUNK) else None
+
     def views(self, runs: Sequence[tuple[int, int, int, int]]) -> list[memoryview] | None:
         """The bytes of runs (address, bytes, and what the caller keeps) in place; None unless all lie in the arena."""
         present, memory, views = self._present, self._bytes, []

@@ -337,7 +337,7 @@ class Nvme:
         except DmaError as error:
             raise CommandError(Status.DATA_TRANSFER_ERROR, str(error)) from error
 
-    def _segments(self, command: Command, length: int) -> list[prp.Segment]:
+    def _segments(self, command: Command, length: int) -> list[tuple[int, int]]:
         return prp.segments(self._port.read, command.prp1, command.prp2, length, self.page)
 
     # Interrupts
