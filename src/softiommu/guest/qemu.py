@@ -64,7 +64,7 @@ def root_port(number: int) -> list[str]:
 def passed(address: str, name: str, bus: str | None = None, iommufd: bool = True, mapped: bool = False) -> str:
     """The value of `-device` (and of QMP's device_add) that passes on a device; by its group without `iommufd`.
 
-    `mapped` lets QEMU map BARs, as it does unless told otherwise: faster, but it warns that no other device reaches them.
+    `mapped` lets QEMU map BARs, as it does unless told otherwise: faster, but it warns that no device reaches them.
     """
     parts = [f"vfio-pci,host={address}", f"id={name}"]
     parts += [f"bus={bus}"] * (bus is not None) + [f"iommufd={IOMMUFD}"] * iommufd + ["x-no-mmap=on"] * (not mapped)
