@@ -132,6 +132,14 @@ def test_that_a_pasids_requests_stop_is_no_fault(rig, heard, privileged):
 
 
 @every_make
+def test_a_request_without_a_right_that_is_not_the_last_is_no_stop_marker(rig):
+    rig.device.on_fault = rig.faults.append
+    rig.unit.page_request(asked(0, last=False, pasid=5))
+    rig.unit.page_request(asked(READ, pasid=5))
+    assert [(fault.last, fault.perm) for fault in rig.faults] == [(False, 0), (True, 1)]
+
+
+@every_make
 def test_a_stop_marker_that_finds_no_room_has_no_answer_either(rig):
     rig.listens, rig.device.on_fault = False, rig.faults.append
     while not rig.endpoint.responses:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from softiommu.drivers.driver import PageFault, PageResponse
+from softiommu.drivers.faults import is_stop_marker
 from softiommu.hardware.smmuv3.commands import Op, Prefetch0, PriResp1, Resp
 from softiommu.hardware.smmuv3.events import REQUEST_BYTES, Request0, Request1
 from softiommu.hardware.smmuv3.registers import Cons, Prod, QueueBase, Registers, Ring
@@ -54,8 +55,8 @@ class PageRequestQueue:
             free = Cons.of(RD=self._ring.next(cons.RD), OVACKFLG=prod.OVFLG)
             self._bus.write(Registers.PRIQ_CONS.offset, 4, free)
             fault = _decoded(low, high)
-            if fault.perm & (READ | WRITE) or fault.pasid is None:
-                yield low.SID, fault  # else it says that a PASID's requests stop, and has no answer
+            if not is_stop_marker(fault):
+                yield low.SID, fault
 
     def respond(self, sid: int, fault: PageFault, code: PageResponse) -> None:
         """Answer the group of a request."""

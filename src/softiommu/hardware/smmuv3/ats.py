@@ -155,9 +155,8 @@ class Ats:
         self._answer(request, pasid, ResponseCode.SUCCESS)
 
     def _answer(self, request: PageRequest, pasid: int | None, code: ResponseCode) -> None:
-        is_stop_marker = request.last and not request.want and request.pasid is not None
         endpoint = self._endpoints.get(request.sid)
-        if endpoint is not None and not is_stop_marker:
+        if endpoint is not None and not request.is_stop_marker:
             endpoint.page_response(pasid, request.group, code)
 
     def respond(self, sid: int, pasid: int | None, group: int, answer: Resp) -> None:
