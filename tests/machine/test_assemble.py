@@ -157,3 +157,27 @@ def test_machines_share_nothing():
     first, second = machine("mock"), machine("mock")
     assert first.physical is not second.physical
     assert first.services.commands is not second.services.commands
+
+
+def test_long_work_of_devices_is_shared_out_where_a_front_door_asks_for_it():
+    lab = machine("vtd")
+    function = lab.hardware.devices[0].function
+    assert not function.background(lambda: pytest.fail("nobody takes it over"))
+    lab.share_time()
+    left = [True, False]
+    assert function.background(lambda: left.pop(0))
+    (look,) = lab.pollers.values()
+    assert look()
+    assert lab.pollers
+    assert look()
+    assert not lab.pollers
+
+
+def test_work_that_fails_is_not_tried_again():
+    lab = machine("vtd")
+    lab.share_time()
+    assert lab.hardware.devices[0].function.background(lambda: bool(1 // 0))
+    (look,) = lab.pollers.values()
+    with pytest.raises(ZeroDivisionError):
+        look()
+    assert not lab.pollers

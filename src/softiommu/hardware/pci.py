@@ -89,6 +89,8 @@ class Function:
         self.on_interrupt: Callable[[Interrupt], None] | None = None
         #: Hears when registers that software has as plain memory changed by themselves.
         self.on_change: Callable[[], None] = lambda: None
+        #: Takes over work that is too long for one access, and calls it while there is more to do; False: nobody does.
+        self.background: Callable[[Callable[[], bool]], bool] = lambda step: False
         #: Hears in a sentence what the device refuses: its driver has a status code at most.
         self.on_refusal: Callable[[str], None] = lambda why: None
         #: Hears when software lets the function ask for translations, and when not.

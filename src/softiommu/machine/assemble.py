@@ -126,8 +126,28 @@ class Machine:
 
     @property
     def pollers(self) -> Mapping[object, Callable[[], object]]:
-        """What looks at pages that programs map, and at page faults that wait for an answer."""
+        """What looks at pages that programs map, at page faults that wait for an answer, and at work of devices."""
         return self.services.pollers
+
+    def share_time(self) -> None:
+        """Let devices do long work bit by bit, between calls: for a front door that looks at `pollers`."""
+        for wired in self.hardware.devices if self.hardware else []:
+            wired.function.background = self._take_over
+
+    def _take_over(self, step: Callable[[], bool]) -> bool:
+        pollers = self.services.pollers
+
+        def look() -> bool:
+            more = False
+            try:
+                more = step()
+            finally:
+                if not more:
+                    pollers.pop(step, None)
+            return True
+
+        pollers[step] = look
+        return True
 
     def device_nodes(self) -> dict[str, str]:
         """The VFIO node of each device, by name and by PCI address."""

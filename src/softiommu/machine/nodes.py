@@ -45,3 +45,7 @@ class World(Protocol):
     def pollers(self) -> Mapping[object, Callable[[], object]]:
         """What is to be called now and then, while there is any: it looks at mapped pages, and at time-outs."""
         ...
+
+    def share_time(self) -> None:
+        """Let devices do long work bit by bit, in `pollers`."""
+        ...

@@ -91,6 +91,7 @@ class Supervisor:
         self._status: int | None = None
         self._tracer = Tracer(session, self._ended, self._report)
         self._pollers = session.world.pollers
+        session.world.share_time()
         self._watcher: Watcher | None = None
         session.before_trap = self._before_trap
         session.descriptors.trap_obstacle = self._tracer.obstacle

@@ -2,7 +2,8 @@
 
 DMACOUNT says how many descriptors of the chain there are, modulo 2**16; the channel runs those that it has not run,
 when that register is written. A chain may be a ring: it is the count that ends the work. A descriptor that writes
-DMACOUNT could go on for ever, so one access runs no more than `BURST`, and the next one of this channel goes on.
+DMACOUNT could go on for ever, so one access runs no more than `BURST`, and the next one of this channel goes on. Most
+of a long chain is run in the background, where there is one.
 
 A channel that asks software for missing pages stays where it is until that has answered.
 """
@@ -30,6 +31,8 @@ from softiommu.hardware.paging import PageMissing, PagingPort
 
 #: Most descriptors that run in one access: any count, and a little.
 BURST = 1 << 16
+#: And before others have their turn.
+SLICE = 32
 
 _COUNTS = 1 << 16
 _ADDRESSES = 1 << 64
@@ -60,10 +63,17 @@ class Notice(NamedTuple):
 
 
 class Channel:
-    """One channel. `interrupt` tells the engine that it has one, `refuse` people why it halts."""
+    """One channel. `interrupt` tells the engine that it has one, `refuse` people why it halts; `background` takes over
+    what is not over soon (`Function.background`)."""
 
-    def __init__(self, port: Port | PagingPort, interrupt: Callable[[], None], refuse: Callable[[str], None]) -> None:
-        self._port, self._interrupt, self._refuse = port, interrupt, refuse
+    def __init__(
+        self,
+        port: Port | PagingPort,
+        interrupt: Callable[[], None],
+        refuse: Callable[[str], None],
+        background: Callable[[Callable[[], bool]], bool] = lambda step: False,
+    ) -> None:
+        self._port, self._interrupt, self._refuse, self._background = port, interrupt, refuse, background
         self.registers = ChannelRegisters(self)
         self._state = State.HALTED
         #: The address of the last descriptor that was run, of the next one, and how many of the chain were.
@@ -78,6 +88,8 @@ class Channel:
         #: Which chain this is: a descriptor's own DMA may end it.
         self._chain = 0
         self._working = False
+        #: How many descriptors the last access may still run, here or in the background.
+        self._left = 0
 
     @property
     def _waiting(self) -> int:
@@ -161,18 +173,29 @@ class Channel:
         """Run what waits, as much as one access may."""
         if self._working:
             return  # a descriptor wrote a register: the loop below sees it
+        in_background, self._left = self._left > 0, BURST
+        if not in_background and self._go_on() and not self._background(self._go_on):
+            while self._go_on():
+                pass
+
+    def _go_on(self) -> bool:
+        """Run a slice of what waits; whether there is more to run."""
         self._working = True
         try:
             self._tell()
-            for _ in range(BURST):
+            for _ in range(min(SLICE, self._left)):
                 if self._state is not State.ACTIVE:
                     break
+                self._left -= 1
                 self._step()
                 self._tell()
         except PageMissing:
-            pass  # the answer calls again
+            self._left = 0  # the answer calls again
         finally:
             self._working = False
+        if self._state is not State.ACTIVE:
+            self._left = 0
+        return self._left > 0
 
     def _step(self) -> None:
         at, chain = self._next, self._chain

@@ -51,6 +51,8 @@ from softiommu.hardware.pci import Bar, Features as PciFeatures, Function, Ident
 IDENTITY = Identity(0x1B36, 0x0010, 0x010802, 2, 0x1AF4, 0x1100)
 
 _MIN_PAGE_LG2 = 12
+#: Commands that run before others have their turn.
+_SLICE = 16
 _MEDIA_ERRORS = {Status.WRITE_FAULT, Status.UNRECOVERED_READ_ERROR}
 #: Page requests that may be open at a time, where it makes any.
 _PAGE_REQUESTS = 1
@@ -88,6 +90,8 @@ class Nvme:
         self.page = 1 << _MIN_PAGE_LG2
         self._masked = 0
         self._working = False
+        #: Rounds through the queues that are left, here or in the background.
+        self._rounds = 0
         #: Whether commands run: what CSTS says, in short.
         self._alive = False
         bars = {0: Bar(BAR_SIZE, self.registers, is_64=True, mapping=Mapping.LEVEL)}
@@ -203,30 +207,43 @@ class Nvme:
     # Commands
 
     def _work(self) -> None:
-        """Post what waits, tell events, and run commands, one of each queue in turn, until nothing can go on."""
+        """Post what waits, tell events, and run commands, one of each queue in turn, until nothing can go on: here, or
+        in the background."""
         if self._working:
             return  # a command wrote a doorbell: the loop below sees it
+        # No queue holds more commands than rounds: what a command adds by DMA to a doorbell waits for another one.
+        in_background, self._rounds = self._rounds > 0, max((sq.size for sq in self.sqs.values()), default=0) + 1
+        if not in_background and self._go_on() and not self.function.background(self._go_on):
+            while self._go_on():
+                pass
+
+    def _go_on(self) -> bool:
+        """Do a slice of that; whether there is more to do."""
         self._working = True
         try:
             self._drain()
         except PageMissing:
-            pass  # its answer calls again
+            self._rounds = 0  # its answer calls again
         except DmaError as error:
+            self._rounds = 0
             self._fail(f"a queue cannot be reached: {error}")
         finally:
             self._working = False
         self.refresh_line()
+        return self._rounds > 0
 
     def _drain(self) -> None:
-        # No queue holds more commands than rounds: what a command adds by DMA to a doorbell waits for another one.
-        for _ in range(max((sq.size for sq in self.sqs.values()), default=0) + 1):
+        done = 0
+        while self._rounds and done < _SLICE:
+            self._rounds -= 1
             self._post_waiting()
             ready = [sq for sq in self.sqs.values() if self._can_run(sq)]
             for sq in ready:
                 if self._can_run(sq):  # still: the one before may have reset the controller
                     self._run(sq)
+            done += len(ready)
             if not ready:
-                break
+                self._rounds = 0
 
     def _post_waiting(self) -> None:
         for cq in list(self.cqs.values()):
