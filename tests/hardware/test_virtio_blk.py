@@ -7,6 +7,7 @@ import struct
 import pytest
 
 from softiommu.hardware.bus import Port
+from softiommu.hardware.devices import virtio_blk
 from softiommu.hardware.devices.nvme.namespace import FileBacking, RamBacking
 from softiommu.hardware.devices.virtio_blk import OFFERED, Registers, VirtioBlk
 from softiommu.hardware.virtio.common import Status
@@ -317,6 +318,29 @@ def test_interrupts_are_for_those_who_want_them(rig):
     rig.memory.write(QUEUE + AVAILABLE, b"\1\0")
     assert rig.ring.request(IN, 0, (DATA, 512)) == (OK, 513)
     assert not rig.function.intx
+
+
+def test_many_requests_are_carried_out_in_the_background_until_a_reset(rig, monkeypatch):
+    monkeypatch.setattr(virtio_blk, "_SLICE", 2)
+    steps = []
+    rig.function.background = lambda step: not steps.append(step)
+    for _ in range(2):
+        rig.memory.write(QUEUE + HEADERS, struct.pack("<IIQB", FLUSH, 0, 0, 0xFF))
+        rig.ring.describe(0, QUEUE + HEADERS, 16, NEXT, 1)
+        rig.ring.describe(1, QUEUE + HEADERS + 16, 1, WRITE)
+        rig.ring.kick = lambda: None
+        for _ in range(5):
+            rig.ring.offer(0)
+        rig.kick()
+        rig.kick()
+        assert len(rig.ring.used()) == 2
+        (step,) = steps
+        assert step()
+        assert len(rig.ring.used()) == 2
+        rig.start()
+        assert not step()
+        assert rig.ring.used() == []
+        steps.clear()
 
 
 def test_nothing_runs_before_the_driver_is_ready_or_without_the_right_to_master_the_bus(rig):

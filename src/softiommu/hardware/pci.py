@@ -265,6 +265,13 @@ class Function:
         """No BAR can be mapped, whatever the device allows."""
         self.bars = tuple(bar and replace(bar, mapping=Mapping.NONE) for bar in self.bars)
 
+    def carry_on(self, step: Callable[[], bool]) -> None:
+        """Call `step` while it says that there is more to do: at least once now, and then in the background if there is
+        one."""
+        if step() and not self.background(step):
+            while step():
+                pass
+
     def changed(self) -> None:
         """The device changed registers that software may have as plain memory, other than by software's access."""
         self.on_change()

@@ -38,6 +38,8 @@ IDENTITY = Identity(0x1AF4, 0x1042, 0x010000, 1, 0x1AF4, 0x1100)
 DEVICE_ID = 2
 SECTOR_LG2 = 9
 QUEUE_ENTRIES = 256
+#: Requests that are carried out before others have their turn.
+_SLICE = 16
 _HEADER, _ID_BYTES, _PIECE = 16, 20, 1 << 20
 
 
@@ -105,6 +107,8 @@ class VirtioBlk(Transport):
         super().__init__(port, OFFERED, (1, QUEUE_ENTRIES), None, self._set_pin)
         self._backing, self._name = backing, name.encode()[:_ID_BYTES]
         self._is_running = False
+        #: Requests that the last doorbell may still run, here or in the background.
+        self._left = 0
         self.registers = Registers(self)
         bars = {0: Bar(REGION, self.registers, is_64=True)}
         features = PciFeatures(vendor=capabilities(0, CONFIG_SIZE, len(self.queues)))
@@ -138,26 +142,37 @@ class VirtioBlk(Transport):
         """There are new requests. A doorbell that a request rings finds the device at work."""
         if self._is_running or not self._runs(self.queues[number]):
             return
+        in_background, self._left = self._left > 0, self.queues[number].size
+        if not in_background:
+            self.function.carry_on(self._go_on)
+
+    def _go_on(self) -> bool:
+        """Carry some requests out; whether there may be more."""
         self._is_running, wanted = True, False
         try:
             wanted = self._drain()
         except (BrokenQueueError, DmaError) as error:
             self.function.on_refusal(f"the device needs a reset (DEVICE_NEEDS_RESET): {error}")
+            self._left = 0
             self._break()
         finally:
             self._is_running = False
         if wanted:
-            self._tell(self.queues[number].vector, Isr.of(QUEUE=1))
+            self._tell(self.queues[0].vector, Isr.of(QUEUE=1))
+        return self._left > 0
 
     def _drain(self) -> bool:
         """Carry requests out; whether the driver wants to hear of it. BrokenQueueError; DmaError."""
         queue, wanted = self.queues[0], False
-        for _ in range(queue.size):
-            chain = queue.take()
+        for _ in range(min(_SLICE, self._left)):
+            chain = queue.take() if self._runs(queue) else None
             if chain is None:
+                self._left = 0
                 break
+            self._left -= 1
             written = self._carry_out(chain)
             if not self._runs(queue):
+                self._left = 0
                 return False  # what it wrote went to the registers, and reset the device
             wanted |= queue.give(chain, written)
         return wanted

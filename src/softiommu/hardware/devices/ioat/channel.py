@@ -63,17 +63,17 @@ class Notice(NamedTuple):
 
 
 class Channel:
-    """One channel. `interrupt` tells the engine that it has one, `refuse` people why it halts; `background` takes over
-    what is not over soon (`Function.background`)."""
+    """One channel. `interrupt` tells the engine that it has one, `refuse` people why it halts; `carry_on` is that of
+    the function."""
 
     def __init__(
         self,
         port: Port | PagingPort,
         interrupt: Callable[[], None],
         refuse: Callable[[str], None],
-        background: Callable[[Callable[[], bool]], bool] = lambda step: False,
+        carry_on: Callable[[Callable[[], bool]], None],
     ) -> None:
-        self._port, self._interrupt, self._refuse, self._background = port, interrupt, refuse, background
+        self._port, self._interrupt, self._refuse, self._carry_on = port, interrupt, refuse, carry_on
         self.registers = ChannelRegisters(self)
         self._state = State.HALTED
         #: The address of the last descriptor that was run, of the next one, and how many of the chain were.
@@ -174,9 +174,8 @@ class Channel:
         if self._working:
             return  # a descriptor wrote a register: the loop below sees it
         in_background, self._left = self._left > 0, BURST
-        if not in_background and self._go_on() and not self._background(self._go_on):
-            while self._go_on():
-                pass
+        if not in_background:
+            self._carry_on(self._go_on)
 
     def _go_on(self) -> bool:
         """Run a slice of what waits; whether there is more to run."""

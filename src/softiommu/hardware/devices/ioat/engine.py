@@ -6,7 +6,6 @@ INTx line, or a message): ATTNSTATUS says whose it is until it is read, and read
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 from softiommu.errors import ModelError
@@ -51,8 +50,9 @@ class Ioat:
         bar = Bar(BAR_SIZE, self, is_64=True, mapping=Mapping.TRAPPED)
         self.function = Function(port, IDENTITY, {0: bar}, features, self.reset)
         self._paging = None if ats is None else PagingPort(self.function, ats, self._go_on)
+        memory, carry_on = self._paging or port, self.function.carry_on
         self.channels = [
-            Channel(self._paging or port, partial(self._attend, number), partial(self._refuse, number), self._take_over)
+            Channel(memory, partial(self._attend, number), partial(self._refuse, number), carry_on)
             for number in range(channels)
         ]
         self._make()
@@ -69,9 +69,6 @@ class Ioat:
             channel.reset()
         if self._paging is not None:
             self._paging.reset()
-
-    def _take_over(self, step: Callable[[], bool]) -> bool:
-        return self.function.background(step)
 
     def _go_on(self) -> None:
         """A page that was asked for is there, or will not be."""

@@ -213,9 +213,8 @@ class Nvme:
             return  # a command wrote a doorbell: the loop below sees it
         # No queue holds more commands than rounds: what a command adds by DMA to a doorbell waits for another one.
         in_background, self._rounds = self._rounds > 0, max((sq.size for sq in self.sqs.values()), default=0) + 1
-        if not in_background and self._go_on() and not self.function.background(self._go_on):
-            while self._go_on():
-                pass
+        if not in_background:
+            self.function.carry_on(self._go_on)
 
     def _go_on(self) -> bool:
         """Do a slice of that; whether there is more to do."""
