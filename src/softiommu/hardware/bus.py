@@ -132,10 +132,12 @@ class Port:
         self._check_master(segments)
         views: list[memoryview] = []
         chunks: dict[int, memoryview] = {}
+        known, add = chunks.get, views.append
         for iova, size in segments:
-            while size:
+            end = iova + size
+            while True:
                 number, at = iova >> CHUNK_LG2, iova & CHUNK - 1
-                chunk = chunks.get(number)
+                chunk = known(number)
                 if chunk is None:
                     try:
                         chunk = self._chunk(iova, sum(map(len, views)), want, pasid)
@@ -144,9 +146,11 @@ class Port:
                     if chunk is None:
                         return None
                     chunks[number] = chunk
-                view = chunk[at : at + size]
-                views.append(view)
-                iova, size = iova + len(view), size - len(view)
+                size = end - iova
+                add(chunk[at : at + size])
+                if at + size <= CHUNK:
+                    break
+                iova += CHUNK - at
         return views, None
 
     def _chunk(self, iova: int, done: int, want: int, pasid: int | None) -> memoryview | None:

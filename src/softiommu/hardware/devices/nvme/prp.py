@@ -5,8 +5,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from functools import reduce
-from itertools import pairwise
-from operator import or_
+from itertools import pairwise, repeat
+from operator import eq, or_
 
 from softiommu.hardware.devices.nvme.commands import CommandError, Status
 
@@ -15,8 +15,8 @@ _DWORD = 4
 
 
 def segments(read: Callable[[int, int], bytes], prp1: int, prp2: int, length: int, page: int) -> list[tuple[int, int]]:
-    """The pieces (iova, bytes) of `length` bytes of data; neighbours are one. `read` reads lists, `page` is the memory
-    page's size.
+    """The pieces (iova, bytes) of `length` bytes of data; neighbours are one where there are many. `read` reads lists,
+    `page` is the memory page's size.
 
     CommandError: an offset where there must be none.
     """
@@ -34,6 +34,8 @@ def segments(read: Callable[[int, int], bytes], prp1: int, prp2: int, length: in
     starts = (prp1, *entries)
     ends = [prp1 + first, *[entry + page for entry in entries]]
     ends[-1] = starts[-1] + (rest - 1) % page + 1
+    if 4 * sum(map(eq, ends, entries)) < len(entries):  # pages as Linux has them after some time: joining costs more
+        return [(prp1, first), *zip(entries[:-1], repeat(page), strict=False), (starts[-1], ends[-1] - starts[-1])]
     cuts = [number for number, (end, start) in enumerate(zip(ends, entries, strict=False), 1) if end != start]
     return [(starts[one], ends[next - 1] - starts[one]) for one, next in pairwise((0, *cuts, len(starts)))]
 
