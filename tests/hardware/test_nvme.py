@@ -86,16 +86,20 @@ def test_registers_say_what_it_is():
 def test_a_configuration_that_cannot_be_is_fatal(cc):
     driver = start(io=False)
     driver.write(CC, 0)
-    assert driver.enable(cc=cc) == 1 | FATAL
+    assert driver.enable(cc=cc) == FATAL
     driver.write(CC, 0)
     assert driver.read(CSTS) == 0
+    assert driver.enable() == 1
+    driver.write(CC, 0)
+    assert driver.enable(cc=cc) == FATAL
+    # Of EN=0 and EN=1 behind one another the device of a mapped BAR sees the last.
     assert driver.enable() == 1
 
 
 def test_admin_queues_of_one_entry_are_fatal():
     driver = start(io=False)
     driver.write(CC, 0)
-    assert driver.enable(size=1) == 1 | FATAL
+    assert driver.enable(size=1) == FATAL
 
 
 def test_admin_queues_of_4096_entries_run_to_their_end_by_one_doorbell():

@@ -116,7 +116,9 @@ class Nvme:
 
     def on_write_CC(self, old: Configuration, new: Configuration) -> None:
         """Enable, disable and shut down (3.1.5, 7.6.1, 7.6.2)."""
-        if new.EN and not old.EN:
+        status = self.registers.CSTS
+        # A host that maps the registers waits for nothing between EN=0 and EN=1 while RDY is 0: only the last is seen.
+        if new.EN and (not old.EN or (status.CFS and not status.RDY)):
             self._start(new)
         elif old.EN and not new.EN:
             self._stop()
@@ -154,10 +156,9 @@ class Nvme:
         self._report(self.registers.CSTS.replace(SHST=Shutdown.COMPLETE))
 
     def _fail(self, why: str) -> None:
-        """Nothing goes on until the controller is reset (9.5). It is ready for that: a host that clears CC.EN waits for
-        CSTS.RDY to be cleared, which says that it was heard."""
+        """Nothing goes on until the controller is reset (9.5). It is ready (3.1.6) if it was before."""
         self.function.on_refusal(f"a fatal error (CSTS.CFS): {why}")
-        self._report(self.registers.CSTS.replace(CFS=1, RDY=1))
+        self._report(self.registers.CSTS.replace(CFS=1))
 
     def _report(self, status: ControllerStatus) -> None:
         self.registers.CSTS = status
