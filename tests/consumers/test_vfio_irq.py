@@ -14,6 +14,7 @@ from softiommu.drivers.driver import DeviceFeatures
 from softiommu.drivers.noiommu import NoIommuDevice
 from softiommu.hardware.bus import Port
 from softiommu.hardware.pci import Bar, Features, Function, Identity, MsixPlace
+from softiommu.hardware.pci_config import CapabilityId
 from softiommu.memory.physical import PhysicalMemory
 
 TRIGGER, MASK, UNMASK = Set.ACTION_TRIGGER, Set.ACTION_MASK, Set.ACTION_UNMASK
@@ -237,6 +238,32 @@ def test_msi_of_a_device_reaches_its_eventfd():
     assert rig.set(file, TRIGGER | EVENTFD, PciIrq.MSI, values=[-1]) == 0
     rig.write(file, RAISE, 1)
     assert signals(fd) == 0
+
+
+def test_msi_control_reads_as_the_program_wrote_it_whatever_set_irqs_does():
+    # drivers/vfio/pci/vfio_pci_config.c, init_pci_cap_msi_perm and vfio_msi_config_write
+    rig = IrqRig()
+    file, _, _ = rig.bound("many")
+    msi = rig.pread(file, CONFIG + 0x34, 1)[0]
+    while rig.pread(file, CONFIG + msi, 1)[0] != CapabilityId.MSI:
+        msi = rig.pread(file, CONFIG + msi + 1, 1)[0]
+    fds = [rig.eventfd()[1] for _ in range(4)]
+
+    def control():
+        return rig.pread(file, CONFIG + msi + 2, 1)[0]
+
+    before = control()
+    assert before & 0x71 == 0
+    assert rig.set(file, TRIGGER | EVENTFD, PciIrq.MSI, values=fds) == 0
+    assert control() == before
+    assert rig.many.msi.registers.CONTROL & 0x71 == 0x21
+    rig.pwrite(file, CONFIG + msi + 2, b"\x71")
+    assert control() == 0x21
+    assert rig.set(file, TRIGGER | NONE, PciIrq.MSI, count=0) == 0
+    assert control() == 0x21
+    assert rig.many.msi.registers.CONTROL & 0x71 == 0
+    rig.pwrite(file, CONFIG + msi + 2, b"\x01")
+    assert control() == 0
 
 
 @pytest.mark.parametrize("kind", [PciIrq.MSI, PciIrq.MSIX])

@@ -93,11 +93,11 @@ class Lines:
                 self.set_vector(kind, vector, False)
 
     def _set_msi(self, **fields: int) -> None:
+        # The device's register alone: in its own a program reads what it wrote, as the low byte is virtual in vfio-pci.
         assert self._msi is not None, "only a function with MSI is asked for it"
         at = self._msi + Msi.CONTROL.offset
         control = MsiControl(self.function.read_config(at, 2)).replace(**fields)
         self.function.write_config(at, 2, control)
-        self._config.keep(at, 2, control)
 
     def _set_msix(self, **fields: int) -> None:
         assert self._msix is not None, "only a function with MSI-X is asked for it"
