@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -85,6 +86,29 @@ print(os.path.basename(os.path.realpath(folder)), open(folder + "/vendor").read(
 """
     ended = softiommu("run", "-m", str(file), "--", *PYTHON, "-c", code)
     assert ended == (0, "0000:00:1e.0\n0x1234\n", "")
+
+
+def test_a_drives_file_is_that_of_one_run_and_can_be_shown_meanwhile(softiommu, tmp_path):
+    (tmp_path / "disk.img").write_bytes(bytes(1 << 20))
+    (tmp_path / "lab.toml").write_text(
+        'name = "lab"\n[[iommu]]\nname = "a"\nmodel = "vtd"\n'
+        '[[device]]\nname = "n"\naddress = "00:04.0"\nmodel = "nvme"\nfile = "disk.img"\n'
+    )
+    # A path is seen from the working directory, wherever the description lies.
+    first = [sys.executable, "-m", "softiommu", "run", "-m", "lab.toml", "--", "sh", "-c", "echo up; read line"]
+    with subprocess.Popen(first, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "up\n"
+        refused = softiommu("run", "-m", "lab.toml", "--", "true", cwd=tmp_path)
+        assert (refused.code, refused.err.splitlines()[0]) == (
+            2,
+            "softiommu: lab.toml:9: the file disk.img is in use by another drive or another softiommu",
+        )
+        assert softiommu("machine", "show", "lab.toml", cwd=tmp_path).code == 0
+        assert softiommu("caps", "-m", "lab.toml", cwd=tmp_path).code == 0
+        holder.communicate("\n", timeout=60)
+    assert softiommu("run", "-m", "lab.toml", "--", "true", cwd=tmp_path) == (0, "", "")
+    outside = softiommu("run", "-m", str(tmp_path / "lab.toml"), "--", "true", cwd="/")
+    assert "the file disk.img cannot be opened: No such file or directory" in outside.err
 
 
 LATE = """

@@ -3,18 +3,23 @@
 import errno
 import os
 import stat
+import struct
 
 import pytest
 
+from hardware.nvme_driver import FORMAT, Driver
 from softiommu.abi import iommufd as abi, iommufd_test as test
 from softiommu.errors import ConfigError, UapiError
+from softiommu.hardware.bus import Port
 from softiommu.hardware.pci import Mapping
 from softiommu.iommufd.dispatch import execute
 from softiommu.machine.assemble import Machine, machine
 from softiommu.machine.description import Description, parse
+from softiommu.machine.devices import nvme
 from softiommu.machine.nodes import Node
 from softiommu.machine.pci import PciDevice
 from softiommu.memory.local import LocalCaller
+from softiommu.memory.physical import PhysicalMemory
 
 
 def opened(of):
@@ -49,6 +54,53 @@ def test_a_namespace_in_a_file_must_be_there(tmp_path):
         Machine(lab)
     (tmp_path / "disk").write_bytes(bytes(1 << 20))
     assert Machine(lab).facts()["devices"][0]["id"] == "1b36:0010"
+
+
+@pytest.mark.parametrize("other", ["nvme", "virtio_blk"])
+def test_a_file_is_one_drives_alone_while_its_machine_is_there(tmp_path, other):
+    (tmp_path / "disk").write_bytes(bytes(1 << 20))
+    (tmp_path / "link").symlink_to("disk")
+    text = 'name = "lab"\n[[iommu]]\nname = "a"\nmodel = "vtd"\n'
+    drive = '[[device]]\nname = "{0}"\naddress = "00:0{1}.0"\nmodel = "{2}"\nfile = "{3}"\n'
+    one = parse(text + drive.format("n", 4, "nvme", tmp_path / "disk"), "lab.toml")
+    two = parse(text + drive.format("n", 4, "nvme", tmp_path / "disk"), "other.toml")
+    both = parse(
+        text + drive.format("n", 4, "nvme", tmp_path / "disk") + drive.format("m", 5, other, tmp_path / "link"),
+        "x.toml",
+    )
+    used = "the file .*/{} is in use by another drive or another softiommu\nhint: give each drive"
+    with pytest.raises(ConfigError, match="^x.toml:14: " + used.format("link")):
+        Machine(both)
+    first = Machine(one)
+    with pytest.raises(ConfigError, match="^other.toml:9: " + used.format("disk")):
+        Machine(two)
+    assert Machine(both, claim=False).facts()["devices"][0]["name"] == "n"
+    del first
+    assert Machine(two).hardware.devices
+
+
+@pytest.mark.parametrize("block", [512, 4096])
+def test_a_file_keeps_the_blocks_that_its_description_says(tmp_path, block):
+    (tmp_path / "disk").write_bytes(b"x" * (1 << 20))
+    text = 'name = "lab"\n[[iommu]]\nname = "a"\nmodel = "vtd"\n'
+    text += f'[[device]]\nname = "n"\naddress = "00:04.0"\nmodel = "nvme"\nblock = {block}\n'
+    (described,) = parse(text + f'file = "{tmp_path}/disk"\n', "lab.toml").devices
+    memory = PhysicalMemory(16 << 20)
+    driver = Driver(nvme.build(described.options, Port(memory, 0x20), True, True), memory)
+    driver.enable()
+
+    def told():
+        page = driver.identify(0, 1)[1]
+        return page[25], page[26], [lbaf >> 16 & 0xFF for lbaf in struct.unpack_from("<2I", page, 128)]
+
+    assert told() == (0, 0, [block.bit_length() - 1, 0])
+    for format in (1, 2):
+        assert driver.run(0, FORMAT, 1, dword10=format).status == 0x10A
+        assert driver.run(0, FORMAT, 0xFFFFFFFF, dword10=format).status == 0x10A
+    assert told() == (0, 0, [block.bit_length() - 1, 0])
+    assert (tmp_path / "disk").read_bytes() == b"x" * (1 << 20)
+    assert driver.run(0, FORMAT, 1, dword10=1 << 9).status == 0
+    assert (tmp_path / "disk").read_bytes() == bytes(1 << 20)
 
 
 @pytest.mark.parametrize(("unit", "works"), [("vtd", False), ("full", True)])

@@ -53,7 +53,7 @@ def walk(
     Without areas the device is attached to nothing. ConfigError: there is no such machine, or no such device behind an
     IOMMU in it; OSError: something cannot be mapped.
     """
-    made = Machine(load(machine), kernel, TracingMemory)
+    made = Machine(load(machine), kernel, TracingMemory, claim=False)
     wired = _find(made, device)
     if not areas:
         return _follow(made, wired, request)

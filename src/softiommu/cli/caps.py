@@ -66,7 +66,7 @@ def _of_machine(name: str, device: str | None, kernel: str | None) -> list[tuple
     from softiommu.api import open
     from softiommu.machine.assemble import machine
 
-    made = machine(name, kernel)
+    made = machine(name, kernel, claim=False)
     # Nobody minds here whether a device could forge interrupts.
     made.services.unsafe_interrupts = True
     names = [shown.wired.pci.name for shown in made.vfio.devices] if made.vfio else []

@@ -34,7 +34,7 @@ def show(name: str, kernel: str | None, as_json: bool) -> None:
     """What is in machine NAME (built in, or a TOML file): device nodes, IOMMUs, devices."""
     from softiommu.machine.assemble import machine as assemble
 
-    facts = assemble(name, kernel).facts()
+    facts = assemble(name, kernel, claim=False).facts()
     if as_json:
         print(json.dumps(facts, indent=2))
         return

@@ -32,7 +32,7 @@ _IOMMU_DEV, _VFIO_DEV = (10, 127), (10, 196)
 
 class Machine:
     """A machine in user space. Everything a front door shows comes from here. `memory` makes RAM of a size; time-outs
-    are of `clock`, or of the host's clock."""
+    are of `clock`, or of the host's clock. Without `claim` it is only looked at: another may have its drives' files."""
 
     def __init__(
         self,
@@ -40,6 +40,7 @@ class Machine:
         kernel: str | None = None,
         memory: Callable[[int], PhysicalMemory] | None = None,
         clock: Clock | None = None,
+        claim: bool = True,
     ) -> None:
         self.description = description
         self.kernel = kernels.kernel(kernel or description.kernel or kernels.DEFAULT)
@@ -48,7 +49,7 @@ class Machine:
         self.on_message: Callable[[str], None] | None = None
         #: Hears what a device (by its name) refuses, and why: its driver has a status code at most.
         self.on_refusal: Callable[[str, str], None] | None = None
-        self.hardware = self._hardware(memory)
+        self.hardware = self._hardware(memory, claim)
         self.physical = Physical(self._frames(), Accounts())
         self.services = table.services(self.kernel, self.physical)
         self.services.no_iommu = description.no_iommu
@@ -70,13 +71,13 @@ class Machine:
         if description.has_model("mock"):
             self._add_mock()
 
-    def _hardware(self, memory: Callable[[int], PhysicalMemory] | None) -> Hardware | None:
+    def _hardware(self, memory: Callable[[int], PhysicalMemory] | None, claim: bool) -> Hardware | None:
         """The silicon, on a machine that has any: loading the models takes its time."""
         if all(iommu.model == "mock" for iommu in self.description.iommus):
             return None
         from softiommu.machine.hardware import Hardware
 
-        hardware = Hardware(self.description, self.kernel, self._report, memory)
+        hardware = Hardware(self.description, self.kernel, self._report, memory, claim)
         for wired in hardware.devices:
             wired.function.on_refusal = partial(self._refused, wired.pci.name)
         return hardware
@@ -200,6 +201,7 @@ class Machine:
         self.services.prepare_copy = selftest.prepare_copy
 
 
-def machine(name: str, kernel: str | None = None) -> Machine:
-    """A built-in machine, or one from a TOML file, that plays `kernel` (the description's, or the newest recorded)."""
-    return Machine(load(name), kernel)
+def machine(name: str, kernel: str | None = None, claim: bool = True) -> Machine:
+    """A built-in machine, or one from a TOML file, that plays `kernel` (the description's, or the newest recorded).
+    Without `claim` it is only looked at: another may have its drives' files."""
+    return Machine(load(name), kernel, claim=claim)

@@ -35,7 +35,8 @@ class Wired(NamedTuple):
 
 
 class Hardware:
-    """Everything below the uAPI. `report` hears what a kernel's driver would print; `memory` makes RAM of a size."""
+    """Everything below the uAPI. `report` hears what a kernel's driver would print; `memory` makes RAM of a size.
+    `claim`: files that drives keep their blocks in are this machine's alone."""
 
     def __init__(
         self,
@@ -43,6 +44,7 @@ class Hardware:
         kernel: Kernel,
         report: Callable[[str], None],
         memory: Callable[[int], PhysicalMemory] | None = None,
+        claim: bool = True,
     ) -> None:
         self.memory = (memory or PhysicalMemory)(description.memory)
         if description.memory <= _DOORBELLS.start:
@@ -54,7 +56,7 @@ class Hardware:
         where = places(description.devices, description.bridges)
         groups: dict[int, object] = {place.group: object() for place in where.values()}
         self.devices = [
-            self._wire(device, where[device.name], groups[where[device.name].group])
+            self._wire(device, where[device.name], groups[where[device.name].group], claim)
             for device in description.devices
             if device.name in where
         ]
@@ -70,12 +72,12 @@ class Hardware:
 
         return built._replace(driver=ShadowDriver(built.driver, site.memory, mixed=iommu.nesting == "mixed"))
 
-    def _wire(self, device: PciDevice, place: Place, group: object) -> Wired:
+    def _wire(self, device: PciDevice, place: Place, group: object, claim: bool) -> Wired:
         assert device.iommu is not None, "a place is given to devices behind an IOMMU"
         assert device.model is not None, "a device behind an IOMMU has a model"
         unit, driver = self.iommus[device.iommu]
         port = Port(self.memory, place.sid, unit)
-        function = models.device(device.model).build(device.options, port, express=place.sid == place.sids[0])
+        function = models.device(device.model).build(device.options, port, place.sid == place.sids[0], claim)
         if device.no_mmap:
             function.forbid_mapping()
         able = function.features

@@ -65,8 +65,9 @@ class DeviceModel(Protocol):
         """The options that a description's table asks for. ConfigError."""
         ...
 
-    def build(self, options: object, port: Port, express: bool) -> pci.Function:
-        """A function that does its DMA through `port`; without PCI Express when it sits on a conventional bus."""
+    def build(self, options: object, port: Port, express: bool, claim: bool) -> pci.Function:
+        """A function that does its DMA through `port`; without PCI Express when it sits on a conventional bus. Files
+        that it keeps its blocks in are its alone (`claim`), unless it is only looked at. ConfigError."""
         ...
 
 

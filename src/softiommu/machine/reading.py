@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from softiommu.errors import ConfigError
@@ -85,6 +85,13 @@ class Table:
         number = int(self._required(key, int, default))
         if not 0 <= number <= last:
             raise self.error(key, f"{key} is {number:#x}: expected 0x0..{last:#x}")
+        return number
+
+    def one_of(self, key: str, numbers: Sequence[int]) -> int:
+        """One of a few integers: the first when the key is not there."""
+        number = int(self._required(key, int, numbers[0]))
+        if number not in numbers:
+            raise self.error(key, f"{key} is {number}: expected {' or '.join(map(str, numbers))}")
         return number
 
     def word(self, key: str, base: W) -> W:

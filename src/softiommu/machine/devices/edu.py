@@ -31,7 +31,7 @@ def read(table: Table) -> Options:
     return Options((1 << bits) - 1, table.flag("conventional"))
 
 
-def build(options: object, port: Port, express: bool) -> Function:
+def build(options: object, port: Port, express: bool, claim: bool) -> Function:
     """The device."""
     assert isinstance(options, Options), "options are what `read` gave"
     return Edu(port, dma_mask=options.dma_mask, express=express and not options.conventional).function

@@ -35,7 +35,7 @@ def read(table: Table) -> Options:
     return Options(channels, table.flag("page_requests"))
 
 
-def build(options: object, port: Port, express: bool) -> Function:
+def build(options: object, port: Port, express: bool, claim: bool) -> Function:
     """The device."""
     assert isinstance(options, Options), "options are what `read` gave"
     ats = port.iommu if options.page_requests and isinstance(port.iommu, AtsIommu) else None

@@ -31,7 +31,7 @@ def read(table: Table) -> Options:
     return Options(table.number("pasid_bits", 20, 0), table.flag("stalls"))
 
 
-def build(options: object, port: Port, express: bool) -> Function:
+def build(options: object, port: Port, express: bool, claim: bool) -> Function:
     """The device: it uses ATS where the IOMMU in front of it has that, or is held by one that stalls."""
     assert isinstance(options, Options), "options are what `read` gave"
     if options.stalls:

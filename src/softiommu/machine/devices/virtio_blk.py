@@ -12,43 +12,40 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from softiommu.errors import ConfigError
-from softiommu.hardware.devices.nvme.namespace import FileBacking, RamBacking
+from softiommu.hardware.devices.nvme.namespace import RamBacking
 from softiommu.hardware.devices.virtio_blk import SECTOR_LG2, VirtioBlk
+from softiommu.machine import media
 
 if TYPE_CHECKING:
     from softiommu.hardware.bus import Port
     from softiommu.hardware.pci import Function
+    from softiommu.machine.media import Medium
     from softiommu.machine.reading import Table
 
 _SIZE, _MOST, _SECTOR = 64 << 20, 1 << 40, 1 << SECTOR_LG2
 
 
 class Options(NamedTuple):
-    """How it is made. `file` is empty for a disk in memory."""
+    """How it is made. `file` is None for a disk in memory."""
 
     size: int
-    file: str
+    file: Medium | None
 
 
 def read(table: Table) -> Options:
     """The options. ConfigError."""
-    file = table.text("file", "")
-    if file:
+    file = media.read(table)
+    if file is not None:
         return Options(0, file)
     size = table.number("size", _MOST, _SIZE)
     if not size or size % _SECTOR:
         raise table.error("size", f"size is {size:#x}: expected a multiple of {_SECTOR}")
-    return Options(size, "")
+    return Options(size, None)
 
 
-def build(options: object, port: Port, express: bool) -> Function:
-    """The device. ConfigError: the file cannot be opened."""
+def build(options: object, port: Port, express: bool, claim: bool) -> Function:
+    """The device. ConfigError: the file cannot be opened, or is another's."""
     assert isinstance(options, Options), "options are what `read` gave"
-    if not options.file:
+    if options.file is None:
         return VirtioBlk(port, RamBacking(options.size)).function
-    try:
-        backing = FileBacking(os.open(options.file, os.O_RDWR | os.O_CLOEXEC))
-    except OSError as error:
-        raise ConfigError(f"the disk's file {options.file} cannot be opened: {error.strerror}") from error
-    return VirtioBlk(port, backing, os.path.basename(options.file)).function
+    return VirtioBlk(port, media.open_file(options.file, 0, claim), os.path.basename(options.file.path)).function

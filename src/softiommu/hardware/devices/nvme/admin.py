@@ -26,7 +26,6 @@ from softiommu.hardware.devices.nvme.commands import (
     QueueDword10,
     Status,
 )
-from softiommu.hardware.devices.nvme.namespace import FORMATS
 from softiommu.hardware.devices.nvme.queues import CompletionQueue, SubmissionQueue
 
 if TYPE_CHECKING:
@@ -164,7 +163,7 @@ def format_nvm(nvme: Nvme, command: Command) -> int:
     dword10 = FormatDword10(command.dword10)
     namespaces = nvme.subsystem.namespaces
     chosen = namespaces if command.nsid == ALL_NAMESPACES else [nvme.subsystem.find(command.nsid)]
-    if len(FORMATS) <= dword10.LBAF or dword10.PI:
+    if dword10.PI or any(len(namespace.formats) <= dword10.LBAF for namespace in chosen):
         raise CommandError(Status.INVALID_FORMAT)
     if dword10.SES not in _ERASE_SETTINGS:
         raise CommandError(Status.INVALID_FIELD)

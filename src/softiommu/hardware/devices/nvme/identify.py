@@ -8,7 +8,7 @@ from uuid import NAMESPACE_OID, uuid5
 
 from softiommu.hardware.devices.nvme import events, logs
 from softiommu.hardware.devices.nvme.commands import COMPLETION_LG2, SUBMISSION_LG2, Cns, CommandError, Status
-from softiommu.hardware.devices.nvme.namespace import FORMATS, Namespace
+from softiommu.hardware.devices.nvme.namespace import Namespace
 from softiommu.hardware.devices.nvme.registers import VERSION_1_4
 from softiommu.hardware.devices.nvme.structures import (
     CONTROLLER,
@@ -113,9 +113,8 @@ def _namespace(namespace: Namespace) -> bytes:
         NSZE=namespace.blocks,
         NCAP=namespace.blocks,
         NUSE=namespace.blocks,
-        NLBAF=len(FORMATS) - 1,
+        NLBAF=len(namespace.formats) - 1,
         FLBAS=namespace.format,
         DLFEAT=_DLFEAT,
-        LBAF0=FORMATS[0] << _LBADS_SHIFT,
-        LBAF1=FORMATS[1] << _LBADS_SHIFT,
+        **{f"LBAF{number}": lg2 << _LBADS_SHIFT for number, lg2 in enumerate(namespace.formats)},
     )

@@ -11,7 +11,7 @@ from typing import Protocol
 from softiommu.errors import ModelError
 from softiommu.hardware.devices.nvme.commands import CommandError, Status
 
-#: log2 of the block sizes, by the number of the LBA format.
+#: log2 of the block sizes, by the number of the LBA format, where a namespace has them all.
 FORMATS = (9, 12)
 _CHUNK = 1 << 20
 #: Buffers of one preadv(2).
@@ -149,19 +149,22 @@ class FileBacking:
 
 
 class Namespace:
-    """Blocks, numbered from 0. The rest of a backing that is no whole block is not used."""
+    """Blocks, numbered from 0. The rest of a backing that is no whole block is not used. `formats`: log2 of the block
+    sizes that it can be formatted to."""
 
-    def __init__(self, backing: Backing, format: int = 0, uuid: bytes | None = None) -> None:
-        if not 0 <= format < len(FORMATS) or backing.size < 1 << FORMATS[-1]:
+    def __init__(
+        self, backing: Backing, format: int = 0, uuid: bytes | None = None, formats: Sequence[int] = FORMATS
+    ) -> None:
+        if not 0 <= format < len(formats) or backing.size < 1 << FORMATS[-1]:
             raise ModelError(f"a namespace of {backing.size} bytes in LBA format {format}")
         if uuid is not None and len(uuid) != 16:
             raise ModelError(f"a UUID has 16 bytes, not {len(uuid)}")
-        self._backing, self.format, self.uuid = backing, format, uuid
+        self._backing, self.format, self.uuid, self.formats = backing, format, uuid, formats
 
     @property
     def lba_lg2(self) -> int:
         """log2 of the bytes of a block."""
-        return FORMATS[self.format]
+        return self.formats[self.format]
 
     @property
     def blocks(self) -> int:
