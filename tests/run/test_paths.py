@@ -48,6 +48,19 @@ print(error(os.open, place + "/node", os.O_RDWR | os.O_NOFOLLOW), error(os.open,
     assert result.out == ("0x1234\n ../../../kernel/iommu_groups/7\n/sys/kernel/iommu_groups/7\nELOOP ELOOP\n")
 
 
+def test_a_dot_at_the_end_is_the_folder_and_not_the_link_to_it(supervise: Runner) -> None:
+    result = supervise.python(f"""
+import stat
+def kind(path): return stat.filemode(os.lstat(path).st_mode)[0]
+print(*map(kind, ("{SHORT}", "{SHORT}/", "{SHORT}/.", "{SHORT}//./.", "{SHORT}/iommu_group/.", "/dev/vfio/.")))
+print(error(os.lstat, "/dev/iommu/."), error(os.lstat, "{SHORT}/vendor/."), error(os.lstat, "{SHORT}/nothing/."))
+print(error(os.readlink, "{SHORT}/."), "vendor" in os.listdir(os.open("{SHORT}/.", os.O_NOFOLLOW)))
+os.fchdir(os.open("{SHORT}", os.O_RDONLY))
+print(*map(kind, ("iommu_group", "iommu_group/.", ".", "./.")))
+""")
+    assert result.out == "l d d d d d\nENOTDIR ENOTDIR ENOENT\nEINVAL True\nl d d d\n"
+
+
 def test_a_folder_descriptor_leads_on(supervise: Runner) -> None:
     result = supervise.python(f"""
 dev = os.open("/dev", os.O_RDONLY | os.O_DIRECTORY)

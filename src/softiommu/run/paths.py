@@ -186,7 +186,7 @@ class _Walk:
     def run(self, text: str, follow: bool) -> Found | None:
         """Walk `text` from the current folder."""
         self._waiting = _components(text)
-        must_be_folder = text.endswith("/")
+        must_be_folder = text.rpartition("/")[2] in ("", ".")
         while self._waiting:
             part = self._waiting.pop()
             if part == "..":
