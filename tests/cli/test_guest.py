@@ -1,13 +1,21 @@
 """`softiommu guest`: what a guest did, what was counted, and what is missing."""
 
+import os
 import re
+import shutil
+import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from guests.vm import need_guests
 from requirements import need
-from softiommu.guest import qemu
+from softiommu.errors import ConfigError
+from softiommu.guest import ending, nested, offer, qemu
+from softiommu.machine.assemble import machine
 
 MACHINE = """
 name = "small"
@@ -30,6 +38,14 @@ def folder():
     return str(need_guests().kernel.parent)
 
 
+@pytest.fixture
+def nothing(tmp_path):
+    """A folder that looks prepared."""
+    for name in ("kernel", "initrd", "versions"):
+        (tmp_path / name).touch()
+    return str(tmp_path)
+
+
 def test_a_guest_does_its_work_and_the_machine_tells_what_that_took(softiommu, folder):
     ended = softiommu("guest", "--guests", folder, "--mib", "1", "--viommu", "shadow")
     assert (ended.code, ended.err) == (0, "")
@@ -49,6 +65,138 @@ def test_a_guest_that_fails_is_told_by_the_exit_code(softiommu, folder, tmp_path
     ended = softiommu("guest", "--guests", folder, "-m", str(machine), "--mib", "2", "--group", "--private")
     assert ended.code == 1
     assert "guest: FAILED: the file could not be written\n" in ended.out
+    assert ended.err == "softiommu: the guest did not finish its job: what failed is told above\n"
+
+
+def test_a_guest_that_panics_has_failed(softiommu, folder, tmp_path):
+    for name in ("kernel", "versions"):
+        shutil.copy(Path(folder, name), tmp_path)
+    (tmp_path / "initrd").write_bytes(Path(folder, "initrd").read_bytes()[:1000])
+    ended = softiommu("guest", "--guests", str(tmp_path))
+    assert "Kernel panic" in ended.out
+    assert ended.code == 1
+    assert "softiommu: the guest did not finish its job: QEMU ended with 0, as it does when a guest panics" in ended.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_a_guest_that_a_signal_ends_has_failed(folder, number):
+    argv = [sys.executable, "-m", "softiommu", "guest", "--guests", folder, "--mib", "60"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline().startswith("guest: Linux")
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(children[0]) if number == signal.SIGKILL else process.pid, number)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert said.endswith(f"softiommu: the guest did not finish its job: {number.name} ended QEMU\n")
+
+
+def test_a_qemu_that_does_nothing_has_failed(softiommu, nothing):
+    ended = softiommu("guest", "--guests", nothing, "--qemu", "true")
+    assert ended.code == 1
+    assert ended.err.startswith("softiommu: the guest did not finish its job: QEMU ended with 0")
+
+
+@pytest.mark.parametrize(
+    ("end", "job", "code"),
+    [
+        (ending.End(85), True, 0),
+        (ending.End(85, signal.SIGTERM), True, 0),
+        (ending.End(85, bugs=1), True, 70),
+        (ending.End(0), True, 1),
+        (ending.End(3), True, 1),
+        (ending.End(70, bugs=1), True, 70),
+        (ending.End(0, signal.SIGINT), True, 130),
+        (ending.End(137), True, 137),
+        (ending.End(255), True, 1),
+        (ending.End(0), False, 0),
+        (ending.End(0, signal.SIGTERM), False, 143),
+        (ending.End(1), False, 1),
+        (ending.End(85), False, 1),
+    ],
+    ids=str,
+)
+def test_only_a_job_that_says_so_is_through(end, job, code):
+    found, why = end.told(job)
+    assert (found, why is None) == (code, code in (0, 70) and end.status != 70)
+
+
+def test_a_shell_has_the_drive_and_ends_by_powering_off(folder):
+    argv = [sys.executable, "-m", "softiommu", "guest", "--guests", folder, "--shell"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        said, end = b"", time.monotonic() + 60
+        while b"/ # " not in said and time.monotonic() < end:
+            said += process.stdout.read1()
+        rest, _ = process.communicate(
+            b"mkfs.ext4 -q /dev/nvme0n1 && mount /dev/nvme0n1 /mnt && df /mnt; poweroff -f\n", 60
+        )
+    assert b"There is a drive, /dev/nvme0n1, of 64 MiB." in said
+    assert re.search(rb"/dev/nvme0n1 +\d+ .* /mnt", rest)
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("name", ["smmuv3", "tegra241"])
+def test_a_guests_ram_leaves_out_what_devices_keep(softiommu, folder, name):
+    ended = softiommu("guest", "--guests", folder, "-m", name, "--mib", "1")
+    assert (ended.code, ended.err) == (0, "")
+    assert "-m 128 " in softiommu("guest", "--guests", folder, "-m", name, "--print").out
+
+
+def test_a_guests_iommu_is_no_wider_than_the_machines(softiommu, folder):
+    options = ("--guests", folder, "-m", "viommu", "--viommu", "shadow", "--mib", "1")
+    ended = softiommu("guest", *options)
+    assert (ended.code, ended.err) == (0, "")
+    assert "caching-mode=on,aw-bits=39 " in softiommu("guest", *options, "--print").out
+
+
+def test_asking_a_machine_leaves_nothing_behind():
+    world = machine("vtd-paged")
+    first = offer.ask(world, ["nvme0"], nested=True)
+    assert first == offer.ask(world, ["nvme0"], nested=True)
+    assert (first.memory > qemu.MEMORY, first.width, first.gigabyte_pages) == (True, 56, True)
+    assert not world.services.owners
+    with pytest.raises(ConfigError, match="the hardware has no nesting"):
+        offer.ask(machine("vtd"), ["nvme0"], nested=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason", "hint"),
+    [
+        (
+            ["-m", "vtd-noir"],
+            "machine vtd-noir passes nvme0 on to nobody: writes of nvme0 can be any interrupt: nothing remaps",
+            "`unsafe_interrupts = true`",
+        ),
+        (
+            ["-m", "vtd", "--viommu", "nested"],
+            "machine vtd does not nest the tables of nvme0's guest: the hardware has no nesting",
+            "--machine vtd-nested",
+        ),
+        (
+            ["-m", "vtd-shadow", "--viommu", "nested"],
+            "machine vtd-shadow does not nest the tables of nvme0's guest: a shadow hears of new mappings only by",
+            "--machine vtd-nested",
+        ),
+    ],
+    ids=["interrupts", "hardware", "software"],
+)
+def test_what_a_machine_cannot_give_is_refused_before_qemu_starts(softiommu, nothing, options, reason, hint):
+    ended = softiommu("guest", "--guests", nothing, *options, "--qemu", sys.executable)
+    assert (ended.code, ended.out) == (2, "")
+    first, second = ended.err.splitlines()
+    assert first.startswith(f"softiommu: {reason}")
+    assert second.startswith(f"hint: {hint}")
+
+
+def test_a_qemu_that_cannot_nest_is_refused_by_its_version(softiommu, nothing, tmp_path):
+    old = tmp_path / "old"
+    old.write_text("#!/bin/sh\necho 'QEMU emulator version 10.0.2 (Debian 1:10.0.2)'\n")
+    old.chmod(0o755)
+    ended = softiommu("guest", "--guests", nothing, "--viommu", "nested", "--qemu", str(old))
+    assert ended.code == 2
+    assert ended.err.startswith(f"softiommu: --viommu nested needs QEMU 11, and {old} is QEMU 10.0.2: its intel-iommu")
+    old.write_text("#!/bin/sh\necho 'QEMU emulator version 11.1.3'\n")
+    nested.check(str(old))
 
 
 def test_what_is_missing_is_told_with_how_to_get_it(softiommu, tmp_path):
@@ -95,4 +243,4 @@ def test_a_qemu_that_ends_early_is_told(softiommu, tmp_path):
         (tmp_path / name).touch()
     ended = softiommu("guest", "--guests", str(tmp_path), "--qemu", "false")
     assert ended.code == 1
-    assert "softiommu: QEMU ended with 1 before its guest was done\n" in ended.err
+    assert ended.err == "softiommu: the guest did not finish its job: QEMU ended with 1\n"

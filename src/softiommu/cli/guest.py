@@ -16,14 +16,18 @@ from softiommu.guest import nested, qemu
 from softiommu.guest.folder import DEFAULT, find
 
 if TYPE_CHECKING:
+    from softiommu.guest.offer import Offer
     from softiommu.machine.assemble import Machine
 
 #: Models of devices that the guest's job has drivers for.
 _DRIVEN = ("nvme", "ioat")
-_JOB = Path(qemu.__file__).with_name("job.sh")
-#: Where the job stores 1 to end QEMU with status 3.
-_EXIT = "isa-debug-exit,iobase=0xf4,iosize=1"
-_JOB_FAILED = 3
+_SCRIPT = Path(qemu.__file__).with_name("job.sh")
+#: Options for the console of a shell, and of a job, which is passed on and has a place to say how it went.
+_SHELL = ("-serial", "mon:stdio")
+_JOB = (
+    *("-chardev", "stdio,id=out,signal=on", "-serial", "chardev:out"),
+    *("-fw_cfg", f"name=opt/org.softiommu/job,file={_SCRIPT}", "-device", qemu.EXIT),
+)
 #: MiB. The drives of the machines that are built in take 50.
 _MOST = 4096
 
@@ -71,12 +75,14 @@ def guest(machine: str | None, log: str | None, only_print: bool, **options: obj
     The guest, a Debian kernel, finds the machine's NVMe drive or I/OAT engine and puts it to work. The last lines tell
     what was mapped, translated and invalidated for that. `make guests` prepares what the guest boots.
 
-    Exit codes: 1 the guest failed, 2 wrong options, or something is not installed.
+    Exit codes: 0 the guest did its job, or was a shell that powered off; 1 the guest failed; 2 wrong options, a machine
+    that a guest cannot have, or something is not installed; 70 a bug of softiommu; 128 and a signal's number, where one
+    ended QEMU.
     """
     from softiommu.machine.assemble import machine as assemble
 
     wishes = Wishes(**options)  # type: ignore[arg-type]  # click made them what they are
-    world = assemble(machine or wishes.default_machine)
+    world = assemble(machine or wishes.default_machine, claim=not only_print)
     command = _command(world, wishes)
     if only_print:
         name = shlex.quote(machine or wishes.default_machine)
@@ -84,11 +90,11 @@ def guest(machine: str | None, log: str | None, only_print: bool, **options: obj
         return
     if sys.stdout.isatty() or wishes.shell:
         print(f"softiommu: QEMU starts on machine {world.description.name}", file=sys.stderr)
-    sys.exit(_run(world, command, log))
+    sys.exit(_run(world, command, log, job=not wishes.shell))
 
 
 def _command(world: Machine, wishes: Wishes) -> list[str]:
-    """QEMU's command line. ConfigError: something is missing."""
+    """QEMU's command line. ConfigError: something is missing, or the machine cannot give what the guest is to have."""
     devices = [device for device in world.description.devices if device.model in _DRIVEN]
     if not devices:
         raise ConfigError(
@@ -97,28 +103,35 @@ def _command(world: Machine, wishes: Wishes) -> list[str]:
         )
     if wishes.viommu == "nested":
         _check_nesting(world, wishes, {device.iommu for device in devices})
-    front = {"none": [], "shadow": qemu.virtual_vtd(), "nested": nested.virtual_vtd()}[wishes.viommu]
+    from softiommu.guest import offer
+
+    offered = offer.ask(world, [device.name for device in devices], wishes.viommu == "nested")
+    folder, program = find(wishes.folder), _program(wishes)
     lines = {"none": "", "shadow": "intel_iommu=on", "nested": nested.KERNEL_LINE}
-    job = ["-fw_cfg", f"name=opt/org.softiommu/job,file={_JOB}", "-device", _EXIT]
     passed = [qemu.passed(device.address, device.name, iommufd=not wishes.group) for device in devices]
     return qemu.Guest(
-        folder=find(wishes.folder),
+        folder=folder,
         job="shell" if wishes.shell else "script",
-        program=(_program(wishes),),
+        program=(program,),
+        memory=min(qemu.MEMORY, offered.memory),
         shared=not wishes.private,
         kernel_line=f"quiet mib={wishes.mib} {lines[wishes.viommu]}".rstrip(),
         options=[
-            *(
-                ["-serial", "mon:stdio"]
-                if wishes.shell
-                else ["-chardev", "stdio,id=out,signal=on", "-serial", "chardev:out"]
-            ),
-            *([] if wishes.shell else job),
-            *front,
+            *(_SHELL if wishes.shell else _JOB),
+            *_virtual(wishes.viommu, offered),
             *([] if wishes.group else qemu.iommufd()),
             *[word for device in passed for word in ("-device", device)],
         ],
     ).command()
+
+
+def _virtual(viommu: str, offered: Offer) -> list[str]:
+    """Options for the guest's own IOMMU: no wider than the machine's, and without pages that this has not."""
+    if viommu == "shadow":
+        return qemu.virtual_vtd(*["aw-bits=39"] * (offered.width < 48))
+    if viommu == "nested":
+        return nested.virtual_vtd(*["fs1gp=off"] * (not offered.gigabyte_pages))
+    return []
 
 
 def _check_nesting(world: Machine, wishes: Wishes, behind: set[str | None]) -> None:
@@ -134,7 +147,7 @@ def _check_nesting(world: Machine, wishes: Wishes, behind: set[str | None]) -> N
 
 
 def _program(wishes: Wishes) -> str:
-    """Which QEMU. ConfigError: it is not there."""
+    """Which QEMU. ConfigError: it is not there, or too old."""
     if wishes.program is None and wishes.viommu == "nested":
         return nested.program(wishes.folder)
     found = shutil.which(wishes.program or qemu.PROGRAM)
@@ -143,26 +156,26 @@ def _program(wishes: Wishes) -> str:
             f"{wishes.program or qemu.PROGRAM} is not installed\nhint: Debian's package {qemu.PACKAGE} has it; "
             "that of bookworm knows no iommufd, that of bookworm-backports does"
         )
+    if wishes.viommu == "nested":
+        nested.check(found)
     return found
 
 
-def _run(world: Machine, command: list[str], log: str | None) -> int:
-    """Run QEMU, and tell what was counted; -> the exit code."""
+def _run(world: Machine, command: list[str], log: str | None, job: bool) -> int:
+    """Run QEMU, and tell what was counted, and what went wrong; -> the exit code."""
     from softiommu.cli.run import watch
-    from softiommu.guest import report
+    from softiommu.guest import ending, report
     from softiommu.machine.counts import Counts
-    from softiommu.run import supervisor
 
     call_log = watch(world, log)
     world.physical.accounts.unlimited = True
     counts = Counts(world)
     # The supervisor leaves standard output to the program.
     with os.fdopen(os.dup(1), "w") as out:
-        status = supervisor.run(world, command, supervisor.RunOptions(log=call_log, die_alike=False))
+        end = ending.run(world, command, call_log)
         for line in report.lines(counts.told()):
             print(f"softiommu: {line}", file=out)
-    if status == _JOB_FAILED:
-        return 1
-    if status:
-        print(f"softiommu: QEMU ended with {status} before its guest was done", file=sys.stderr)
-    return status
+    code, why = end.told(job)
+    if why is not None:
+        print(f"softiommu: {why}", file=sys.stderr)
+    return code

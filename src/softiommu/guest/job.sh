@@ -5,11 +5,17 @@ say() {
 	echo "guest: $*"
 }
 
-# QEMU then ends with status 3 (isa-debug-exit).
+# Store a number (octal) where QEMU ends for it, with status 2 * NUMBER + 1 (isa-debug-exit): see ending.py.
+end_with() {
+	printf "\\$1" | dd of=/dev/port bs=1 seek=$((0xf4)) conv=notrunc 2>/dev/null
+	sleep 10
+}
+
 fail() {
 	say "FAILED: $*"
 	dmesg | tail -n 20
-	printf '\001' | dd of=/dev/port bs=1 seek=$((0xf4)) conv=notrunc 2>/dev/null
+	end_with 001
+	leave
 }
 
 now() {
@@ -24,13 +30,13 @@ wait_for() {
 	fail "waited in vain: $*"
 }
 
+# Use a drive, the first or a later one: nvme0n1.
 drive() {
 	modprobe nvme
-	wait_for test -b /dev/nvme0n1
-	say "found the drive nvme0n1: $(cat /sys/class/nvme/nvme0/model | sed 's/ *$//')," \
-		"$(($(cat /sys/block/nvme0n1/size) >> 11)) MiB"
+	wait_for test -b "/dev/$1"
+	say "found the drive $1: $(sed 's/ *$//' "/sys/block/$1/device/model"), $(($(cat "/sys/block/$1/size") >> 11)) MiB"
 	modprobe ext4
-	mkfs.ext4 -q /dev/nvme0n1 && mount -t ext4 /dev/nvme0n1 /mnt || fail "no file system could be made"
+	mkfs.ext4 -F -q "/dev/$1" && mount -t ext4 "/dev/$1" /mnt || fail "no file system could be made"
 	say "made a file system and mounted it"
 	head -c 1048568 /dev/urandom >/tmp/random
 	written=$(for i in $(seq 1000001 $((1000000 + mib))); do echo "$i" && cat /tmp/random; done |
@@ -52,10 +58,19 @@ set -o pipefail
 stty -onlcr
 say "Linux $(uname -r) has booted, $(now) s after power-on"
 if [ -d /sys/class/iommu/dmar0 ]; then say "sees an IOMMU of its own: dmar0"; fi
+drives=0 engines=0
 for class in $(cat /sys/bus/pci/devices/*/class); do
 	case $class in
-	0x010802) drive ;;
-	0x088000) engine ;;
+	0x010802)
+		drive "nvme${drives}n1"
+		drives=$((drives + 1))
+		;;
+	0x088000) engines=$((engines + 1)) ;;
 	esac
 done
-say "powers off, $(now) s after power-on"
+if [ $engines != 0 ]; then engine; fi
+[ $((drives + engines)) != 0 ] || fail "found no device to drive"
+# Drives are let go as at a power-off.
+modprobe -r nvme
+say "is done, $(now) s after power-on"
+end_with 052

@@ -9,6 +9,8 @@ The options, and why (docs/guests.md has more):
 
 from __future__ import annotations
 
+import re
+import subprocess
 from pathlib import Path
 
 from softiommu.errors import ConfigError
@@ -19,6 +21,8 @@ from softiommu.guest.folder import DEFAULT
 KERNEL_LINE = "intel_iommu=on,sm_on"
 _FOLDER = "qemu11"
 _MADE = "versions"
+#: The first QEMU that passes a guest's tables on. Seconds for one to tell which it is.
+_FIRST, _PATIENCE = 11, 20
 
 
 def program(path: str | Path = DEFAULT) -> str:
@@ -29,6 +33,20 @@ def program(path: str | Path = DEFAULT) -> str:
             f"there is no QEMU 11 in {folder}\nhint: `make guests` prepares it in a checkout of softiommu (on Debian)"
         )
     return str(folder / qemu.PROGRAM)
+
+
+def check(path: str) -> None:
+    """Refuse a QEMU that says that it is too old. ConfigError."""
+    try:
+        done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=_PATIENCE, check=False)
+    except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
+        return
+    found = re.match(r"QEMU emulator version ((\d+)[\d.]*)", done.stdout)
+    if found is not None and int(found[2]) < _FIRST:
+        raise ConfigError(
+            f"--viommu nested needs QEMU {_FIRST}, and {path} is QEMU {found[1]}: its intel-iommu passes no tables on\n"
+            f"hint: without --qemu the one is taken that `make guests` prepares"
+        )
 
 
 def virtual_vtd(*features: str) -> list[str]:

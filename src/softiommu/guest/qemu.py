@@ -21,6 +21,11 @@ PACKAGE = "qemu-system-x86"
 #: The object that devices name in `iommufd=`.
 IOMMUFD = "iommufd0"
 
+#: MiB of RAM, where there is no reason for less. Less than 96 does not boot.
+MEMORY = 256
+#: A device of an x86 PC: a guest stores a number at the port, and QEMU ends with 2 * number + 1.
+EXIT = "isa-debug-exit,iobase=0xf4,iosize=1"
+
 #: Nothing that would only cost time under emulation, nor a test of timers that fails where the machine is busy.
 _KERNEL_LINE = "console=ttyS0 panic=-1 mitigations=off rodata=off nowatchdog no_timer_check"
 
@@ -33,7 +38,7 @@ class Guest(NamedTuple):
     #: How QEMU is started: the program, and whatever must stand before other options.
     program: Sequence[str] = (PROGRAM,)
     #: MiB of RAM.
-    memory: int = 256
+    memory: int = MEMORY
     #: RAM in a memfd, which a process can share, or private to QEMU.
     shared: bool = True
     cpus: int = 1
