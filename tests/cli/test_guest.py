@@ -149,6 +149,27 @@ def test_a_guests_iommu_is_no_wider_than_the_machines(softiommu, folder):
     assert "caching-mode=on,aw-bits=39 " in softiommu("guest", *options, "--print").out
 
 
+def test_a_guests_first_stage_has_no_pages_that_the_machines_has_not(softiommu, nothing, tmp_path):
+    file = tmp_path / "small.toml"
+    file.write_text(MACHINE.replace('model = "vtd"', 'model = "vtd"\nunit = "full"\ncap = { FS1GP = 0 }'))
+    options = ("--guests", nothing, "--viommu", "nested", "--qemu", sys.executable, "--print")
+    assert "fsts=on,fs1gp=off " in softiommu("guest", *options, "-m", str(file)).out
+    assert "fsts=on " in softiommu("guest", *options).out
+
+
+def test_a_guest_uses_each_device_that_it_can_drive(softiommu, folder, tmp_path):
+    file = tmp_path / "many.toml"
+    more = '[[device]]\nname = "{}"\naddress = "0000:00:{:02x}.0"\nmodel = "{}"\n'
+    text = MACHINE.replace("0x100000", "0x2000000") + more.format("nvme1", 8, "nvme") + more.format("ioat0", 9, "ioat")
+    file.write_text(text)
+    ended = softiommu("guest", "--guests", folder, "-m", str(file), "--mib", "1")
+    assert (ended.code, ended.err) == (0, "")
+    found = re.findall(r"found the drive (\w+): softiommu NVMe, (\d+) MiB", ended.out)
+    assert sorted(name for name, _ in found) == ["nvme0n1", "nvme1n1"]
+    assert sorted(int(size) for _, size in found) == [32, 64]
+    assert "guest: found a DMA engine: its driver tested 1 channel(s)" in ended.out
+
+
 def test_asking_a_machine_leaves_nothing_behind():
     world = machine("vtd-paged")
     first = offer.ask(world, ["nvme0"], nested=True)
