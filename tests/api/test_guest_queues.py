@@ -327,7 +327,8 @@ model = "pcitest"
         edu, test = iommufd.device("edu0"), iommufd.device("pcitest0")
         parent = edu.hwpt(iommufd.ioas(), 1)
         viommu = edu.viommu(ViommuType.TEGRA241_CMDQV, parent, bytearray(16))
-        assert refusal(edu.viommu, ViommuType.TEGRA241_CMDQV, parent, bytearray(16)) == errno.ENOSPC
+        for data, error in ((bytearray(16), errno.ENOSPC), (None, errno.EINVAL), (bytearray(8), errno.EINVAL)):
+            assert refusal(edu.viommu, ViommuType.TEGRA241_CMDQV, parent, data) == error
         viommu.vdevice(edu, 1)
         assert refusal(viommu.vdevice, test, 2) == errno.ENOSPC
 

@@ -176,7 +176,7 @@ def test_a_root_beyond_every_address_is_a_fault(rig, root):
         (abi.HwptVtdS1(0, 0x1800, 48), 24, VTD_S1, EINVAL),
         (abi.HwptVtdS1(0, 0x1000, 48), 23, VTD_S1, EINVAL),
         (abi.HwptVtdS1(0, 0x1000, 48), 32, VTD_S1, EINVAL),
-        (abi.HwptVtdS1(0, 0x1000, 48), 24, abi.HwptDataType.ARM_SMMUV3, EINVAL),
+        (abi.HwptVtdS1(0, 0x1000, 48), 24, abi.HwptDataType.ARM_SMMUV3, EOPNOTSUPP),
     ],
 )
 def test_wrong_data_makes_no_domain(rig, config, length, data_type, errno):

@@ -190,6 +190,8 @@ class DeviceFeatures(NamedTuple):
     #: The driver has an operation for nested domains, whether the hardware can nest or not.
     nested_domains: bool = True
     page_faults: bool = False
+    #: Its HWPT may have a fault queue though it makes no page requests.
+    ignores_fault_queues: bool = False
     ats: bool = False
     max_pasids: int = 0
     pasid_exec: bool = False

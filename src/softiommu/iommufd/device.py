@@ -270,8 +270,9 @@ def _check_pasid(group: Group, hwpt: Hwpt, device: DeviceObject, pasid: int | No
 
 
 def _check_faults(hwpt: Hwpt, device: DeviceObject) -> None:
-    """A fault queue is for devices that make page requests."""
-    if hwpt.fault_queue is not None and not device.device.features.page_faults:
+    """A fault queue is for devices that make page requests, or whose driver does not mind."""
+    features = device.device.features
+    if hwpt.fault_queue is not None and not (features.page_faults or features.ignores_fault_queues):
         raise UapiError(ENODEV, f"device {device.device.name} makes no page requests: HWPT {hwpt.id} has a fault queue")
 
 
@@ -339,7 +340,7 @@ def get_hw_info(ctx: Context, cmd: abi.HwInfo) -> None:
     cmd.data_type = info.type if info else 0
     features = device.features
     cmd.out_capabilities = features.capabilities | (_CAP_DIRTY if features.dirty_tracking else 0)
-    if features.max_pasids:
+    if features.max_pasids and ctx.kernel.hwpt_pasid:
         cmd.out_max_pasid_log2 = features.max_pasids.bit_length() - 1
         cmd.out_capabilities |= _CAP_PASID_EXEC if features.pasid_exec else 0
         cmd.out_capabilities |= _CAP_PASID_PRIV if features.pasid_priv else 0

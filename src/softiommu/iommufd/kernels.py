@@ -22,7 +22,7 @@ class Kernel:
     dirty_bitmap_empty_overflows: bool = True
     #: GET_HW_INFO takes the INPUT_TYPE flag and reports the PCI_ATS_NOT_SUPPORTED capability.
     hw_info_input_type: bool = True
-    #: HWPT_ALLOC knows the PASID flag, and takes a fault queue on an IOAS too.
+    #: HWPT_ALLOC knows the PASID flag, and takes a fault queue on an IOAS too; GET_HW_INFO tells of PASIDs.
     hwpt_pasid: bool = True
     #: VFIO_DEVICE_BIND_IOMMUFD takes a token, and its structure may be longer than known.
     vfio_bind_token: bool = True

@@ -78,7 +78,7 @@ class AmdDevice:
 
     def hw_info(self, type: int) -> HwInfo | None:
         """The raw feature registers."""
-        if type not in (HwInfoType.DEFAULT, HwInfoType.AMD):
+        if not self._amd.quirks.tells_hardware or type not in (HwInfoType.DEFAULT, HwInfoType.AMD):
             return None
         return HwInfo(HwInfoType.AMD, HwInfoAmd(int(self._amd.efr), int(self._amd.efr2)).to_bytes())
 

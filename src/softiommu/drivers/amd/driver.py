@@ -6,6 +6,8 @@ doorbell and waits for the store. It knows the hardware by its registers (`Bus`)
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from softiommu.drivers.amd.device import AmdDevice
 from softiommu.drivers.amd.domain import AmdDomain
 from softiommu.drivers.amd.events import EventLog
@@ -32,11 +34,31 @@ _ONE_SECOND = 4
 USUAL_CAPABILITY = CapabilityHeader.of(CapId=0xF, CapType=3, CapRev=1, IotlbSup=1, EFRSup=1)
 
 
+@dataclass(frozen=True)
+class Quirks:
+    """How the driver of a kernel differs from the newest one's."""
+
+    #: GET_HW_INFO tells of the hardware.
+    tells_hardware: bool = True
+    #: A host table may be a parent, and a guest's tables lie over it.
+    knows_nesting: bool = True
+
+
+LINUX_6_12 = Quirks(tells_hardware=False, knows_nesting=False)
+LINUX_7_2 = Quirks()
+
+
 class AmdDriver:
     """One IOMMU, set up and running. `capability` is the header of its PCI capability block."""
 
-    def __init__(self, memory: PhysicalMemory, bus: Bus, capability: CapabilityHeader = USUAL_CAPABILITY) -> None:
-        self.memory, self._bus, self.capability = memory, bus, capability
+    def __init__(
+        self,
+        memory: PhysicalMemory,
+        bus: Bus,
+        capability: CapabilityHeader = USUAL_CAPABILITY,
+        quirks: Quirks = LINUX_7_2,
+    ) -> None:
+        self.memory, self._bus, self.capability, self.quirks = memory, bus, capability, quirks
         self.efr = Efr(bus.read(Registers.EFR.offset, 8) if capability.EFRSup else 0)
         self.efr2 = Efr2(bus.read(Registers.EFR2.offset, 8) if capability.EFRSup else 0)
         if not self.efr.IASup:
@@ -48,7 +70,7 @@ class AmdDriver:
         #: Guest tables for devices' own requests and for PASIDs need both.
         self.has_guest_tables = bool(self.efr.GTSup and self.efr.GIoSup)
         #: A guest's GCR3 table lies in the guest's memory.
-        self.nests = bool(self.efr.GTSup and self.efr2.GCR3TRPModeSup)
+        self.nests = bool(quirks.knows_nesting and self.efr.GTSup and self.efr2.GCR3TRPModeSup)
         bus.write(Registers.CONTROL.offset, 8, 0)
         self.queue = CommandBuffer(memory, bus)
         self.events = EventLog(memory, bus, self._guest_hears)

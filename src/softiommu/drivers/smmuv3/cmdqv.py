@@ -96,7 +96,6 @@ class CmdqvViommu(SmmuViommu):
         self, owner: SmmuDriver, cmdqv: Cmdqv, parent: SmmuDomain, host: ViommuHost, data: UserData | None
     ) -> None:
         """EINVAL: no data, or of another type or length; ENOSPC."""
-        super().__init__(owner, parent, host)
         if data is None:
             raise UapiError(EINVAL, "a vIOMMU with a CMDQV tells where its page is, and needs room for that")
         answer = data.copy(ViommuTegra241Cmdqv, ViommuType.TEGRA241_CMDQV)
@@ -112,6 +111,7 @@ class CmdqvViommu(SmmuViommu):
         except UapiError:
             cmdqv.give(self._number)
             raise
+        super().__init__(owner, parent, host)
         config = VintfConfig.of(EN=1, VMID=parent.id)
         self._bus.write(vintf(self._number) + VintfRegisters.CONFIG.offset, 4, config)
 

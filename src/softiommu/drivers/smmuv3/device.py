@@ -65,6 +65,7 @@ class SmmuDevice:
             nesting=driver.nests,
             nested_domains=False,
             page_faults=driver.routes.asks_for_pages(function.sids[0]) or self.stalls,
+            ignores_fault_queues=driver.quirks.ignores_fault_queues,
             ats=driver.routes.uses_ats(function.sids[0]),
             max_pasids=1 << bits if bits else 0,
             capabilities=driver.capabilities,

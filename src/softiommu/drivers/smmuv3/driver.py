@@ -44,11 +44,13 @@ class Quirks:
     tells_hardware: bool = True
     #: A domain can be made for nesting (of stage 2), or for PASIDs.
     knows_nesting: bool = True
+    #: A device that neither stalls nor has PRI can be attached to an HWPT with a fault queue (since 6.16).
+    ignores_fault_queues: bool = True
     #: What no released kernel has.
     extensions: Extensions = NO_EXTENSIONS
 
 
-LINUX_6_12 = Quirks(tells_hardware=False, knows_nesting=False)
+LINUX_6_12 = Quirks(tells_hardware=False, knows_nesting=False, ignores_fault_queues=False)
 LINUX_7_2 = Quirks()
 
 

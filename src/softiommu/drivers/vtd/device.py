@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from errno import EINVAL
 from typing import TYPE_CHECKING
 
-from softiommu.abi.iommufd import HwInfoType, HwInfoVtd, HwInfoVtdFlags, HwptAllocFlags
+from softiommu.abi.iommufd import HwInfoType, HwInfoVtd, HwInfoVtdFlags, HwptAllocFlags, HwptDataType
 from softiommu.drivers.driver import (
     Device,
     DeviceFeatures,
@@ -89,10 +89,12 @@ class VtdDevice:
         return VtdDomain(vtd, flags)
 
     def alloc_nested(self, parent: PagingDomain, flags: int, data: UserData) -> NestedDomain:
-        """A guest's first stage over a second stage. EOPNOTSUPP: no nesting, or flags; EINVAL: the parent is of another
-        unit or no nest parent, or data; ENOMEM."""
+        """A guest's first stage over a second stage. EOPNOTSUPP: no nesting, flags, or data of another type; EINVAL:
+        the parent is of another unit or no nest parent, or other data; ENOMEM."""
         if not self.features.nesting or flags & ~_HWPT_PASID:
             raise unsupported(f"no nested domain is made with flags {flags:#x}")
+        if data.data_type != HwptDataType.VTD_S1:
+            raise unsupported(f"data of type {data.data_type:#x} is no first-stage table")
         if not isinstance(parent, VtdDomain) or parent.owner is not self._vtd:
             raise UapiError(EINVAL, f"the parent is not of the IOMMU of {self.name}")
         if parent.first or DomainFlags.NEST_PARENT not in parent.flags:

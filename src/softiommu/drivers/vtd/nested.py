@@ -49,8 +49,8 @@ class Part(NamedTuple):
 
 
 def nested_data(data: UserData) -> HwptVtdS1:
-    """What the program says of a guest's table. EINVAL: another type or length, or a root that is no page;
-    EOPNOTSUPP: unknown flags."""
+    """What the program says of a guest's table. EINVAL: another length, or a root that is no page; EOPNOTSUPP:
+    unknown flags."""
     config = data.copy(HwptVtdS1, HwptDataType.VTD_S1)
     if config.flags & ~_FLAGS or config.reserved:
         raise unsupported(f"flags {config.flags:#x} or reserved {config.reserved:#x} of a first-stage table")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from softiommu.drivers.amd.driver import AmdDriver
+from softiommu.drivers.amd.driver import LINUX_6_12, LINUX_7_2, AmdDriver
 from softiommu.errors import ModelError
 from softiommu.hardware.amd.model import AmdIommu
 from softiommu.hardware.amd.presets import FULL, QEMU, SMALL, Preset, check
@@ -52,5 +52,6 @@ def build(features: object, site: Site) -> Built:
         wire=lambda level: hear() if level else None,
         header=features.header,
     )
-    driver = AmdDriver(site.memory, unit, features.header)
+    quirks = LINUX_6_12 if site.kernel.name == "6.12" else LINUX_7_2
+    driver = AmdDriver(site.memory, unit, features.header, quirks)
     return Built(unit, driver)

@@ -41,10 +41,14 @@ class Memory:
         self._vmas: Vmas | None = None
 
     def code(self, at: int) -> bytes:
-        """The bytes of the instruction at an address, and some behind it. OSError."""
+        """The bytes of the instruction at an address, and some behind it. OSError; ProcessLookupError: the task was
+        killed, and its memory is gone."""
         if self._memory < 0:
             self._memory = os.open(f"/proc/{self._tid}/mem", os.O_RDONLY | os.O_CLOEXEC)
-        return os.pread(self._memory, x86.LONGEST, at)
+        found = os.pread(self._memory, x86.LONGEST, at)
+        if not found:
+            raise ProcessLookupError(f"task {self._tid} has no memory any more")
+        return found
 
     def mapped(self, address: int) -> Mapped | None:
         """Which file is mapped at an address. OSError."""

@@ -143,11 +143,11 @@ FAMILIES = {
 }
 
 
-#: What a VMM has to know of the errata that flags tell of.
-ERRATA: dict[IntFlag, str] = {
-    HwInfoVtdFlags.ERRATA_772415_SPR17: "no mapping under a nest parent may be read-only",
-    HwInfoArmSmmuv3Flags.ERRATA_REPEAT_TLBI_CFGI: "invalidations are issued twice: by the kernel for commands that it "
-    "takes, by the guest in a queue of its own, and no ID register says so",
+#: What a VMM has to know of the errata that flags tell of: by name, for flags of two makes are equal.
+ERRATA: dict[str, str] = {
+    "ERRATA_772415_SPR17": "no mapping under a nest parent may be read-only",
+    "ERRATA_REPEAT_TLBI_CFGI": "invalidations are issued twice: by the kernel for commands that it takes, by the guest "
+    "in a queue of its own, and no ID register says so",
 }
 
 

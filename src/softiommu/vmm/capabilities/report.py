@@ -90,7 +90,8 @@ def _type(number: int, offer: Offer) -> dict[str, Any]:
 
 def _flags(offer: Offer) -> list[tuple[str, str]]:
     kinds = offer.decoded.family.flags if offer.decoded.family is not None else None
-    return [] if kinds is None else [(str(bit.name), ERRATA[bit]) for bit in kinds if offer.decoded.flags & bit]
+    names = [] if kinds is None else [str(bit.name) for bit in kinds if offer.decoded.flags & bit]
+    return [(name, ERRATA[name]) for name in names]
 
 
 def _field(answer: Answer) -> dict[str, Any]:
