@@ -277,14 +277,15 @@ def test_a_program_killed_in_the_middle_of_an_access_leaves_nothing_behind(seed)
 def test_what_has_no_memory_any_more_was_killed_and_made_no_access():
     with subprocess.Popen(["sleep", "60"]) as ended:
         memory = Memory(ended.pid)
-        with open(f"/proc/{ended.pid}/stat") as file:
-            first = int(file.read().rsplit(")")[1].split()[23])  # where its code begins
-        assert memory.code(first)
+        with open(f"/proc/{ended.pid}/maps") as file:
+            first = int(file.readline().split("-")[0], 16)
+        held = memory.code(first)
         ended.kill()
         os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
         with pytest.raises(ProcessLookupError):
             memory.code(first)
         memory.close()
+    assert held
 
 
 def test_a_program_under_a_debugger_learns_that_the_bar_cannot_be_mapped():
