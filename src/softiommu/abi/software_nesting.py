@@ -26,19 +26,19 @@ class BoundFlags(IntFlag):
 class TableFormat(IntEnum):
     """Which tables the guest's IOMMU walks. `addr_width` chooses among their sizes."""
 
-    #: 48 bits or fewer: four levels; 57: five. Addresses of the upper half are not translated.
+    #: 13 to 48 bits: four levels; 49 to 57: five. Addresses of the upper half are not translated.
     X86_64 = 0
     #: VT-d's second stage: 39, 48, 57.
     VTD_SECOND_STAGE = 1
     #: AMD version 1: 30, 39, 48, 57.
     AMD_V1 = 2
-    #: Arm stage 1 with granules of 4 KiB: 39, 48.
+    #: Arm stage 1 with granules of 4 KiB: 25 to 48.
     ARM64_4K = 3
-    #: With 16 KiB: 47, 48.
+    #: With 16 KiB: 25 to 48.
     ARM64_16K = 4
-    #: With 64 KiB: 48.
+    #: With 64 KiB: 25 to 48.
     ARM64_64K = 5
-    #: RISC-V: 39, 48, 57. Addresses of the upper half are not translated.
+    #: RISC-V: 13 to 57, by three, four or five levels. Addresses of the upper half are not translated.
     RISCV = 6
 
 
