@@ -16,6 +16,7 @@ import json
 import re
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -95,11 +96,11 @@ def transfer(vm: Vm, way: str, size: tuple[int, int]) -> float:
 class Side:
     """A guest with one of the drives, booted several times."""
 
-    def __init__(self, ours_: bool, setting: Setting, rounds: int) -> None:
+    def __init__(self, make: Callable[[Path, Setting], Vm], setting: Setting, rounds: int) -> None:
         boots = []
         for left in reversed(range(rounds)):
             self._folder = tempfile.TemporaryDirectory()
-            self.vm = (ours if ours_ else theirs)(Path(self._folder.name), setting)
+            self.vm = make(Path(self._folder.name), setting)
             boots.append(self.vm.boot())
             if left:
                 self.close()
@@ -113,7 +114,7 @@ class Side:
 
 def measure(setting: Setting, rounds: int) -> dict[str, Any]:
     """All figures of one kind of guest."""
-    sides = {name: Side(name == "ours", setting, rounds) for name in ("QEMU", "ours")}
+    sides = {name: Side(make, setting, rounds) for name, make in (("QEMU", theirs), ("ours", ours))}
     size = SHADOW if setting.viommu else PLAIN
     told: dict[str, Any] = {"boot, s": compared([{name: side.boot for name, side in sides.items()}])}
     try:

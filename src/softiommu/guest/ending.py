@@ -10,11 +10,8 @@ import signal
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from softiommu.run import child, seccomp
-from softiommu.run.seccomp import Listener
-from softiommu.run.session import Session, high_threshold
 from softiommu.run.signals import Signals
-from softiommu.run.supervisor import EXIT_BUG, Supervisor
+from softiommu.run.supervisor import EXIT_BUG, RunOptions, supervise
 
 if TYPE_CHECKING:
     from softiommu.machine.nodes import World
@@ -72,15 +69,6 @@ class _Noted(Signals):
 
 def run(world: World, command: Sequence[str], log: CallLog | None) -> End:
     """Run QEMU on a machine to its end. ConfigError: supervision does not work here."""
-    seccomp.check_support()
-    threshold = high_threshold()
     signals = _Noted()
-    program = child.start(command, seccomp.filter_program(threshold), signals)
-    session = Session(world, Listener(program.listener), threshold, log)
-    supervisor = Supervisor(session, program, signals)
-    try:
-        supervisor.serve()
-    finally:
-        signals.restore()
-        supervisor.close()
+    supervisor = supervise(world, command, RunOptions(log=log), signals)
     return End(supervisor.exit_code(die_alike=False), signals.first, supervisor.bugs)

@@ -56,9 +56,13 @@ def run(world: World, argv: Sequence[str], options: RunOptions | None = None) ->
     ConfigError: supervision does not work here.
     """
     options = options or RunOptions()
+    return supervise(world, argv, options, Signals()).exit_code(options.die_alike)
+
+
+def supervise(world: World, argv: Sequence[str], options: RunOptions, signals: Signals) -> Supervisor:
+    """Run a program on a machine to its end, as `run`; who supervised it, for whoever asks more than its exit code."""
     seccomp.check_support()
     threshold = high_threshold()
-    signals = Signals()
     program = child.start(argv, seccomp.filter_program(threshold), signals)
     session = Session(world, Listener(program.listener), threshold, options.log)
     supervisor = Supervisor(session, program, signals)
@@ -68,7 +72,7 @@ def run(world: World, argv: Sequence[str], options: RunOptions | None = None) ->
         signals.restore()
         supervisor.close()
         options.on_end()
-    return supervisor.exit_code(options.die_alike)
+    return supervisor
 
 
 class Supervisor:
